@@ -1,0 +1,71 @@
+"""What a person writes: an instruction c, an input z, and one or several responses y."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One row: instruction c, input z and response y, with names to group it by.
+
+    Text and token ids are alternatives: give `output` (and `instruction`, `input`), or
+    `prompt_ids` and `output_ids`.
+
+    Attributes:
+      instruction: c, the instruction.
+      input: z, the user's input.
+      output: y, or several y (candidates or references), each scored on its own row.
+      id: a name for the row; readers make one from the row's place if it is missing.
+      instruction_id, input_id, task, category: names to group by; never used for identity.
+      system: a system turn, put before everything else by chat layouts.
+      history: earlier turns of the conversation, oldest first.
+      prompt_ids: token ids of the whole prompt, used as they are.
+      output_ids: token ids of y (or of several y), used as they are: nothing is appended.
+      place: file and row that a reader took it from, to name in messages; no part of equality.
+
+    >>> Example(instruction="Add.", input="1 + 1", output=["2", "3"]).outputs
+    ('2', '3')
+    """
+
+    instruction: str = ""
+    input: str = ""
+    output: str | Sequence[str] | None = None
+    id: str | None = None
+    instruction_id: str | None = None
+    input_id: str | None = None
+    task: str | None = None
+    category: str | None = None
+    system: str | None = None
+    history: tuple[Message, ...] = ()
+    prompt_ids: Sequence[int] | None = None
+    output_ids: Sequence[int] | Sequence[Sequence[int]] | None = None
+    place: tuple[str, str] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Every y as text, in order; empty where ids are given instead."""
+        if self.output is None:
+            return ()
+        return (self.output,) if isinstance(self.output, str) else tuple(self.output)
+
+    @property
+    def outputs_ids(self) -> tuple[tuple[int, ...], ...]:
+        """Every y as token ids, in order; empty where text is given instead."""
+        if self.output_ids is None:
+            return ()
+        if len(self.output_ids) and isinstance(self.output_ids[0], Sequence):
+            return tuple(tuple(int(i) for i in ids) for ids in self.output_ids)  # type: ignore[union-attr]
+        return (tuple(int(i) for i in self.output_ids),)  # type: ignore[arg-type]

@@ -1,0 +1,58 @@
+"""Errors that say where, what and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class InstructJaxError(Exception):
+    """A failure that a person can act on.
+
+    Args:
+      message: what went wrong, in one sentence.
+      file: the file it happened in.
+      row: where in the file ("line 12", "row 3", "record 7"), or an example's id.
+      remedy: what to do about it.
+
+    >>> print(InstructJaxError("no response", file="a.jsonl", row="line 3", remedy="add `output`"))
+    a.jsonl, line 3: no response; add `output`
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | Path | None = None,
+        row: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.message = message
+        self.file = None if file is None else str(file)
+        self.row = row
+        self.remedy = remedy
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        where = ", ".join(part for part in (self.file, self.row) if part)
+        text = f"{where}: {self.message}" if where else self.message
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class UsageError(InstructJaxError):
+    """The call itself is wrong: an unknown option, a value out of range, a missing file."""
+
+    exit_code = 2
+
+
+class DataError(InstructJaxError):
+    """A row or a data file cannot be used."""
+
+
+class PromptError(InstructJaxError):
+    """A row cannot be turned into token ids that are exactly its text."""
+
+
+class ModelError(InstructJaxError):
+    """A model, checkpoint or tokenizer cannot be loaded faithfully."""
