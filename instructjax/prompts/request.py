@@ -1,0 +1,43 @@
+"""What scoring receives: token ids and the spans of them that are y."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Request:
+    """One sequence of ids with the half-open spans of it that are scored.
+
+    Attributes:
+      ids: int32 [n], prompt and response together.
+      spans: (start, stop) of each scored span, in order, not overlapping, start >= 1. For a
+        single response there is one span and it ends at n. With several assistant turns there
+        is one a turn.
+      num_bytes: UTF-8 bytes of y's text over all spans, end-of-turn token not counted.
+      row: index of the example in the input.
+      candidate: index of y among the example's outputs.
+      context: which of "cz", "c", "z", "none" the prompt holds.
+      flags: what a reader of the number must know, such as "truncated=37" (prompt tokens cut)
+        or "spans_join" (a token holds the prompt's last and the response's first characters).
+    """
+
+    ids: np.ndarray
+    spans: tuple[tuple[int, int], ...]
+    num_bytes: int
+    row: int = 0
+    candidate: int = 0
+    context: str = "cz"
+    flags: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Scored tokens, the end-of-turn token included where it is scored."""
+        return sum(stop - start for start, stop in self.spans)
+
+    @property
+    def target_ids(self) -> np.ndarray:
+        """int32 [num_tokens], the scored ids in order."""
+        return np.concatenate([self.ids[start:stop] for start, stop in self.spans])
