@@ -1,0 +1,69 @@
+"""The tokenizer of a Hugging Face folder, through transformers and without torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instructjax.errors import InstructJaxError, ModelError
+from instructjax.models.checkpoints.safetensors import read_json
+from instructjax.prompts.tokenizer import Tokenizer
+
+
+def tokenizer_from_folder(folder: Path, config: Mapping[str, Any], *, name: str) -> Tokenizer:
+    """Load tokenizer, chat template and the ids that end a response.
+
+    Code that comes with the model is never run.
+
+    Args:
+      folder: the model's folder.
+      config: its config.json, for `eos_token_id` where there is no generation_config.json.
+      name: what to call the tokenizer in messages.
+
+    Raises:
+      ModelError: there is no tokenizer, it is damaged, or it needs the model's own code.
+    """
+    try:
+        loaded = _auto_tokenizer().from_pretrained(
+            str(folder.resolve()), trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers and tokenizers raise nearly everything
+        raise ModelError(
+            f"the tokenizer cannot be loaded: {_first_line(error)}",
+            file=folder,
+            remedy="the folder needs a tokenizer.json and tokenizer_config.json that transformers "
+            "can load without code of the model's own",
+        ) from error
+    try:
+        return Tokenizer.from_transformers(loaded, eos_ids=_eos_ids(folder, config), name=name)
+    except InstructJaxError as error:
+        error.file = error.file or str(folder)
+        raise
+
+
+def _auto_tokenizer() -> Any:
+    # Importing transformers without torch warns that models are not available; none is wanted.
+    logging.getLogger("transformers").addFilter(
+        lambda record: not record.getMessage().startswith("PyTorch was not found")
+    )
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def _eos_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    file = folder / "generation_config.json"
+    value = read_json(file).get("eos_token_id") if file.is_file() else None
+    if value is None:
+        file, value = folder / "config.json", config.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise ModelError(f"`eos_token_id` = {value!r} is no id or list of ids", file=file)
+    return tuple(ids)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,188 @@
+"""From the tensors of a checkpoint to the tree of parameters, holding one copy in memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import ml_dtypes
+import numpy as np
+from jaxtyping import Shaped
+
+from instructjax.errors import ModelError
+from instructjax.models.config import DecoderConfig
+from instructjax.models.families.family import Family, Spelling, TensorRule
+
+Params = dict[str, Any]
+
+# A tensor is read in blocks of rows of about so many elements: what is in flight stays small.
+_BLOCK_ELEMENTS = 1 << 23
+
+
+@runtime_checkable
+class TensorSource(Protocol):
+    """An open checkpoint file or folder."""
+
+    @property
+    def spelling(self) -> Spelling:
+        """Whose names the tensors have."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every tensor, outermost first."""
+        ...
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> Shaped[np.ndarray, "rows ..."]:
+        """Rows `start` to `stop` of a tensor, as floats."""
+        ...
+
+
+def load_params(family: Family, config: DecoderConfig, source: TensorSource, dtype: Any) -> Params:
+    """Read every tensor of a checkpoint into its place.
+
+    One parameter at a time is filled on the host, put on the device and let go. On CPU the device
+    takes the memory over as it is: the peak is one copy of the weights. Elsewhere the host holds
+    no more than the largest stacked parameter.
+
+    Args:
+      family: names and shapes of the tensors.
+      config: the model's configuration.
+      source: the open checkpoint.
+      dtype: what the parameters become, float32 or bfloat16.
+
+    Returns:
+      A nested dict of jax arrays; layers are stacked on a leading axis, kernels are [in, out].
+
+    Raises:
+      ModelError: a tensor is missing, left over, of another shape, or holds NaN or infinity.
+    """
+    check_tensors(family, config, source)
+    params: Params = {}
+    # Single tensors first: while the largest of them is in flight, little else is held.
+    for rule in sorted(family.rules(config), key=lambda rule: rule.stacked):
+        try:
+            with np.errstate(all="ignore"):  # what overflows or is no number is found by _fill
+                host = _fill(rule, config, source, np.dtype(dtype))
+        except MemoryError:
+            size = math.prod(rule.param_shape(config)) * np.dtype(dtype).itemsize
+            raise ModelError(
+                f"not enough memory for {rule.param} ({size / 1e9:.1f} GB)",
+                remedy="load with dtype bfloat16 or take a smaller model",
+            ) from None
+        if rule.param == "embed.embedding" and config.tie_embeddings:
+            _check_tied_copy(family, source, host)
+        *groups, leaf = rule.param.split(".")
+        node = params
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = jax.block_until_ready(jax.device_put(host))
+        del host
+    return params
+
+
+def check_tensors(family: Family, config: DecoderConfig, source: TensorSource) -> None:
+    """Compare names and shapes with what the configuration calls for, before any is read.
+
+    Raises:
+      ModelError: a tensor is missing, left over or of another shape.
+    """
+    spelling, shapes = source.spelling, source.shapes
+    # A configuration may claim a billion layers; the first few absent tensors are enough.
+    missing = (name for name, _ in family.names(config, spelling) if name not in shapes)
+    if absent := list(itertools.islice(missing, 4)):
+        names = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        raise ModelError(f"missing tensors: {names}", file=source.file_of(absent[0]))
+    expected = dict(family.names(config, spelling))
+    harmless = re.compile("|".join(f"(?:{pattern})" for pattern in family.harmless[spelling]))
+    for name in shapes:
+        if name in expected or harmless.fullmatch(name):
+            continue
+        if spelling == "hf" and config.tie_embeddings and name == family.tied_copy:
+            continue
+        raise ModelError(
+            f"surplus tensor {name}: the configuration has no place for it",
+            file=source.file_of(name),
+        )
+    for name, rule in expected.items():
+        wanted = rule.stored_shape(config)
+        if tuple(shapes[name]) != wanted:
+            raise ModelError(
+                f"tensor {name} has shape {list(shapes[name])}, "
+                f"the configuration says {list(wanted)}",
+                file=source.file_of(name),
+            )
+
+
+def _fill(
+    rule: TensorRule, config: DecoderConfig, source: TensorSource, dtype: np.dtype
+) -> Shaped[np.ndarray, "*shape"]:
+    host = _aligned_empty(rule.param_shape(config), dtype)
+    heads = rule.num_rotary_heads(config, source.spelling)
+    for layer in range(config.num_layers if rule.stacked else 1):
+        name = rule.name(source.spelling, layer)
+        place = host[layer] if rule.stacked else host
+        place = place.T if rule.transpose else place
+        rows = place.shape[0]
+        step = max(1, _BLOCK_ELEMENTS // max(1, place[0].size))
+        if heads:
+            step = math.ceil(step / config.head_dim) * config.head_dim
+        for start in range(0, rows, step):
+            block = source.read_rows(name, start, min(start + step, rows))
+            place[start : start + step] = _join_halves(block, config.head_dim) if heads else block
+        if not _all_finite(place):
+            raise ModelError(f"tensor {name} holds NaN or infinity", file=source.file_of(name))
+    return host
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "*shape"]:
+    """Memory that begins at a multiple of 64 bytes, which JAX on CPU takes over uncopied."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _join_halves(
+    rows: Shaped[np.ndarray, "rows ..."], head_dim: int
+) -> Shaped[np.ndarray, "rows ..."]:
+    """Undo the interleaving of rotary pairs: within each head, row 2i + h becomes row i + h D/2."""
+    pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _all_finite(array: Shaped[np.ndarray, "*shape"]) -> bool:
+    if array.dtype == ml_dtypes.bfloat16:
+        # ml_dtypes has no fast isfinite: the exponent is all ones for NaN and infinity only
+        return not ((array.view(np.uint16) & 0x7F80) == 0x7F80).any()
+    return bool(np.isfinite(array).all())
+
+
+def _check_tied_copy(
+    family: Family, source: TensorSource, embedding: Shaped[np.ndarray, "vocab hidden"]
+) -> None:
+    """A head stored beside a tied embedding must be that embedding."""
+    name = family.tied_copy
+    if source.spelling != "hf" or name not in source.shapes:
+        return
+    same = tuple(source.shapes[name]) == embedding.shape
+    step = max(1, _BLOCK_ELEMENTS // embedding.shape[1])
+    for start in range(0, len(embedding) if same else 0, step):
+        block = embedding[start : start + step]
+        head = source.read_rows(name, start, start + len(block)).astype(block.dtype)
+        same = same and np.array_equal(head, block)
+    if not same:
+        raise ModelError(
+            f"tensor {name} differs from the embedding, but `tie_word_embeddings` is true",
+            file=source.file_of(name),
+            remedy="set `tie_word_embeddings` to false in config.json if that head is meant",
+        )

@@ -1,0 +1,239 @@
+"""The Llama family: Llama 1 to 3.3, SmolLM and SmolLM2, TinyLlama and others of its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from instructjax.errors import ModelError
+from instructjax.models.config import DecoderConfig
+from instructjax.models.families.family import Family, TensorRule
+from instructjax.models.families.options import Options
+from instructjax.models.families.rope import float32_value, rope_from_gguf, rope_from_hf
+
+# Options that change the function computed, with the values under which this decoder is it.
+# What is not listed here is a matter of training, generation or bookkeeping.
+_SUPPORTED_HF: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish"),
+    "quantization_config": ({},),
+    "sliding_window": (),
+    "use_sliding_window": (False,),
+    "attention_chunk_size": (),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "partial_rotary_factor": (1, 1.0),
+    "no_rope_layers": ([],),
+    "no_rope_layer_interval": (0,),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
+    "n_routed_experts": (0,),
+    "qk_norm": (False,),
+    "use_qk_norm": (False,),
+    "clip_qkv": (),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "query_pre_attn_scalar": (),
+    "attention_multiplier": (),
+    "embedding_multiplier": (1, 1.0),
+    "residual_multiplier": (1, 1.0),
+    "logits_scaling": (1, 1.0),
+    "logit_scale": (1, 1.0),
+}
+
+_HEADER_GGUF: Mapping[str, tuple[Any, ...]] = {
+    "expert_count": (0,),
+    "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "use_parallel_residual": (False,),
+    "tensor_data_layout": ("Meta AI original pth",),
+}
+
+# Everything else under "llama." is refused: a key that is added later may change the function.
+_KNOWN_GGUF = {
+    *_HEADER_GGUF,
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "expert_used_count",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "vocab_size",
+}
+
+
+def _config_from_hf(values: Mapping[str, Any], file: Path) -> DecoderConfig:
+    options = Options(values, file)
+    options.refuse(_SUPPORTED_HF)
+    layer_types = options.get("layer_types", [])
+    if any(kind != "full_attention" for kind in layer_types):
+        raise options.error("layer_types", "is not supported, only 'full_attention'")
+    num_heads = options.integer("num_attention_heads")
+    hidden_size = options.integer("hidden_size")
+    max_positions = options.integer("max_position_embeddings", 2048)
+    if options.get("head_dim") is None and hidden_size % num_heads:
+        raise options.error("hidden_size", f"is not a multiple of the {num_heads} heads")
+    return _checked(
+        DecoderConfig(
+            family="llama",
+            vocab_size=options.integer("vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=options.integer("intermediate_size"),
+            num_layers=options.integer("num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=options.integer("num_key_value_heads", num_heads),
+            head_dim=options.integer("head_dim", hidden_size // num_heads),
+            norm_eps=options.number("rms_norm_eps", 1e-6),
+            max_positions=max_positions,
+            rope=rope_from_hf(options, default_theta=10_000.0, max_positions=max_positions),
+            tie_embeddings=options.flag("tie_word_embeddings", False),
+            attention_bias=options.flag("attention_bias", False),
+            mlp_bias=options.flag("mlp_bias", False),
+        ),
+        file,
+    )
+
+
+def _config_from_gguf(
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    rope_factors: Float[np.ndarray, " half"] | None,
+    file: Path,
+) -> DecoderConfig:
+    options = Options(metadata, file, prefix="llama.")
+    options.refuse(_HEADER_GGUF)
+    for key in metadata:
+        if key.startswith("llama.") and key.removeprefix("llama.") not in _KNOWN_GGUF:
+            raise options.error(key.removeprefix("llama."), "is not a supported option")
+    num_heads = options.integer("attention.head_count")
+    hidden_size = options.integer("embedding_length")
+    head_dim = options.integer("attention.key_length", hidden_size // num_heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if options.integer(key, head_dim) != head_dim:
+            raise options.error(key, f"differs from the head width {head_dim}")
+    embedding = shapes.get("token_embd.weight", (1,))
+    return _checked(
+        DecoderConfig(
+            family="llama",
+            vocab_size=options.integer("vocab_size", embedding[0]),
+            hidden_size=hidden_size,
+            intermediate_size=options.integer("feed_forward_length"),
+            num_layers=options.integer("block_count"),
+            num_heads=num_heads,
+            num_kv_heads=options.integer("attention.head_count_kv", num_heads),
+            head_dim=head_dim,
+            norm_eps=float32_value(options.number("attention.layer_norm_rms_epsilon")),
+            max_positions=options.integer("context_length"),
+            rope=rope_from_gguf(
+                options, default_theta=10_000.0, head_dim=head_dim, factors=rope_factors
+            ),
+            # GGUF has no flags for these: a tensor is there or it is not.
+            tie_embeddings="output.weight" not in shapes,
+            attention_bias="blk.0.attn_q.bias" in shapes,
+            mlp_bias="blk.0.ffn_gate.bias" in shapes,
+        ),
+        file,
+    )
+
+
+def _checked(config: DecoderConfig, file: Path) -> DecoderConfig:
+    if config.num_heads % config.num_kv_heads:
+        raise ModelError(
+            f"{config.num_heads} heads do not divide over {config.num_kv_heads} key-value heads",
+            file=file,
+        )
+    if config.head_dim % 2:
+        raise ModelError(
+            f"head width {config.head_dim} is odd: rotary pairs need it even", file=file
+        )
+    return config
+
+
+def _block(
+    param: str, dims: str, hf: str, gguf: str, *, bias: str, rotary: Any = None
+) -> tuple[TensorRule, TensorRule]:
+    """The kernel of a projection in every layer, and its bias where the configuration has them."""
+    hf, gguf = f"model.layers.{{layer}}.{hf}", f"blk.{{layer}}.{gguf}"
+    return (
+        TensorRule(
+            param=f"layers.{param}.kernel",
+            dims=dims,
+            hf=f"{hf}.weight",
+            gguf=f"{gguf}.weight",
+            transpose=True,
+            rotary_heads=rotary,
+        ),
+        TensorRule(
+            param=f"layers.{param}.bias",
+            dims=dims[0],
+            hf=f"{hf}.bias",
+            gguf=f"{gguf}.bias",
+            rotary_heads=rotary,
+            when=lambda config: getattr(config, bias),
+        ),
+    )
+
+
+def _norm(param: str, hf: str, gguf: str) -> TensorRule:
+    hf, gguf = f"model.layers.{{layer}}.{hf}.weight", f"blk.{{layer}}.{gguf}.weight"
+    return TensorRule(param=f"layers.{param}.scale", dims="E", hf=hf, gguf=gguf)
+
+
+LLAMA = Family(
+    model_type="llama",
+    architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
+    gguf_architecture="llama",
+    config_from_hf=_config_from_hf,
+    config_from_gguf=_config_from_gguf,
+    tensors=(
+        TensorRule(
+            param="embed.embedding",
+            dims="VE",
+            hf="model.embed_tokens.weight",
+            gguf="token_embd.weight",
+        ),
+        TensorRule(
+            param="lm_head.kernel",
+            dims="VE",
+            hf="lm_head.weight",
+            gguf="output.weight",
+            when=lambda config: not config.tie_embeddings,
+        ),
+        TensorRule(
+            param="final_norm.scale", dims="E", hf="model.norm.weight", gguf="output_norm.weight"
+        ),
+        _norm("attention_norm", "input_layernorm", "attn_norm"),
+        *_block(
+            "attention.q", "QE", "self_attn.q_proj", "attn_q", bias="attention_bias", rotary="query"
+        ),
+        *_block(
+            "attention.k", "KE", "self_attn.k_proj", "attn_k", bias="attention_bias", rotary="key"
+        ),
+        *_block("attention.v", "KE", "self_attn.v_proj", "attn_v", bias="attention_bias"),
+        *_block("attention.o", "EQ", "self_attn.o_proj", "attn_output", bias="attention_bias"),
+        _norm("mlp_norm", "post_attention_layernorm", "ffn_norm"),
+        *_block("mlp.gate", "FE", "mlp.gate_proj", "ffn_gate", bias="mlp_bias"),
+        *_block("mlp.up", "FE", "mlp.up_proj", "ffn_up", bias="mlp_bias"),
+        *_block("mlp.down", "EF", "mlp.down_proj", "ffn_down", bias="mlp_bias"),
+    ),
+    harmless={
+        "hf": (r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
+        # read beforehand, for the configuration
+        "gguf": (r"rope_freqs\.weight",),
+    },
+)

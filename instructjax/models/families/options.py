@@ -1,0 +1,85 @@
+"""Reading the options of a model's configuration, each checked and named when it is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instructjax.errors import ModelError
+
+_REQUIRED: Any = object()
+
+
+class Options:
+    """Typed access to a configuration's values; None counts as absent.
+
+    Args:
+      values: the options as the file has them.
+      file: where they came from, for messages.
+      prefix: put before every name ("llama." in GGUF metadata).
+
+    >>> Options({"layers": 2, "eps": 1e-5}, Path("config.json")).integer("layers")
+    2
+    """
+
+    def __init__(self, values: Mapping[str, Any], file: Path, prefix: str = "") -> None:
+        self.values = values
+        self.file = file
+        self.prefix = prefix
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value as it is, or the default where it is absent."""
+        value = self.values.get(self.prefix + name)
+        return default if value is None else value
+
+    def integer(self, name: str, default: int = _REQUIRED) -> int:
+        """A positive whole number."""
+        value = self._present(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+            raise self.error(name, "must be a positive whole number")
+        return value
+
+    def number(self, name: str, default: float = _REQUIRED) -> float:
+        """A positive finite number."""
+        value = self._present(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(name, "must be a number")
+        if not (math.isfinite(value) and value > 0):
+            raise self.error(name, "must be a positive finite number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.error(name, "must be true or false")
+        return value
+
+    def refuse(self, supported: Mapping[str, tuple[Any, ...]]) -> None:
+        """Raise for an option that changes the function and has a value not written here.
+
+        Args:
+          supported: for each option the values that are; absence always is.
+        """
+        for name, values in supported.items():
+            value = self.get(name)
+            # `in` would take 1 for True and 0 for False
+            if value is not None and not any(
+                value == v and isinstance(value, bool) == isinstance(v, bool) for v in values
+            ):
+                known = " or ".join(["absent", *(repr(v) for v in values)])
+                raise self.error(name, f"is not supported, only {known}")
+
+    def error(self, name: str, problem: str) -> ModelError:
+        """An error about one option, with its name and value."""
+        value = repr(self.get(name))
+        value = value if len(value) <= 120 else value[:117] + "..."
+        return ModelError(f"`{self.prefix}{name}` = {value} {problem}", file=self.file)
+
+    def _present(self, name: str, default: Any) -> Any:
+        value = self.get(name, default)
+        if value is _REQUIRED:
+            raise ModelError(f"`{self.prefix}{name}` is missing", file=self.file)
+        return value
