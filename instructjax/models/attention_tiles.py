@@ -37,8 +37,9 @@ def find_tiles(
 
     `roots` holds the index of the first token of each token's sequence, and for padding -1.
 
-    >>> find_tiles(jnp.array([0, 1, 2, 0, 1, 0]), jnp.array([3, 3, 3, 5, 5, 0]), 6, 2).roots.tolist()
-    [0, 0, 0, 3, 3, -1]
+    >>> positions, ends = jnp.array([0, 1, 2, 0, 0]), jnp.array([3, 3, 3, 4, 0])
+    >>> find_tiles(positions, ends, row_length=5, tile=2).roots.tolist()
+    [0, 0, 0, 3, -1]
     """
     index = jnp.arange(positions.shape[0])
     used = ends > index
@@ -109,9 +110,7 @@ def _mask(q_start, k_start, k_ends, tile, group):
 
 
 def _dots(dtype):
-    dot = partial(
-        jnp.einsum, precision=precision_of(dtype), preferred_element_type=jnp.float32
-    )
+    dot = partial(jnp.einsum, precision=precision_of(dtype), preferred_element_type=jnp.float32)
     return (
         partial(dot, "hqd,khd->hqk"),
         partial(dot, "hqk,khd->hqd"),

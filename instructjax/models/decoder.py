@@ -85,7 +85,7 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, a scanned stack of layers, a final norm. The head is applied by scoring."""
 
-    def __init__(self, config: DecoderConfig, dtype: jnp.dtype = jnp.dtype("float32")):
+    def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
         self.config = config
         self.embed = Embedding(config, dtype)
         self.layers = nnx.vmap(lambda _: Layer(config, dtype))(jnp.arange(config.num_layers))

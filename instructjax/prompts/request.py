@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from instructjax.errors import PromptError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Request:
@@ -22,6 +24,9 @@ class Request:
       context: which of "cz", "c", "z", "none" the prompt holds.
       flags: what a reader of the number must know, such as "truncated=37" (prompt tokens cut)
         or "spans_join" (a token holds the prompt's last and the response's first characters).
+
+    Raises:
+      PromptError: a span is empty, out of order or out of range, or there is none.
     """
 
     ids: np.ndarray
@@ -31,6 +36,19 @@ class Request:
     candidate: int = 0
     context: str = "cz"
     flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        place = 1
+        for start, stop in self.spans:
+            if not place <= start < stop <= len(self.ids):
+                raise PromptError(
+                    f"scored spans {self.spans} do not fit {len(self.ids)} ids",
+                    row=f"row {self.row + 1}",
+                    remedy="give spans in order, none empty, the first after at least one token",
+                )
+            place = stop
+        if not self.spans:
+            raise PromptError("nothing is scored", row=f"row {self.row + 1}", remedy="give a span")
 
     @property
     def num_tokens(self) -> int:

@@ -1,0 +1,79 @@
+"""The tools compared with, in a process of their own: reads requests from stdin, writes JSON.
+
+Every tool gets the same token ids and the same weights (the GGUF file, through transformers'
+own reader), float32, and its best of several batch sizes counts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+
+def load(gguf: str, threads: int) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    folder, _, name = gguf.rpartition("/")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    return model.eval(), tokenizer
+
+
+def run_lm_eval(model, tokenizer, pairs, batch_size: int) -> list[float]:
+    """lm-evaluation-harness `hf`, given ids so that it scores the same tokens."""
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    requests = [((f"{i}", ""), prompt, response) for i, (prompt, response) in enumerate(pairs)]
+    return [answer[0] for answer in lm._loglikelihood_tokens(requests, disable_tqdm=True)]
+
+
+def run_transformers(model, tokenizer, pairs, batch_size: int) -> list[float]:
+    """transformers alone: sorted by length, right-padded, log-softmax of the response only."""
+    import torch
+
+    order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
+    scores = [0.0] * len(pairs)
+    with torch.no_grad():
+        for at in range(0, len(order), batch_size):
+            members = order[at : at + batch_size]
+            width = max(sum(map(len, pairs[i])) for i in members)
+            ids = torch.zeros(len(members), width, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(members):
+                sequence = pairs[i][0] + pairs[i][1]
+                ids[row, : len(sequence)] = torch.tensor(sequence)
+                mask[row, : len(sequence)] = 1
+            logits = model(ids, attention_mask=mask).logits
+            for row, i in enumerate(members):
+                prompt, response = pairs[i]
+                span = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
+                table = logits[row, span].log_softmax(-1)
+                scores[i] = float(table.gather(1, torch.tensor(response)[:, None]).sum())
+    return scores
+
+
+TOOLS = {"lm-evaluation-harness hf": run_lm_eval, "transformers": run_transformers}
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    model, tokenizer = load(job["gguf"], job["threads"])
+    results = []
+    for name in job["tools"]:
+        for batch_size in job["batch_sizes"]:
+            start = time.perf_counter()
+            scores = TOOLS[name](model, tokenizer, job["pairs"], batch_size)
+            seconds = time.perf_counter() - start
+            results.append(
+                {"tool": name, "batch_size": batch_size, "seconds": seconds, "scores": scores}
+            )
+    print("RESULT " + json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

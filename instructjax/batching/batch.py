@@ -1,0 +1,70 @@
+"""Fixed-shape arrays that scoring and fine-tuning take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows of tokens, and which of their next tokens are scored.
+
+    Attributes:
+      tokens: ids; padding may hold any id, it is never told from its value.
+      positions: depth of each token in its own sequence.
+      ends: the first index of the row that no longer sees this token; 0 for padding. Query q
+        attends to key k iff k <= q < ends[k].
+      sources: index in the row of the token whose hidden state predicts each scored token.
+      targets: id of each scored token.
+      num_scored: how many entries of `sources` and `targets` count; the rest are padding.
+      tile: queries and keys a tile of attention; part of the compiled program, not of the data.
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T"]
+    ends: Int[Array, "B T"]
+    sources: Int[Array, "B M"]
+    targets: Int[Array, "B M"]
+    num_scored: Int[Array, " B"]
+    tile: int = field(default=64, metadata={"static": True})
+
+
+def batch_from_lengths(
+    tokens: Int[Array, "B T"],
+    prompt_lengths: Int[Array, " B"],
+    lengths: Int[Array, " B"],
+    *,
+    tile: int = 64,
+) -> Batch:
+    """One sequence a row, prompt then response, right-padded: masks come from lengths alone.
+
+    Traceable: it may be called inside jit, vmap, pmap and shard_map. A `prompt_lengths` of 0 is
+    read as 1, since the first token of a sequence has nothing to be predicted from.
+
+    Args:
+      tokens: prompt and response ids, then padding.
+      prompt_lengths: tokens before the response.
+      lengths: tokens in all.
+
+    >>> batch = batch_from_lengths(jnp.array([[5, 6, 7, 0]]), jnp.array([1]), jnp.array([3]))
+    >>> batch.sources[0, :2].tolist(), batch.targets[0, :2].tolist(), batch.num_scored.tolist()
+    ([0, 1], [6, 7], [2])
+    """
+    index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    first = jnp.maximum(prompt_lengths, 1)
+    sources = jnp.minimum(index + first[:, None] - 1, tokens.shape[1] - 1)
+    targets = jnp.take_along_axis(tokens, jnp.minimum(sources + 1, tokens.shape[1] - 1), axis=1)
+    return Batch(
+        tokens=tokens,
+        positions=index,
+        ends=jnp.where(index < lengths[:, None], lengths[:, None], 0),
+        sources=sources,
+        targets=targets,
+        num_scored=jnp.maximum(lengths - first, 0),
+        tile=tile,
+    )

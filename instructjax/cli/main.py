@@ -1,0 +1,102 @@
+"""The command line: parses, runs a verb, and turns every end of it into an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from instructjax.cli.demo import Demo
+from instructjax.cli.info import Info
+from instructjax.cli.messages import say_error
+from instructjax.cli.score import Score
+from instructjax.errors import InstructJaxError
+
+VERBS = {"demo": Demo, "score": Score, "info": Info}
+Verb = Demo | Score | Info
+
+FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+      argv: the words after the program's name; by default those it was started with.
+
+    Returns:
+      The exit code: 0, 1 for a failure, 2 for a wrong call, 130 when interrupted.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    # A terminal that cannot show a character gets an escape, not a crash.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of the output has gone; python must not complain when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(args: list[str]) -> int:
+    if args == ["--version"]:
+        import instructjax
+
+        print(f"instructjax {instructjax.__version__}")
+        return 0
+    try:
+        verb = _parse(args or ["--help"])
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else WRONG_USAGE
+        if code == 0:
+            example = VERBS[args[0]].EXAMPLE if args and args[0] in VERBS else Demo.EXAMPLE
+            print(f"\nexample: {example}")
+        return code if args else WRONG_USAGE
+    try:
+        return verb.run()
+    except InstructJaxError as error:
+        say_error(str(error))
+        _show_traceback()
+        return error.exit_code
+    except KeyboardInterrupt:
+        say_error(f"interrupted: {verb.describe_interrupt()}", label="")
+        return INTERRUPTED
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else FAILED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        say_error(
+            f"{type(error).__name__}: {reason[0] if reason else 'no reason given'} (unexpected; "
+            "set INSTRUCTJAX_TRACEBACK=1 to see where)"
+        )
+        _show_traceback()
+        return FAILED
+
+
+def _parse(args: list[str]) -> Verb:
+    subcommand = tyro.conf.subcommand
+    return tyro.cli(
+        Annotated[Demo, subcommand("demo")]
+        | Annotated[Score, subcommand("score")]
+        | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]
+        prog="instructjax",
+        description="Pr(y | c, z) of instruction-tuned language models: c the instruction, z the "
+        "user's input, y the response.",
+        args=args,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _show_traceback() -> None:
+    if os.environ.get("INSTRUCTJAX_TRACEBACK", "0") not in ("", "0"):
+        traceback.print_exc()

@@ -1,0 +1,167 @@
+"""Requests in, scored requests out, in the same order: packing, dispatch and sums.
+
+The device works on one row while the host packs the next and reads the last.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+import jax
+import numpy as np
+
+from instructjax.batching.packing import PackedRow, input_length, pack
+from instructjax.errors import InstructJaxError, ModelError, PromptError
+from instructjax.models.model import Model
+from instructjax.prompts.request import Request
+from instructjax.scoring.head import TokenScores
+from instructjax.scoring.log_probs import token_scores
+
+WINDOW = 4096
+IN_FLIGHT = 2
+
+_token_scores = jax.jit(token_scores, static_argnames="top_k")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ScoredRequest:
+    """What the model says of one request; arrays run over its scored tokens in order.
+
+    Attributes:
+      request: what was scored.
+      token_log_probs: float32 [n], nats.
+      greedy, entropy, rank: [n]; see `TokenScores`.
+      top_ids, top_log_probs: [n, k].
+    """
+
+    request: Request
+    token_log_probs: np.ndarray
+    greedy: np.ndarray
+    entropy: np.ndarray
+    rank: np.ndarray
+    top_ids: np.ndarray
+    top_log_probs: np.ndarray
+
+    @property
+    def log_prob(self) -> float:
+        """log Pr(y | c, z) in nats, summed in float64."""
+        return float(self.token_log_probs.sum(dtype=np.float64))
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What a run has computed so far, in token positions."""
+
+    useful: int = 0
+    computed: int = 0
+    programs: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def useful_share(self) -> float:
+        """Share of computed positions that held a token of a request."""
+        return self.useful / self.computed if self.computed else 1.0
+
+
+def score_requests(
+    model: Model,
+    requests: Iterable[Request],
+    *,
+    top_k: int = 0,
+    work: Work | None = None,
+    on_row: Callable[[int], None] | None = None,
+) -> Iterator[ScoredRequest]:
+    """Score a stream of requests, a window of `WINDOW` at a time, in the order of the input.
+
+    Args:
+      model: who scores.
+      requests: any iterable; a window of it is held in memory.
+      top_k: how many best alternatives to keep a token.
+      work: counts positions and programs, if given.
+      on_row: called with the number of requests that a finished row held.
+
+    Raises:
+      PromptError: a request is longer than the model takes, or holds an id that it does not know.
+      ModelError: a row does not fit into the device's memory.
+    """
+    stream = (_checked(request, model) for request in requests)
+    while window := list(islice(stream, WINDOW)):
+        results: list[ScoredRequest | None] = [None] * len(window)
+        waiting: deque[tuple[PackedRow, TokenScores]] = deque()
+        for row in pack(window):
+            if work is not None:
+                work.useful += row.num_tokens
+                work.computed += row.batch.tokens.size
+                work.programs.add((row.batch.tokens.shape[1], row.batch.tile))
+            try:
+                scores = _token_scores(model.graphdef, model.params, row.batch, top_k=top_k)
+            except jax.errors.JaxRuntimeError as error:
+                raise _explain(error, row) from error
+            waiting.append((row, scores))
+            if len(waiting) > IN_FLIGHT:
+                _collect(*waiting.popleft(), window, results, on_row)
+        while waiting:
+            _collect(*waiting.popleft(), window, results, on_row)
+        yield from (result for result in results if result is not None)
+
+
+def _collect(
+    row: PackedRow,
+    scores: TokenScores,
+    window: Sequence[Request],
+    results: list[ScoredRequest | None],
+    on_row: Callable[[int], None] | None,
+) -> None:
+    try:
+        host = jax.device_get(scores)
+    except jax.errors.JaxRuntimeError as error:
+        raise _explain(error, row) from error
+    for index, first, last in row.members:
+        pick = partial(_rows, first=first, last=last)
+        results[index] = ScoredRequest(
+            request=window[index],
+            token_log_probs=pick(host.log_prob),
+            greedy=pick(host.greedy),
+            entropy=pick(host.entropy),
+            rank=pick(host.rank),
+            top_ids=pick(host.top_ids),
+            top_log_probs=pick(host.top_log_probs),
+        )
+    if on_row is not None:
+        on_row(len(row.members))
+
+
+def _checked(request: Request, model: Model) -> Request:
+    """XLA clamps an index that is out of range, which would score something else."""
+    length, config = input_length(request), model.config
+    name = f"row {request.row + 1}"
+    if length > config.max_positions:
+        raise PromptError(
+            f"{length} tokens, more than the {config.max_positions} that the model takes",
+            row=name,
+            remedy="shorten it, or set truncation to left or middle",
+        )
+    low, high = int(request.ids.min()), int(request.ids.max())
+    if low < 0 or high >= config.vocab_size:
+        raise PromptError(
+            f"token id {low if low < 0 else high} is not one of the model's {config.vocab_size}",
+            row=name,
+        )
+    return request
+
+
+def _explain(error: jax.errors.JaxRuntimeError, row: PackedRow) -> InstructJaxError:
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
+        return InstructJaxError(f"the device failed: {text}")
+    return ModelError(
+        f"a row of {row.batch.tokens.shape[1]:,} tokens does not fit into memory",
+        remedy="set a smaller max_length with truncation, or load the model in bfloat16",
+    )
+
+
+def _rows(array: np.ndarray, *, first: int, last: int) -> np.ndarray:
+    return array[0, first:last].copy()

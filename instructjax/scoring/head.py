@@ -1,0 +1,260 @@
+r"""From hidden states to log-probabilities without ever holding [tokens, vocabulary] logits.
+
+For a hidden state h and the output table W, \(\log p(v \mid h) = w_v \cdot h - \log \sum_u
+\exp(w_u \cdot h)\). Scored positions are taken in chunks of `ROWS`, the vocabulary in tiles of
+`COLUMNS`; sums of exponentials run online in float32. Chunks past the last scored position are
+skipped. The backward pass keeps one log-normalizer a scored token and recomputes the rest.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Int
+
+from instructjax.models.linear import precision_of
+
+ROWS = 128
+COLUMNS = 8192
+
+
+class TokenScores(struct.PyTreeNode):
+    """What the model says of each scored token. Only `log_prob` carries gradients.
+
+    Attributes:
+      log_prob: log p(token | everything before it), in nats.
+      greedy: the token is the one greedy decoding takes (of equal logits, the lowest id).
+      entropy: of the whole next-token distribution, in nats.
+      rank: 1 + how many tokens the model likes better.
+      top_ids, top_log_probs: the k best alternatives, best first.
+    """
+
+    log_prob: Float[Array | np.ndarray, "*M"]
+    greedy: Bool[Array | np.ndarray, "*M"]
+    entropy: Float[Array | np.ndarray, "*M"]
+    rank: Int[Array | np.ndarray, "*M"]
+    top_ids: Int[Array | np.ndarray, "*M k"]
+    top_log_probs: Float[Array | np.ndarray, "*M k"]
+
+
+def score_positions(
+    hidden: Float[Array, "N E"],
+    table: Float[Array, "V E"],
+    sources: Int[Array, " M"],
+    targets: Int[Array, " M"],
+    count: Int[Array, ""],
+    *,
+    top_k: int = 0,
+) -> TokenScores:
+    """Scores of `targets[i]` given hidden state `sources[i]`, for i < count; zeros after.
+
+    Raises:
+      TypeError: if something other than `log_prob` is differentiated.
+
+    >>> h, w = jnp.eye(2), jnp.array([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    >>> s = score_positions(h, w, jnp.array([0]), jnp.array([1]), jnp.array(1))
+    >>> round(float(s.log_prob[0]), 4), int(s.rank[0])  # uniform over three
+    (-1.0986, 2)
+    """
+    hidden, table, sources, targets, count = _vary_alike(hidden, table, sources, targets, count)
+    log_prob, *rest = _score(hidden, table, sources, targets, count, top_k)
+    return TokenScores(log_prob, *rest)
+
+
+def _vary_alike(*arrays: Array) -> list[Array]:
+    """Under shard_map: all vary over the axes that any does, so that loops may carry their sums.
+
+    The transpose of this cast adds up the gradient of a table that all devices share.
+    """
+    axes = frozenset().union(*map(_varying_axes, arrays))
+
+    def cast(x):
+        missing = tuple(sorted(axes - _varying_axes(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return [cast(x) for x in arrays]
+
+
+def _varying_axes(x) -> frozenset[str]:
+    """Mesh axes of an enclosing shard_map over which x differs from device to device."""
+    kind = jax.typeof(x)
+    older = getattr(kind, "vma", None)  # where JAX before 0.10 keeps them
+    return kind.manual_axis_type.varying if older is None else older  # type: ignore
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _score(hidden, table, sources, targets, count, top_k):
+    return _forward(hidden, table, sources, targets, count, top_k)[0]
+
+
+def _columns(table):
+    """Tiles of the vocabulary: the last one is moved back to fit, its repeated ids masked."""
+    vocab = table.shape[0]
+    width = min(COLUMNS, vocab)
+    count = -(-vocab // width)
+
+    def tile(j):
+        start = jnp.minimum(j * width, vocab - width)
+        ids = start + jnp.arange(width)
+        return lax.dynamic_slice_in_dim(table, start, width), ids, ids >= j * width, start
+
+    return tile, count
+
+
+def _rows(sources, targets):
+    """Chunks of scored positions, padded so that the last chunk is whole."""
+    size = min(ROWS, sources.shape[0])
+    short = -sources.shape[0] % size
+    sources, targets = jnp.pad(sources, (0, short)), jnp.pad(targets, (0, short))
+    return size, sources, targets
+
+
+def _logits(chunk, weights):
+    return jnp.einsum(
+        "re,ve->rv",
+        chunk,
+        weights,
+        precision=precision_of(chunk.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _forward(hidden, table, sources, targets, count, top_k):
+    positions = sources.shape[0]
+    size, sources, targets = _rows(sources, targets)
+    tile, num_tiles = _columns(table)
+
+    def chunk(i, results):
+        at = lax.dynamic_slice_in_dim(sources, i * size, size)
+        target = lax.dynamic_slice_in_dim(targets, i * size, size)
+        h = hidden[at]
+        guess = jnp.sum(h.astype(jnp.float32) * table[target].astype(jnp.float32), axis=-1)
+
+        def one_tile(j, running):
+            top, total, weighted, best, logit, above, k_logits, k_ids = running
+            weights, ids, fresh, _ = tile(j)
+            x = jnp.where(fresh, _logits(h, weights), -jnp.inf)
+            new_top = jnp.maximum(top, x.max(-1))
+            keep = jnp.exp(top - new_top)
+            e = jnp.exp(x - new_top[:, None])
+            best_here = ids[jnp.argmax(x, -1)]
+            best = jnp.where(x.max(-1) > top, best_here, best)
+            is_target = fresh & (ids == target[:, None])
+            better = (x > guess[:, None]) & ~is_target
+            if top_k:
+                k_logits, order = lax.top_k(jnp.concatenate([k_logits, x], -1), top_k)
+                all_ids = jnp.concatenate([k_ids, jnp.broadcast_to(ids, x.shape)], -1)
+                k_ids = jnp.take_along_axis(all_ids, order, -1)
+            return (
+                new_top,
+                total * keep + e.sum(-1),
+                weighted * keep + jnp.where(fresh, e * x, 0).sum(-1),
+                best,
+                logit + jnp.where(is_target, x, 0).sum(-1),
+                above + better.sum(-1, dtype=jnp.int32),
+                k_logits,
+                k_ids,
+            )
+
+        zero = jnp.zeros_like(guess)
+        k_zero = jnp.broadcast_to(zero[:, None], (size, top_k))
+        start = (zero - jnp.inf, zero, zero, jnp.zeros_like(target), zero)
+        start += (jnp.zeros_like(target), k_zero - jnp.inf, k_zero.astype(jnp.int32))
+        top, total, weighted, best, logit, above, k_logits, k_ids = lax.fori_loop(
+            0, num_tiles, one_tile, start
+        )
+        log_norm = top + jnp.log(total)
+        greedy = best == target
+        # The count of better tokens compares with a logit summed in another order, so it may be
+        # off by one among equals; greedy is exact and settles rank 1.
+        rank = jnp.where(greedy, 1, jnp.maximum(above + 1, 2))
+        values = (logit - log_norm, greedy, log_norm - weighted / total, rank, k_ids)
+        values += (k_logits - log_norm[:, None], log_norm)
+        live = i * size + jnp.arange(size) < count
+        values = (jnp.where(live.reshape(-1, *[1] * (x.ndim - 1)), x, 0) for x in values)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(r, x.astype(r.dtype), i * size, 0)
+            for r, x in zip(results, values, strict=True)
+        )
+
+    floats = jnp.zeros_like(hidden, jnp.float32, shape=sources.shape)
+    ints = jnp.zeros_like(sources)
+    k_floats = jnp.broadcast_to(floats[:, None], (*sources.shape, top_k))
+    results = (
+        floats,
+        ints.astype(bool),
+        floats,
+        ints,
+        k_floats.astype(jnp.int32),
+        k_floats,
+        floats,
+    )
+    results = lax.fori_loop(0, -(-count // size), chunk, results)
+    *scores, log_norm = (r[:positions] for r in results)
+    return tuple(scores), log_norm
+
+
+def _score_fwd(hidden, table, sources, targets, count, top_k):
+    values = tuple(x.value for x in (hidden, table, sources, targets, count))
+    scores, log_norm = _forward(*values, top_k)
+    return scores, (*values, log_norm)
+
+
+def _score_bwd(top_k, saved, cotangents):
+    hidden, table, sources, targets, count, log_norm = saved
+    d_log_prob, *others = cotangents
+    if not all(isinstance(x, SymbolicZero) for x in others):
+        raise TypeError("only log_prob can be differentiated: entropy and top-k scores cannot")
+    if isinstance(d_log_prob, SymbolicZero):
+        return jnp.zeros_like(hidden), jnp.zeros_like(table), None, None, None
+    size, sources, targets = _rows(sources, targets)
+    short = sources.shape[0] - log_norm.shape[0]
+    live = jnp.arange(log_norm.shape[0]) < count
+    d_log_prob = jnp.pad(jnp.where(live, d_log_prob, 0), (0, short))
+    # A row that does not count has no normalizer: with 0 its exponentials could overflow.
+    log_norm = jnp.pad(jnp.where(live, log_norm, jnp.inf), (0, short), constant_values=jnp.inf)
+    tile, num_tiles = _columns(table)
+    precision = precision_of(hidden.dtype)
+
+    def chunk(i, grads):
+        at, target, g, norm = (
+            lax.dynamic_slice_in_dim(x, i * size, size)
+            for x in (sources, targets, d_log_prob, log_norm)
+        )
+        h = hidden[at]
+
+        def one_tile(j, carry):
+            d_h, d_table = carry
+            weights, ids, fresh, start = tile(j)
+            p = jnp.where(fresh, jnp.exp(_logits(h, weights) - norm[:, None]), 0)
+            hit = fresh & (ids == target[:, None])
+            d_logits = (g[:, None] * (hit - p)).astype(hidden.dtype)
+            d_h += jnp.matmul(d_logits, weights, precision=precision).astype(jnp.float32)
+            part = jnp.einsum(
+                "rv,re->ve",
+                d_logits,
+                h,
+                precision=precision,
+                preferred_element_type=jnp.float32,
+            )
+            rows = lax.dynamic_slice_in_dim(d_table, start, part.shape[0])
+            return d_h, lax.dynamic_update_slice_in_dim(d_table, rows + part, start, 0)
+
+        d_hidden, d_table = grads
+        d_h, d_table = lax.fori_loop(
+            0, num_tiles, one_tile, (jnp.zeros_like(h, jnp.float32), d_table)
+        )
+        return d_hidden.at[at].add(d_h), d_table
+
+    zeros = jnp.zeros_like(hidden, jnp.float32), jnp.zeros_like(table, jnp.float32)
+    d_hidden, d_table = lax.fori_loop(0, -(-count // size), chunk, zeros)
+    return d_hidden.astype(hidden.dtype), d_table.astype(table.dtype), None, None, None
+
+
+_score.defvjp(_score_fwd, _score_bwd, symbolic_zeros=True)

@@ -1,0 +1,82 @@
+"""log Pr(y | c, z) as pure functions of (graphdef, params, batch).
+
+They hold no state and do no input or output, so they run unchanged under jit, grad, vmap, pmap,
+shard_map and a sharded mesh. Split a model once (`Model` holds the two halves) and pass them in.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from instructjax.batching.batch import Batch
+from instructjax.models.linear import precision_of
+from instructjax.scoring.head import TokenScores, score_positions
+
+
+def scored_mask(batch: Batch) -> Bool[Array, "B M"]:
+    """Which entries of `batch.sources` count, from lengths alone."""
+    return jnp.arange(batch.sources.shape[1]) < batch.num_scored[:, None]
+
+
+def token_scores(
+    graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, *, top_k: int = 0
+) -> TokenScores:
+    """Every scored token's log-probability, greedy match, entropy and rank, [B, M] each.
+
+    Entries past `batch.num_scored` are zero. Scored positions of all rows are brought together
+    before the head, so its cost follows their number and not the batch's shape.
+    """
+    model = nnx.merge(graphdef, params)
+    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)
+    rows, width = batch.sources.shape
+    live = scored_mask(batch).reshape(-1)
+    row_start = jnp.arange(rows)[:, None] * batch.tokens.shape[1]
+    order = jnp.argsort(~live, stable=True)
+    flat = score_positions(
+        hidden.reshape(-1, hidden.shape[-1]),
+        model.output_table,
+        (batch.sources + row_start).reshape(-1)[order],
+        batch.targets.reshape(-1)[order],
+        live.sum(),
+        top_k=top_k,
+    )
+    back = jnp.argsort(order)
+
+    def unflatten(x):
+        return x[back].reshape(rows, width, *x.shape[1:])
+
+    return TokenScores(*(unflatten(getattr(flat, name)) for name in flat.__dataclass_fields__))
+
+
+def token_log_probs(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> Float[Array, "B M"]:
+    """log p of every scored token, in nats; zero past `batch.num_scored`. Differentiable."""
+    return token_scores(graphdef, params, batch).log_prob
+
+
+def sequence_log_probs(
+    graphdef: nnx.GraphDef, params: nnx.State, batch: Batch
+) -> Float[Array, " B"]:
+    """log Pr of everything scored in each row: the sum of its tokens, in nats."""
+    return token_log_probs(graphdef, params, batch).sum(axis=-1)
+
+
+def next_token_log_probs(
+    graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, positions: Int[Array, " P"]
+) -> Float[Array, "B P V"]:
+    """log p over the whole vocabulary after the given positions of each row, in nats.
+
+    For looking at a distribution, not for scoring: it holds P x V numbers a row.
+    """
+    model = nnx.merge(graphdef, params)
+    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)[:, positions]
+    logits = jnp.einsum(
+        "bpe,ve->bpv",
+        hidden,
+        model.output_table,
+        precision=precision_of(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return jax.nn.log_softmax(logits)

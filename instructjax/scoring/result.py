@@ -1,0 +1,245 @@
+"""What `score` returns: numbers as arrays, a table, and a coloured display in notebooks."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
+
+from instructjax.display.tokens import render_html, render_legend_html
+from instructjax.errors import UsageError
+from instructjax.prompts.tokenizer import Tokenizer
+from instructjax.scoring.rows import ScoredRow
+from instructjax.scoring.table import to_record, to_table
+from instructjax.scoring.table_files import open_table
+
+if TYPE_CHECKING:
+    import pandas
+
+SHOWN_ROWS = 10
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Scores:
+    """log Pr(y | c, z) of every example, candidate and context, in this order.
+
+    Numbers come as numpy arrays with a value a row; what has a value a token comes as a list with
+    an array a row. A slice, a mask or a list of indices gives `Scores`, an index one `ScoredRow`.
+
+    Attributes:
+      rows: one a (example, candidate, context).
+      tokenizer: turns ids into text.
+      metadata: model, prompt rules, arithmetic and versions.
+    """
+
+    rows: tuple[ScoredRow, ...]
+    tokenizer: Tokenizer
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def _column(self, name: str, dtype: Any) -> np.ndarray:
+        return np.array([getattr(row, name) for row in self.rows], dtype)
+
+    def _tokenwise(self, name: str) -> list[np.ndarray]:
+        return [getattr(row.scored, name) for row in self.rows]
+
+    @cached_property
+    def log_prob(self) -> Float64[np.ndarray, " N"]:
+        """log Pr(y | c, z), nats, summed over y's tokens in float64."""
+        return self._column("log_prob", np.float64)
+
+    @cached_property
+    def num_tokens(self) -> Int64[np.ndarray, " N"]:
+        """Scored tokens, the end-of-turn token included where it is scored."""
+        return self._column("num_tokens", np.int64)
+
+    @cached_property
+    def num_bytes(self) -> Int64[np.ndarray, " N"]:
+        """UTF-8 bytes of y; the end-of-turn token has none."""
+        return self._column("num_bytes", np.int64)
+
+    @cached_property
+    def log_prob_per_token(self) -> Float64[np.ndarray, " N"]:
+        """Nats a token."""
+        return self._column("log_prob_per_token", np.float64)
+
+    @cached_property
+    def bits_per_byte(self) -> Float64[np.ndarray, " N"]:
+        """-log Pr / (ln 2 x bytes of y); NaN where y has no bytes.
+
+        The end-of-turn token's nats count although it has no bytes.
+        """
+        return self._column("bits_per_byte", np.float64)
+
+    @cached_property
+    def greedy(self) -> Bool[np.ndarray, " N"]:
+        """Whether greedy decoding gives y: every token is the likeliest."""
+        return self._column("greedy", np.bool_)
+
+    @property
+    def token_log_probs(self) -> list[Float[np.ndarray, " n"]]:
+        """float32, nats."""
+        return self._tokenwise("token_log_probs")
+
+    @property
+    def token_ids(self) -> list[Int32[np.ndarray, " n"]]:
+        """Ids of the scored tokens."""
+        return [row.token_ids for row in self.rows]
+
+    @property
+    def tokens(self) -> list[list[str]]:
+        """The scored tokens as text, to display; `tokenizer.decode` gives a whole text."""
+        return [self.tokenizer.pieces(row.token_ids) for row in self.rows]
+
+    @property
+    def token_greedy(self) -> list[Bool[np.ndarray, " n"]]:
+        """Whether each token is the likeliest (of equals, the lowest id)."""
+        return self._tokenwise("greedy")
+
+    @property
+    def entropy(self) -> list[Float[np.ndarray, " n"]]:
+        """Of the distribution that each token was drawn from, nats."""
+        return self._tokenwise("entropy")
+
+    @property
+    def rank(self) -> list[Int[np.ndarray, " n"]]:
+        """1 + how many tokens the model likes better."""
+        return self._tokenwise("rank")
+
+    @property
+    def top_ids(self) -> list[Int[np.ndarray, "n k"]]:
+        """The `top_k` likeliest tokens in each token's place, best first."""
+        return self._tokenwise("top_ids")
+
+    @property
+    def top_log_probs(self) -> list[Float[np.ndarray, "n k"]]:
+        """Their log-probabilities, nats."""
+        return self._tokenwise("top_log_probs")
+
+    @property
+    def ids(self) -> list[str]:
+        """The examples' ids; "row N" where an example has none."""
+        return [row.id for row in self.rows]
+
+    @cached_property
+    def candidate(self) -> Int64[np.ndarray, " N"]:
+        """Index of y among the example's outputs."""
+        return self._column("candidate", np.int64)
+
+    @property
+    def context(self) -> list[str]:
+        """What the prompt holds: "cz", "c", "z" or "none"."""
+        return [row.context for row in self.rows]
+
+    @property
+    def instruction_id(self) -> list[str | None]:
+        return [row.instruction_id for row in self.rows]
+
+    @property
+    def input_id(self) -> list[str | None]:
+        return [row.input_id for row in self.rows]
+
+    @property
+    def task(self) -> list[str | None]:
+        return [row.task for row in self.rows]
+
+    @property
+    def status(self) -> list[str]:
+        """ "ok", or flags joined by commas; see `ScoredRow.status`."""
+        return [row.status for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[ScoredRow]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> ScoredRow: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> Scores: ...
+    def __getitem__(self, index: Any) -> ScoredRow | Scores:
+        if isinstance(index, int | np.integer):
+            return self.rows[index]
+        if isinstance(index, slice):
+            rows = self.rows[index]
+        else:
+            rows = tuple(self.rows[i] for i in np.arange(len(self))[np.asarray(index)])
+        return Scores(rows=rows, tokenizer=self.tokenizer, metadata=self.metadata)
+
+    def select(self, keep: Callable[[ScoredRow], bool]) -> Scores:
+        """The rows for which `keep` is true, such as `lambda row: row.context == "cz"`."""
+        return self[[i for i, row in enumerate(self.rows) if keep(row)]]
+
+    def to_arrow(self) -> pa.Table:
+        """The score table, with the metadata in its schema."""
+        return to_table(map(to_record, self.rows), self.metadata)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The score table as a data frame; the metadata is in its `attrs`.
+
+        Raises:
+          UsageError: pandas is not installed.
+        """
+        try:
+            import pandas  # noqa: F401
+        except ImportError:
+            raise UsageError(
+                "pandas is not installed", remedy="run `pip install pandas`, or use to_arrow()"
+            ) from None
+        frame = self.to_arrow().to_pandas()
+        frame.attrs.update(self.metadata)
+        return frame
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the score table: .parquet, .jsonl or .csv; see `open_table`."""
+        with open_table(path, self.metadata, overwrite=overwrite) as write:
+            for row in self.rows:
+                write(to_record(row))
+
+    def __repr__(self) -> str:
+        about = [self.metadata[name] for name in ("model", "layout") if name in self.metadata]
+        noun = "row" if len(self) == 1 else "rows"
+        lines = [f"Scores({', '.join([f'{len(self)} {noun}', *about])})"]
+        if self.rows:
+            lines.append(
+                f"  {'id':<16} {'cand':>4} {'ctx':<4} {'log_prob':>10} {'tokens':>6} "
+                f"{'a token':>8} {'greedy':<6} status"
+            )
+        for row in self.rows[:SHOWN_ROWS]:
+            name = row.id if len(row.id) <= 16 else f"{row.id[:15]}…"
+            lines.append(
+                f"  {name:<16} {row.candidate:>4} {row.context:<4} {row.log_prob:>10.3f} "
+                f"{row.num_tokens:>6} {row.log_prob_per_token:>8.3f} "
+                f"{'yes' if row.greedy else 'no':<6} {row.status}"
+            )
+        if len(self) > SHOWN_ROWS:
+            lines.append(f"  … and {len(self) - SHOWN_ROWS} more")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = [render_legend_html()]
+        for row in self.rows[:SHOWN_ROWS]:
+            status = "" if row.status == "ok" else f" · {row.status}"
+            head = (
+                f"{row.id} · candidate {row.candidate} · {row.context} · "
+                f"log Pr {row.log_prob:.3f} nats · {row.num_tokens} tokens{status}"
+            )
+            tokens = render_html(
+                self.tokenizer.pieces(row.token_ids), row.token_log_probs, row.scored.rank
+            )
+            parts.append(
+                f'<div style="margin:0.6em 0 0.2em;opacity:0.75">{html.escape(head)}</div>{tokens}'
+            )
+        if len(self) > SHOWN_ROWS:
+            parts.append(
+                f'<div style="margin-top:0.6em;opacity:0.75">… and {len(self) - SHOWN_ROWS} more '
+                "rows: index them to see them</div>"
+            )
+        return f'<div style="max-width:60em">{"".join(parts)}</div>'

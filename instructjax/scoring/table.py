@@ -1,0 +1,89 @@
+"""The score table: one row a (example, candidate, context)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from instructjax.scoring.rows import ScoredRow
+
+METADATA_KEY = b"instructjax"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("candidate", pa.int32(), nullable=False),
+        pa.field("context", pa.string(), nullable=False),
+        pa.field("instruction_id", pa.string()),
+        pa.field("input_id", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("log_prob", pa.float64(), nullable=False),
+        pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+        pa.field("log_prob_per_token", pa.float64(), nullable=False),
+        pa.field("bits_per_byte", pa.float64()),
+        pa.field("greedy", pa.bool_(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("token_log_probs", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+
+def schema_with(metadata: Mapping[str, str]) -> pa.Schema:
+    """The table's schema with the run's metadata, as JSON under the key `instructjax`."""
+    return SCHEMA.with_metadata({METADATA_KEY: json.dumps(dict(metadata)).encode()})
+
+
+def read_metadata(table: pa.Table | pa.Schema) -> dict[str, str]:
+    """The run's metadata that a table carries; empty where it carries none.
+
+    >>> read_metadata(schema_with({"model": "tiny"}))
+    {'model': 'tiny'}
+    """
+    schema = table.schema if isinstance(table, pa.Table) else table
+    return json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+
+
+def to_record(row: ScoredRow) -> dict[str, Any]:
+    """One row of the table as Python values; `bits_per_byte` is None where y has no bytes."""
+    bits = row.bits_per_byte
+    return {
+        "id": row.id,
+        "candidate": row.candidate,
+        "context": row.context,
+        "instruction_id": row.instruction_id,
+        "input_id": row.input_id,
+        "task": row.task,
+        "log_prob": row.log_prob,
+        "num_tokens": row.num_tokens,
+        "num_bytes": row.num_bytes,
+        "log_prob_per_token": row.log_prob_per_token,
+        "bits_per_byte": bits if row.num_bytes else None,
+        "greedy": row.greedy,
+        "status": row.status,
+        "token_ids": row.token_ids.tolist(),
+        # The shortest decimals that give the same float32 back.
+        "token_log_probs": [float(str(x)) for x in row.token_log_probs],
+    }
+
+
+def to_table(records: Iterable[Mapping[str, Any]], metadata: Mapping[str, str]) -> pa.Table:
+    """The records as one arrow table."""
+    return pa.Table.from_pylist(list(records), schema=schema_with(metadata))
+
+
+def to_json_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without the numbers that JSON does not know: NaN and infinities become null."""
+    return {
+        name: [_finite(x) for x in value] if isinstance(value, list) else _finite(value)
+        for name, value in record.items()
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

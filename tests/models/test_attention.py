@@ -1,0 +1,250 @@
+"""Attention against loops over queries in float64: packing, trees, padding, gradients."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from instructjax.models.attention import attend, attend_dense, visible
+from instructjax.models.attention_tiles import attend_tiles, find_tiles
+
+LENGTH = 24
+
+
+def by_hand(q, k, v, ends):
+    """softmax(q k / sqrt(D)) v, one query and head at a time, in float64; zeros for padding."""
+    rows, length = ends.shape
+    q, k, v = (np.asarray(x, np.float64).reshape(rows, length, *x.shape[1:]) for x in (q, k, v))
+    group = q.shape[2] // k.shape[2]
+    out = np.zeros_like(q)
+    for b, i, h in np.ndindex(*q.shape[:3]):
+        if ends[b, i] == 0:
+            continue
+        seen = [j for j in range(i + 1) if i < ends[b, j]]
+        logits = k[b, seen, h // group] @ q[b, i, h] / np.sqrt(q.shape[3])
+        weights = np.exp(logits - logits.max())
+        out[b, i, h] = weights @ v[b, seen, h // group] / weights.sum()
+    return out.reshape(rows * length, *q.shape[2:])
+
+
+def lay_out(trees, length):
+    """One row of `positions` and `ends` from trees: (tokens, [subtrees])."""
+    positions, ends = np.zeros(length, np.int32), np.zeros(length, np.int32)
+
+    def place(tree, start, depth):
+        size, children = tree
+        positions[start : start + size] = np.arange(depth, depth + size)
+        stop = start + size
+        for child in children:
+            stop = place(child, stop, depth + size)
+        ends[start : start + size] = stop
+        return stop
+
+    start = 0
+    for tree in trees:
+        start = place(tree, start, 0)
+    return positions, ends
+
+
+def size_of(tree):
+    return tree[0] + sum(map(size_of, tree[1]))
+
+
+trees = st.recursive(
+    st.tuples(st.integers(1, 9), st.just(())),
+    lambda child: st.tuples(st.integers(1, 6), st.lists(child, max_size=3).map(tuple)),
+    max_leaves=4,
+)
+
+
+@st.composite
+def rows(draw, count=2):
+    placed = []
+    for _ in range(count):
+        chosen, room = [], LENGTH
+        for tree in draw(st.lists(trees, max_size=4)):
+            if size_of(tree) <= room:
+                chosen.append(tree)
+                room -= size_of(tree)
+        placed.append(lay_out(chosen, LENGTH))
+    positions, ends = zip(*placed, strict=True)
+    return np.stack(positions), np.stack(ends)
+
+
+def tensors(seed, tokens, heads=4, kv_heads=2, dim=4, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    shapes = [(tokens, heads, dim), (tokens, kv_heads, dim), (tokens, kv_heads, dim)]
+    return tuple(jnp.asarray(2 * rng.standard_normal(shape), dtype) for shape in shapes)
+
+
+tiles = {size: jax.jit(partial(attend_tiles, tile=size)) for size in (4, 16, 64)}
+dense = jax.jit(attend_dense)
+
+
+@settings(max_examples=50)
+@given(layout=rows(), seed=st.integers(0, 99), tile=st.sampled_from([4, 16, 64]))
+def test_both_forms_agree_with_a_loop_over_queries(layout, seed, tile):
+    positions, ends = layout
+    q, k, v = tensors(seed, ends.size)
+    expected = by_hand(q, k, v, ends)
+    used = ends.reshape(-1) > 0
+    tiled = np.asarray(tiles[tile](q, k, v, positions, ends))
+    assert np.isfinite(tiled).all()
+    np.testing.assert_allclose(tiled[used], expected[used], atol=2e-5)
+    np.testing.assert_allclose(np.asarray(dense(q, k, v, ends))[used], expected[used], atol=2e-5)
+
+
+def weighted(attention, positions, ends):
+    """A scalar of what tokens in use receive, with different weights everywhere."""
+    positions, ends = jnp.asarray(positions), jnp.asarray(ends)
+    used = ends.reshape(-1, 1, 1) > 0
+    return lambda q, k, v: (
+        jnp.where(used, attention(q, k, v, positions, ends), 0)
+        * jnp.cos(jnp.arange(q.size).reshape(q.shape))
+    ).sum()
+
+
+grads_tiled = {
+    size: jax.jit(
+        lambda q, k, v, p, e, size=size: jax.grad(
+            weighted(partial(attend_tiles, tile=size), p, e), (0, 1, 2)
+        )(q, k, v)
+    )
+    for size in (4, 16)
+}
+grads_dense = jax.jit(
+    lambda q, k, v, p, e: jax.grad(
+        weighted(lambda q, k, v, p, e: attend_dense(q, k, v, e), p, e), (0, 1, 2)
+    )(q, k, v)
+)
+
+
+@settings(max_examples=25)
+@given(layout=rows(), seed=st.integers(0, 99), tile=st.sampled_from([4, 16]))
+def test_gradients_of_both_forms_agree_and_are_finite(layout, seed, tile):
+    positions, ends = layout
+    q, k, v = tensors(seed, ends.size)
+    tiled = grads_tiled[tile](q, k, v, positions, ends)
+    for ours, reference in zip(tiled, grads_dense(q, k, v, positions, ends), strict=True):
+        assert np.isfinite(ours).all()
+        np.testing.assert_allclose(ours, reference, atol=1e-4)
+        assert not np.asarray(ours)[ends.reshape(-1) == 0].any()
+
+
+@pytest.mark.parametrize("tile", [4, 16])
+def test_gradients_agree_with_finite_differences(tile):
+    positions, ends = lay_out([(3, [(2, ()), (4, [(1, ()), (2, ())])]), (5, ())], LENGTH)
+    positions, ends = positions[None], ends[None]
+    function = jax.jit(weighted(partial(attend_tiles, tile=tile), positions, ends))
+    check_grads(function, tensors(5, LENGTH), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
+
+
+def test_finite_differences_would_catch_a_wrong_backward_pass():
+    positions, ends = lay_out([(9, ())], LENGTH)
+    function = jax.jit(weighted(partial(attend_tiles, tile=4), positions[None], ends[None]))
+
+    slopes = jax.jit(jax.grad(function, (0, 1, 2)))
+
+    @jax.custom_vjp
+    def wrong(q, k, v):
+        return function(q, k, v)
+
+    wrong.defvjp(
+        lambda *args: (function(*args), args),
+        lambda args, g: tuple(1.1 * g * d for d in slopes(*args)),
+    )
+    with pytest.raises(AssertionError):
+        check_grads(
+            jax.jit(wrong), tensors(5, LENGTH), order=1, modes=["rev"], atol=2e-2, rtol=2e-2
+        )
+
+
+def test_rows_of_padding_alone_give_finite_values_and_no_gradient():
+    positions = ends = np.zeros((2, LENGTH), np.int32)
+    q, k, v = tensors(3, ends.size)
+    assert np.isfinite(tiles[4](q, k, v, positions, ends)).all()
+    for gradient in grads_tiled[4](q, k, v, positions, ends):
+        assert not np.asarray(gradient).any()
+
+
+def test_what_padding_holds_does_not_matter_even_if_it_is_huge():
+    positions, ends = lay_out([(5, ()), (8, ())], LENGTH)
+    positions, ends = positions[None], ends[None]
+    q, k, v = tensors(4, LENGTH)
+    padding = (ends.reshape(-1) == 0)[:, None, None]
+    loud = [jnp.where(padding, 1e30, x) for x in (q, k, v)]
+    used = ~padding[:, 0, 0]
+    quiet_out = np.asarray(tiles[4](q, k, v, positions, ends))
+    np.testing.assert_array_equal(
+        np.asarray(tiles[4](*loud, positions, ends))[used], quiet_out[used]
+    )
+
+
+def test_a_sequence_gets_the_same_bits_wherever_it_stands():
+    q, k, v = tensors(6, 2 * LENGTH)
+    alone = lay_out([(11, ())], LENGTH)
+    behind = lay_out([(7, ()), (11, ()), (3, ())], LENGTH)
+
+    def run(layout, row, start):
+        positions, ends = np.zeros((2, 2, LENGTH), np.int32)
+        positions[row], ends[row] = layout
+        at = row * LENGTH + start
+        moved = [jnp.roll(x, at, axis=0) for x in (q, k, v)]
+        return np.asarray(tiles[4](*moved, positions, ends))[at : at + 11]
+
+    first = run(alone, 0, 0)
+    np.testing.assert_array_equal(run(behind, 0, 7), first)
+    np.testing.assert_array_equal(run(behind, 1, 7), first)
+
+
+def test_visible_is_the_rule_and_nothing_else():
+    _, ends = lay_out([(2, [(1, ()), (2, ())]), (3, ())], 9)
+    expected = [[k <= q < ends[k] for k in range(9)] for q in range(9)]
+    np.testing.assert_array_equal(visible(jnp.asarray(ends[None]))[0], expected)
+    # the second branch (tokens 3, 4) sees the prefix (0, 1) and not the first branch (2)
+    assert expected[4] == [True, True, False, True, True, False, False, False, False]
+
+
+def test_tiles_are_counted_from_each_sequence_and_skip_padding():
+    positions, ends = lay_out([(5, ()), (2, [(3, ()), (1, ())])], 16)
+    found = find_tiles(jnp.asarray(positions), jnp.asarray(ends), 16, 4)
+    assert int(found.count) == 4
+    assert found.starts[:4].tolist() == [0, 4, 5, 9]
+    assert found.roots.tolist() == [0] * 5 + [5] * 6 + [-1] * 5
+
+
+def test_bfloat16_differs_from_float32_by_rounding_alone():
+    positions, ends = lay_out([(13, ()), (9, ())], LENGTH)
+    positions, ends = jnp.asarray(positions[None]), jnp.asarray(ends[None])
+    q, k, v = tensors(7, LENGTH, dtype=jnp.bfloat16)
+    exact = by_hand(*(x.astype(jnp.float32) for x in (q, k, v)), np.asarray(ends))
+    used = np.asarray(ends).reshape(-1) > 0
+    for out in (tiles[4](q, k, v, positions, ends), dense(q, k, v, ends)):
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(out, np.float64)[used], exact[used], atol=0.05)
+
+
+def compiled_text(function, *args):
+    text = jax.jit(function).lower(*args).compile().as_text()
+    assert text is not None
+    return text
+
+
+def test_no_square_of_the_length_exists_in_the_cpu_program():
+    length = 331
+    q, k, v = tensors(8, length)
+    positions, ends = (x[None] for x in lay_out([(length, ())], length))
+    function = weighted(partial(attend, tile=64), positions, ends)
+    text = compiled_text(jax.grad(function, (0, 1, 2)), q, k, v)
+    shapes = [[int(d) for d in m.split(",")] for m in re.findall(r"[a-z]\d+\[([\d,]+)\]", text)]
+    assert len(shapes) > 50
+    # heads x tile x tile at most, or the inputs with one tile of padding
+    assert max(np.prod(shape) for shape in shapes) <= max(4 * 64 * 64, (length + 64) * 4 * 4)
+    square = jax.grad(weighted(lambda *a: attend_dense(*a[:3], a[4]), positions, ends))
+    assert f"{length},{length}" in compiled_text(square, q, k, v)
