@@ -32,12 +32,15 @@ def run_lm_eval(model, tokenizer, pairs, batch_size: int) -> list[float]:
     return [answer[0] for answer in lm._loglikelihood_tokens(requests, disable_tqdm=True)]
 
 
-def run_transformers(model, tokenizer, pairs, batch_size: int) -> list[float]:
-    """transformers alone: sorted by length, right-padded, log-softmax of the response only."""
+def run_transformers(model, tokenizer, pairs, batch_size: int) -> list[list[float]]:
+    """transformers alone: sorted by length, right-padded, log-softmax of the response only.
+
+    Returns the log-prob of every token of every response.
+    """
     import torch
 
     order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))
-    scores = [0.0] * len(pairs)
+    scores: list[list[float]] = [[] for _ in pairs]
     with torch.no_grad():
         for at in range(0, len(order), batch_size):
             members = order[at : at + batch_size]
@@ -53,7 +56,7 @@ def run_transformers(model, tokenizer, pairs, batch_size: int) -> list[float]:
                 prompt, response = pairs[i]
                 span = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
                 table = logits[row, span].log_softmax(-1)
-                scores[i] = float(table.gather(1, torch.tensor(response)[:, None]).sum())
+                scores[i] = table.gather(1, torch.tensor(response)[:, None])[:, 0].tolist()
     return scores
 
 

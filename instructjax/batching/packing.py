@@ -18,9 +18,8 @@ from instructjax.prompts.request import Request
 
 ROW_LENGTHS = (128, 512, 1024, 2048)
 # Queries and keys a tile of attention. Small tiles follow short sequences closely, large ones take
-# fewer steps; on CPU a step of the large costs LARGE_COST steps of the small (0.03 and 1 ms). Other
-# platforms do not attend in tiles.
-SMALL_TILE, LARGE_TILE, LARGE_COST = 32, 256, 36
+# fewer steps: on CPU they are level at LONG tokens. Other platforms do not attend in tiles.
+SMALL_TILE, LARGE_TILE, LONG = 32, 256, 448
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +54,31 @@ def row_length_for(tokens: int) -> int:
     return 1 << (tokens - 1).bit_length()
 
 
-def choose_tile(lengths: Sequence[int]) -> int:
-    """The tile that attends over sequences of these lengths in the least time.
+def tile_for(length: int) -> int:
+    """The tile that attends over a sequence of `length` tokens in the least time.
 
-    >>> choose_tile([150] * 13), choose_tile([1000, 1000])
+    >>> tile_for(150), tile_for(1000)
     (32, 256)
     """
-
-    def steps(tile: int) -> int:
-        sides = (-(-length // tile) for length in lengths)
-        return sum(side * (side + 1) // 2 for side in sides)
-
-    return SMALL_TILE if steps(SMALL_TILE) <= LARGE_COST * steps(LARGE_TILE) else LARGE_TILE
+    return SMALL_TILE if length <= LONG else LARGE_TILE
 
 
 def pack(requests: Sequence[Request]) -> Iterator[PackedRow]:
     """Rows that together hold every request once, longest requests first.
 
-    Best fit, decreasing: each request goes to the fullest row that still has room.
+    Best fit, decreasing: each request goes to the fullest row that still has room. Requests of
+    different tiles never share a row, so that no request's program depends on its neighbours but
+    for the length of the row.
     """
     lengths = [input_length(request) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: -lengths[i])
+    for tile in (LARGE_TILE, SMALL_TILE):
+        members = [i for i in order if tile_for(lengths[i]) == tile]
+        for row in _place(lengths, members):
+            yield _fill(requests, row, tile)
+
+
+def _place(lengths: Sequence[int], order: Sequence[int]) -> list[list[int]]:
     room: list[tuple[int, int]] = []
     rows: list[list[int]] = []
     for i in order:
@@ -88,11 +91,10 @@ def pack(requests: Sequence[Request]) -> Iterator[PackedRow]:
             left, row = room.pop(at)
         rows[row].append(i)
         insort(room, (left - lengths[i], row))
-    for members in rows:
-        yield _fill(requests, members)
+    return rows
 
 
-def _fill(requests: Sequence[Request], members: list[int]) -> PackedRow:
+def _fill(requests: Sequence[Request], members: list[int], tile: int) -> PackedRow:
     total = sum(input_length(requests[i]) for i in members)
     length = row_length_for(total)
     tokens, positions, ends, sources, targets = np.zeros((5, 1, length), np.int32)
@@ -119,6 +121,6 @@ def _fill(requests: Sequence[Request], members: list[int]) -> PackedRow:
         sources=jnp.asarray(sources),
         targets=jnp.asarray(targets),
         num_scored=jnp.asarray([scored], jnp.int32),
-        tile=choose_tile([input_length(requests[i]) for i in members]),
+        tile=tile,
     )
     return PackedRow(batch=batch, members=tuple(slots), num_tokens=total)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from instructjax.errors import DataError
 
 Role = Literal["system", "user", "assistant"]
 
@@ -31,7 +35,8 @@ class Example:
       id: a name for the row; readers make one from the row's place if it is missing.
       instruction_id, input_id, task, category: names to group by; never used for identity.
       system: a system turn, put before everything else by chat layouts.
-      history: earlier turns of the conversation, oldest first.
+      history: earlier turns of the conversation, oldest first: messages, dicts with `role` and
+        `content`, or pairs of these.
       prompt_ids: token ids of the whole prompt, used as they are.
       output_ids: token ids of y (or of several y), used as they are: nothing is appended.
       place: file and row that a reader took it from, to name in messages; no part of equality.
@@ -49,10 +54,26 @@ class Example:
     task: str | None = None
     category: str | None = None
     system: str | None = None
-    history: tuple[Message, ...] = ()
-    prompt_ids: Sequence[int] | None = None
-    output_ids: Sequence[int] | Sequence[Sequence[int]] | None = None
+    history: Sequence[Message | Mapping[str, str] | tuple[str, str]] = ()
+    prompt_ids: Sequence[int] | np.ndarray | None = None
+    output_ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray | None = None
     place: tuple[str, str] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            turns = tuple(map(_to_message, self.history))
+        except (TypeError, ValueError, KeyError):
+            raise DataError(
+                "the history is no list of turns",
+                row=self.id,
+                remedy='give Message(role="user", content=...), or dicts with these two keys',
+            ) from None
+        object.__setattr__(self, "history", turns)
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The history as messages, however it was given."""
+        return tuple(map(_to_message, self.history))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -66,6 +87,15 @@ class Example:
         """Every y as token ids, in order; empty where text is given instead."""
         if self.output_ids is None:
             return ()
-        if len(self.output_ids) and isinstance(self.output_ids[0], Sequence):
-            return tuple(tuple(int(i) for i in ids) for ids in self.output_ids)  # type: ignore[union-attr]
-        return (tuple(int(i) for i in self.output_ids),)  # type: ignore[arg-type]
+        several = len(self.output_ids) and hasattr(self.output_ids[0], "__len__")
+        lists: Any = self.output_ids if several else [self.output_ids]
+        return tuple(tuple(map(int, ids)) for ids in lists)
+
+
+def _to_message(turn: Message | Mapping[str, str] | Sequence[str]) -> Message:
+    if isinstance(turn, Message):
+        return turn
+    role, content = (turn["role"], turn["content"]) if isinstance(turn, Mapping) else turn
+    if role not in get_args(Role) or not isinstance(content, str):
+        raise ValueError(role)
+    return Message(role=role, content=content)  # type: ignore[arg-type]

@@ -115,10 +115,11 @@ def _check_options(format: str | None, fields: Mapping[str, str]) -> None:
 def _open_source(file: Path, format: str | None, fields: Mapping[str, str]) -> _Source:
     start = open_records(file)
     rows = _read_first_columns(file, start, fields)
+    columns = tuple(dict.fromkeys(chain(*_read_first_columns(file, start, {})))) if fields else ()
     for name, column in fields.items():
         if rows and not any(name in row for row in rows):
             raise UsageError(
-                f"no column {column!r} for the field {name!r}; there are {_list_columns(rows[0])}",
+                f"no column {column!r} for the field {name!r}; there are {_list_columns(columns)}",
                 file=file,
                 remedy="map the field to one of these columns",
             )
@@ -126,6 +127,13 @@ def _open_source(file: Path, format: str | None, fields: Mapping[str, str]) -> _
         format = "contract"
     if rows and not any(_fits(row, format) for row in rows):
         raise _make_format_error(file, format, rows[0])
+    if rows and all("instructions" in row and "instruction" not in row for row in rows):
+        raise DataError(
+            "there is a list of `instructions`, and which of them a row goes with is not said",
+            file=file,
+            remedy="pick one: fields={'instruction': 'instructions.0'}"
+            " (`--field instruction=instructions.0`)",
+        )
     found = format or next((name for row in rows if (name := detect_format(row))), "contract")
     return _Source(file=file, start=start, format=FORMATS[found], fields=fields)
 

@@ -18,7 +18,7 @@ from instructjax.models.load import load_checkpoint
 from instructjax.prompts.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Model:
     """Everything that scoring needs. Pass `graphdef` and `params` to the pure functions.
 
@@ -38,6 +38,13 @@ class Model:
     tokenizer: Tokenizer
     dtype: str
     fingerprint: str
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.name!r}, family={self.config.family!r}, "
+            f"{self.config.num_params / 1e6:,.1f}M parameters, {self.dtype}, "
+            f"fingerprint={self.fingerprint[:12]!r})"
+        )
 
 
 def abstract_decoder(config: DecoderConfig, dtype: str) -> tuple[nnx.GraphDef, nnx.State]:

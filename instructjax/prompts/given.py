@@ -39,6 +39,10 @@ def encode_given(
             f"the context {context!r} drops c or z, and token ids show neither",
             remedy="give text, or ask for the context cz only",
         )
+    if example.output is not None and None not in (example.prompt_ids, example.output_ids):
+        raise PromptError(
+            "there are both token ids and text", remedy="give prompt_ids and output_ids, or text"
+        )
     if example.prompt_ids is None or example.output_ids is None or example.output is not None:
         raise PromptError(
             "token ids are given for only one of prompt and response",

@@ -51,7 +51,7 @@ def select_parts(example: Example, context: str) -> Parts:
     ('', '', '1 + 1')
     """
     check_choice("context", context, CONTEXTS)
-    turns = (turn.content for turn in example.history)
+    turns = (turn.content for turn in example.turns)
     for text in (example.instruction, example.input, example.system or "", *turns):
         if not isinstance(text, str):
             raise PromptError(
@@ -61,7 +61,7 @@ def select_parts(example: Example, context: str) -> Parts:
         instruction=example.instruction if context in ("cz", "c") else "",
         input=example.input if context in ("cz", "z") else "",
         system=example.system or "",
-        history=tuple(example.history),
+        history=example.turns,
     )
 
 

@@ -20,7 +20,7 @@ from instructjax.prompts import vocabulary
 Ids = Sequence[int] | Integer[np.ndarray, " n"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer:
     """A `tokenizers.Tokenizer` with the rules of one model around it.
 
@@ -230,6 +230,9 @@ class Tokenizer:
     def pieces(self, ids: Ids) -> list[str]:
         """Each token as text, to display one by one; see `token_text`."""
         return [self.token_text(i) for i in ids]
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name!r}, {self.vocab_size:,} tokens)"
 
     @cached_property
     def fingerprint(self) -> str:

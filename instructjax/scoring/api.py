@@ -63,7 +63,7 @@ def score(
         ij.score(model, ij.Example(instruction="Add.", input="1 + 1", output=["2", "3"]))
     """
     contexts = parse_contexts(contexts)
-    if top_k < 0 or top_k > model.config.vocab_size:
+    if not isinstance(top_k, int) or not 0 <= top_k <= model.config.vocab_size:
         raise UsageError(
             f"top_k is {top_k}", remedy=f"give a number from 0 to {model.config.vocab_size}"
         )
@@ -78,6 +78,10 @@ def score(
     )
     if isinstance(examples, Example):
         examples = (examples,)
+    if not isinstance(examples, Iterable):
+        raise UsageError(
+            f"examples are of type {type(examples).__name__}", remedy="give an Example or a list"
+        )
     total = len(examples) if isinstance(examples, list | tuple) else None
     intake, work = Intake(), Work()
     with ScoringProgress(total, show=progress) as bar:

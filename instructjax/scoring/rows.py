@@ -150,12 +150,20 @@ def encode_row(
     """Requests for every candidate under every context: candidates outside, contexts inside.
 
     Raises:
-      DataError: the example has no response.
+      DataError: the example has no response, or neither instruction nor input.
       PromptError: it cannot be encoded faithfully under one of the contexts.
     """
     name = example.id or f"row {row + 1}"
     if not example.outputs and example.output_ids is None:
         raise DataError("there is no response", row=name, remedy="give `output`")
+    if not (example.instruction or example.input or example.system or example.history) and (
+        example.prompt_ids is None
+    ):
+        raise DataError(
+            "no instruction and no input",
+            row=name,
+            remedy="give one of them; the context none drops them for comparison",
+        )
     made = [encoder.encode(example, row=row, context=context) for context in contexts]
     requests = [request for candidate in zip(*made, strict=True) for request in candidate]
     for request in requests:

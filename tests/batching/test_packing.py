@@ -6,14 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.batching.packing import (
-    LARGE_COST,
     LARGE_TILE,
     ROW_LENGTHS,
     SMALL_TILE,
-    choose_tile,
     input_length,
     pack,
     row_length_for,
+    tile_for,
 )
 from instructjax.prompts.request import Request
 
@@ -89,21 +88,13 @@ def test_rows_come_in_few_shapes(drawn):
         assert row.batch.tile in (SMALL_TILE, LARGE_TILE)
 
 
-def test_the_tile_chosen_is_the_one_whose_steps_cost_less():
-    rng = np.random.default_rng(0)
-    chosen = set()
-    for _ in range(40):
-        lengths = rng.integers(1, rng.integers(2, 3000), 5).tolist()
-
-        def steps(tile, lengths=lengths):
-            return sum(
-                1 for n in lengths for q in range(0, n, tile) for k in range(0, n, tile) if k <= q
-            )
-
-        cheaper = steps(SMALL_TILE) <= LARGE_COST * steps(LARGE_TILE)
-        assert choose_tile(lengths) == (SMALL_TILE if cheaper else LARGE_TILE)
-        chosen.add(choose_tile(lengths))
-    assert chosen == {SMALL_TILE, LARGE_TILE}
+@settings(max_examples=30)
+@given(lengths_and_spans())
+def test_the_tile_of_a_request_is_its_own(drawn):
+    made = make(drawn)
+    for row in pack(made):
+        for index, _, _ in row.members:
+            assert row.batch.tile == tile_for(input_length(made[index]))
 
 
 def test_packing_is_the_same_each_time():
@@ -122,7 +113,7 @@ def test_many_short_requests_fill_rows():
 
 @pytest.mark.parametrize(
     ("length", "sizes"),
-    [(2049, [2048, 128]), (2050, [4096]), (4097, [4096, 128]), (5000, [8192])],
+    [(2049, [2048, 128]), (2050, [4096, 128]), (4097, [4096, 128]), (5000, [8192, 128])],
 )
 def test_a_request_longer_than_every_listed_row_gets_one_that_holds_it(length, sizes):
     rows = list(pack([request(30), request(length)]))

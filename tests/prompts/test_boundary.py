@@ -40,7 +40,7 @@ def encode(tokenizer, c, z, y, boundary, include_eos=True):
 
 @given(c=TEXT, z=TEXT, y=TEXT.filter(bool), include_eos=st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_exact_is_faithful_and_never_straddles(make_tokenizer, c, z, y, include_eos):
+def test_law_5_exact_is_faithful_and_never_straddles(make_tokenizer, c, z, y, include_eos):
     tokenizer = make_tokenizer()
     request = encode(tokenizer, c, z, y, "exact", include_eos)
     ((start, stop),) = request.spans
@@ -53,7 +53,7 @@ def test_exact_is_faithful_and_never_straddles(make_tokenizer, c, z, y, include_
 
 @given(c=TEXT.filter(bool), y=TEXT.filter(bool))
 @settings(max_examples=200, deadline=None)
-def test_joint_is_flagged_if_and_only_if_a_token_straddles(byte_level, make_tokenizer, c, y):
+def test_law_5_joint_is_flagged_if_and_only_if_a_token_straddles(byte_level, make_tokenizer, c, y):
     # The twin: a byte-level token has one character a byte, so its length is its size in bytes.
     ids = byte_level.encode(c + y, add_special_tokens=False).ids
     ends = np.cumsum([len(byte_level.id_to_token(i)) for i in ids]).tolist()
@@ -72,7 +72,7 @@ def test_joint_is_flagged_if_and_only_if_a_token_straddles(byte_level, make_toke
 
 @given(c=TEXT, z=TEXT, y=TEXT.filter(bool))
 @settings(max_examples=100, deadline=None)
-def test_spaced_tokenizers_keep_text_and_y(make_spaced_tokenizer, c, z, y):
+def test_law_5_spaced_tokenizers_keep_text_and_y(make_spaced_tokenizer, c, z, y):
     tokenizer = make_spaced_tokenizer()
     request = encode(tokenizer, c, z, y, "exact")
     ((start, _),) = request.spans

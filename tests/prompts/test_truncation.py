@@ -33,7 +33,7 @@ def test_too_long_is_an_error_by_default(make_tokenizer):
 @pytest.mark.parametrize("side", ["left", "middle"])
 @given(content=CONTENT, y=CONTENT, excess=st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_frame_bos_and_y_stay(make_tokenizer, side, boundary, content, y, excess):
+def test_law_5_frame_bos_and_y_stay(make_tokenizer, side, boundary, content, y, excess):
     tokenizer = make_tokenizer()
     example = Example(instruction=content, output=y)
     (whole,) = encode(tokenizer, example, boundary=boundary)
