@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -63,11 +62,11 @@ def read_requests(model: ij.Model, path: str, count: int) -> list[Request]:
 
 
 def run_ours(model: ij.Model, requests: list[Request], repeats: int) -> dict:
-    """Median of several passes after one that compiles."""
+    """The best of several passes after one that compiles."""
     start = time.perf_counter()
     list(score_requests(model, requests))
     cold = time.perf_counter() - start
-    seconds = []
+    seconds, scored, work = [], [], Work()
     for _ in range(repeats):
         work = Work()
         start = time.perf_counter()
@@ -75,7 +74,8 @@ def run_ours(model: ij.Model, requests: list[Request], repeats: int) -> dict:
         seconds.append(time.perf_counter() - start)
     return {
         "tool": "instructjax",
-        "seconds": statistics.median(seconds),
+        "batch_size": "auto",
+        "seconds": min(seconds),
         "first_pass_seconds": cold,
         "scores": [s.log_prob for s in scored],
         "useful_share_of_positions": work.useful_share,
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=192, help="how many requests")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="of the peers")
     parser.add_argument("--repeats", type=int, default=3, help="timed passes of ours")
+    parser.add_argument("--rounds", type=int, default=2, help="turns that ours and peers take")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="scoring.json", help="JSON file to write")
     args = parser.parse_args()
@@ -125,17 +126,28 @@ def main() -> None:
     tokens = sum(len(r.ids) for r in requests)
     scored = sum(r.num_tokens for r in requests)
 
-    bare = [bare_matmul_flops(model.config)]
-    ours = run_ours(model, requests, args.repeats)
-    bare.append(bare_matmul_flops(model.config))
+    # A shared machine changes speed from minute to minute: everything takes turns, bests count.
+    best: dict[tuple[str, object], dict] = {}
+    bare = []
+    for turn in range(args.rounds):
+        bare.append(bare_matmul_flops(model.config))
+        found = [run_ours(model, requests, args.repeats)]
+        bare.append(bare_matmul_flops(model.config))
+        print(
+            f"round {turn + 1}: ours {found[0]['seconds']:.1f} s; the others ...", file=sys.stderr
+        )
+        found += run_peers(requests, tools=PEERS, batch_sizes=args.batch_sizes)
+        for result in found:
+            key = result["tool"], result["batch_size"]
+            if key not in best or result["seconds"] < best[key]["seconds"]:
+                best[key] = result
+    results = list(best.values())
+    ours = results[0]
+    reference = ours["scores"]
     head = 2 * model.config.vocab_size * model.config.hidden_size
     useful = sum(map(input_length, requests)) * layer_flops(model.config) + scored * head
     rate = useful / ours["seconds"]
-    limit = statistics.mean(bare)
-    reference = ours["scores"]
-    print(f"ours: {ours['seconds']:.1f} s; now the others, a few minutes", file=sys.stderr)
-    peers = run_peers(requests, tools=PEERS, batch_sizes=args.batch_sizes)
-    results = [ours, *peers]
+    limit = max(bare)
 
     peer_best = min(r["seconds"] for r in results if r["tool"].startswith("lm-eval"))
     table = Table(title=f"{len(requests)} requests, {tokens:,} tokens, {scored:,} scored, float32")
@@ -159,7 +171,7 @@ def main() -> None:
         del result["scores"]
         table.add_row(
             result["tool"],
-            str(result.get("batch_size", "auto")),
+            str(result["batch_size"]),
             f"{result['seconds']:.1f}",
             f"{result['tokens_per_second']:.0f}",
             f"{result['times_lm_eval']:.2f}",
@@ -169,7 +181,7 @@ def main() -> None:
     console.print(table)
     console.print(
         f"useful matmul {rate / 1e9:.0f} GFLOP/s = {rate / limit:.2f} of a bare matmul "
-        f"({bare[0] / 1e9:.0f} before, {bare[1] / 1e9:.0f} after); "
+        f"(best of {len(bare)}: {limit / 1e9:.0f}); "
         f"{ours['useful_share_of_positions']:.3f} of positions useful; "
         f"{ours['programs']} programs, first pass {ours['first_pass_seconds']:.1f} s"
     )
