@@ -25,7 +25,7 @@ LIMIT = 1e-4
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", nargs="+", help="data files")
     parser.add_argument("--every", type=int, default=1, help="take one row in so many")
     args = parser.parse_args()

@@ -107,7 +107,7 @@ def run_peers(requests: list[Request], *, tools: list[str], batch_sizes: list[in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="a data file to take requests from")
     parser.add_argument("--requests", type=int, default=192, help="how many requests")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="of the peers")

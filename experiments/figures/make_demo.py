@@ -18,7 +18,7 @@ from instructjax.cli.demo_run import run_demo
 def main() -> None:
     console = Console(
         record=True,
-        width=84,
+        width=88,
         file=io.StringIO(),
         force_terminal=True,
         color_system="truecolor",

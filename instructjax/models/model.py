@@ -57,7 +57,7 @@ def fill(abstract: nnx.State, arrays: dict[str, Any]) -> nnx.State:
     if not same:
         raise ModelError("the parameters loaded are not the decoder's")
     for path, leaf in jax.tree.leaves_with_path(wanted):
-        found = arrays
+        found: Any = arrays
         for key in path:
             found = found[key.key]
         if found.shape != leaf.shape or found.dtype != leaf.dtype:

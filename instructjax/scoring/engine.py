@@ -169,7 +169,7 @@ def _checked(request: Request, model: Model) -> Request:
     return request
 
 
-def _explain(error: jax.errors.JaxRuntimeError, row: PackedRow) -> InstructJaxError:
+def _explain(error: Exception, row: PackedRow) -> InstructJaxError:
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
         return InstructJaxError(f"the device failed: {text}")

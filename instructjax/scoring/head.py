@@ -9,6 +9,7 @@ skipped. The backward pass keeps one log-normalizer a scored token and recompute
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,8 @@ def score_positions(
     (-1.0986, 2)
     """
     hidden, table, sources, targets, count = _vary_alike(hidden, table, sources, targets, count)
-    log_prob, *rest = _score(hidden, table, sources, targets, count, top_k)
-    return TokenScores(log_prob, *rest)
+    scores: Any = _score(hidden, table, sources, targets, count, top_k)
+    return TokenScores(*scores)
 
 
 def _vary_alike(*arrays: Array) -> list[Array]:
@@ -201,9 +202,11 @@ def _forward(hidden, table, sources, targets, count, top_k):
 
 
 def _score_fwd(hidden, table, sources, targets, count, top_k):
-    values = tuple(x.value for x in (hidden, table, sources, targets, count))
-    scores, log_norm = _forward(*values, top_k)
-    return scores, (*values, log_norm)
+    hidden, table, sources, targets, count = (
+        x.value for x in (hidden, table, sources, targets, count)
+    )
+    scores, log_norm = _forward(hidden, table, sources, targets, count, top_k)
+    return scores, (hidden, table, sources, targets, count, log_norm)
 
 
 def _score_bwd(top_k, saved, cotangents):
@@ -257,4 +260,4 @@ def _score_bwd(top_k, saved, cotangents):
     return d_hidden.astype(hidden.dtype), d_table.astype(table.dtype), None, None, None
 
 
-_score.defvjp(_score_fwd, _score_bwd, symbolic_zeros=True)
+_score.defvjp(fwd=_score_fwd, bwd=_score_bwd, symbolic_zeros=True)

@@ -53,7 +53,7 @@ def token_scores(
 
 def token_log_probs(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> Float[Array, "B M"]:
     """log p of every scored token, in nats; zero past `batch.num_scored`. Differentiable."""
-    return token_scores(graphdef, params, batch).log_prob
+    return jnp.asarray(token_scores(graphdef, params, batch).log_prob)
 
 
 def sequence_log_probs(

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.batching.packing import (
-    LONG,
-    LONG_TILE,
+    LARGE_COST,
+    LARGE_TILE,
     ROW_LENGTHS,
-    SHORT_TILE,
+    SMALL_TILE,
+    choose_tile,
     input_length,
     pack,
     row_length_for,
@@ -83,10 +84,26 @@ def test_every_request_is_placed_once_whole_and_apart(drawn):
 def test_rows_come_in_few_shapes(drawn):
     made = make(drawn)
     for row in pack(made):
-        longest = max(input_length(made[index]) for index, _, _ in row.members)
         assert row.batch.tokens.shape == (1, row_length_for(row.num_tokens))
         assert row.batch.tokens.shape[1] in (*ROW_LENGTHS, 4096)
-        assert row.batch.tile == (SHORT_TILE if longest <= LONG else LONG_TILE)
+        assert row.batch.tile in (SMALL_TILE, LARGE_TILE)
+
+
+def test_the_tile_chosen_is_the_one_whose_steps_cost_less():
+    rng = np.random.default_rng(0)
+    chosen = set()
+    for _ in range(40):
+        lengths = rng.integers(1, rng.integers(2, 3000), 5).tolist()
+
+        def steps(tile, lengths=lengths):
+            return sum(
+                1 for n in lengths for q in range(0, n, tile) for k in range(0, n, tile) if k <= q
+            )
+
+        cheaper = steps(SMALL_TILE) <= LARGE_COST * steps(LARGE_TILE)
+        assert choose_tile(lengths) == (SMALL_TILE if cheaper else LARGE_TILE)
+        chosen.add(choose_tile(lengths))
+    assert chosen == {SMALL_TILE, LARGE_TILE}
 
 
 def test_packing_is_the_same_each_time():

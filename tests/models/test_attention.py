@@ -223,7 +223,8 @@ def test_bfloat16_differs_from_float32_by_rounding_alone():
     positions, ends = lay_out([(13, ()), (9, ())], LENGTH)
     positions, ends = jnp.asarray(positions[None]), jnp.asarray(ends[None])
     q, k, v = tensors(7, LENGTH, dtype=jnp.bfloat16)
-    exact = by_hand(*(x.astype(jnp.float32) for x in (q, k, v)), np.asarray(ends))
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    exact = by_hand(wide[0], wide[1], wide[2], np.asarray(ends))
     used = np.asarray(ends).reshape(-1) > 0
     for out in (tiles[4](q, k, v, positions, ends), dense(q, k, v, ends)):
         assert out.dtype == jnp.bfloat16
@@ -246,5 +247,5 @@ def test_no_square_of_the_length_exists_in_the_cpu_program():
     assert len(shapes) > 50
     # heads x tile x tile at most, or the inputs with one tile of padding
     assert max(np.prod(shape) for shape in shapes) <= max(4 * 64 * 64, (length + 64) * 4 * 4)
-    square = jax.grad(weighted(lambda *a: attend_dense(*a[:3], a[4]), positions, ends))
+    square = jax.grad(weighted(lambda q, k, v, _, e: attend_dense(q, k, v, e), positions, ends))
     assert f"{length},{length}" in compiled_text(square, q, k, v)

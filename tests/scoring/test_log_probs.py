@@ -64,8 +64,8 @@ def test_shapes_and_zeros_past_what_is_scored(batch, scores):
 
 
 def test_sequence_log_probs_are_sums_of_tokens(model, batch, scores):
-    total = sequence_log_probs(model.graphdef, model.params, batch)
-    each = token_log_probs(model.graphdef, model.params, batch)
+    total = jax.jit(sequence_log_probs)(model.graphdef, model.params, batch)
+    each = jax.jit(token_log_probs)(model.graphdef, model.params, batch)
     np.testing.assert_allclose(each, scores.log_prob, atol=1e-5)
     np.testing.assert_allclose(total, np.asarray(each).sum(-1), rtol=1e-6)
     assert total[3] == 0
@@ -96,7 +96,7 @@ def test_gradients_reach_every_parameter(model, batch):
 
 def test_gradients_agree_with_a_finite_difference(model, batch):
     run = jax.jit(lambda p: sequence_log_probs(model.graphdef, p, batch).sum())
-    slope = jax.grad(run)(model.params)
+    slope = jax.jit(jax.grad(run))(model.params)
     rng = np.random.default_rng(3)
     direction = jax.tree.map(
         lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), model.params

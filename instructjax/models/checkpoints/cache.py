@@ -18,7 +18,7 @@ def cache_folder() -> Path:
 
 def enable_compilation_cache() -> None:
     """Let XLA keep compiled programs on disk, unless the caller has chosen a place already."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
