@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -73,7 +73,7 @@ class Example:
     @property
     def turns(self) -> tuple[Message, ...]:
         """The history as messages, however it was given."""
-        return tuple(map(_to_message, self.history))
+        return cast("tuple[Message, ...]", self.history)
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -114,10 +114,11 @@ def _check_options(format: str | None, fields: Mapping[str, str]) -> None:
 
 def _open_source(file: Path, format: str | None, fields: Mapping[str, str]) -> _Source:
     start = open_records(file)
-    rows = _read_first_columns(file, start, fields)
-    columns = tuple(dict.fromkeys(chain(*_read_first_columns(file, start, {})))) if fields else ()
+    first = _read_first_columns(file, start, fields)
+    rows = [mapped for _, mapped in first]
     for name, column in fields.items():
         if rows and not any(name in row for row in rows):
+            columns = tuple(dict.fromkeys(chain(*(written for written, _ in first))))
             raise UsageError(
                 f"no column {column!r} for the field {name!r}; there are {_list_columns(columns)}",
                 file=file,
@@ -140,8 +141,8 @@ def _open_source(file: Path, format: str | None, fields: Mapping[str, str]) -> _
 
 def _read_first_columns(
     file: Path, start: Callable[[], Iterator[Record]], fields: Mapping[str, str]
-) -> list[tuple[str, ...]]:
-    """Returns the names of the columns of the first rows, to tell the format by.
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Returns the columns of the first rows, as written and as mapped, to tell the format by.
 
     Several, because the very first may be broken or lack a column.
     """
@@ -155,7 +156,10 @@ def _read_first_columns(
                 f"nothing could be read ({first.reason})", file=file, remedy="repair the file"
             )
         values = (record.value for record in chain([first], records) if record.value is not None)
-        return [tuple(_map_fields(value, fields)) for value in islice(values, _DETECT_ROWS)]
+        return [
+            (tuple(value), tuple(_map_fields(value, fields)))
+            for value in islice(values, _DETECT_ROWS)
+        ]
 
 
 def _fits(row: tuple[str, ...], format: str | None) -> bool:

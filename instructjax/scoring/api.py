@@ -53,7 +53,7 @@ def score(
 
     Raises:
       UsageError: an unknown option.
-      DataError: an example has no response.
+      DataError: an example has no response, or neither instruction nor input.
       PromptError: an example cannot be encoded faithfully, or is longer than `max_length`.
         Both name the example by its id or its number.
 

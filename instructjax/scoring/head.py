@@ -116,12 +116,15 @@ def _rows(sources, targets):
     return size, sources, targets
 
 
-def _logits(chunk, weights):
+def compute_logits(
+    hidden: Float[Array, "*rows E"], table: Float[Array, "V E"]
+) -> Float[Array, "*rows V"]:
+    """Logits of hidden states over the rows of a table, in float32 whatever they are in."""
     return jnp.einsum(
-        "re,ve->rv",
-        chunk,
-        weights,
-        precision=precision_of(chunk.dtype),
+        "...e,ve->...v",
+        hidden,
+        table,
+        precision=precision_of(hidden.dtype),
         preferred_element_type=jnp.float32,
     )
 
@@ -140,7 +143,7 @@ def _forward(hidden, table, sources, targets, count, top_k):
         def one_tile(j, running):
             top, total, weighted, best, logit, above, k_logits, k_ids = running
             weights, ids, fresh, _ = tile(j)
-            x = jnp.where(fresh, _logits(h, weights), -jnp.inf)
+            x = jnp.where(fresh, compute_logits(h, weights), -jnp.inf)
             new_top = jnp.maximum(top, x.max(-1))
             keep = jnp.exp(top - new_top)
             e = jnp.exp(x - new_top[:, None])
@@ -235,7 +238,7 @@ def _score_bwd(top_k, saved, cotangents):
         def one_tile(j, carry):
             d_h, d_table = carry
             weights, ids, fresh, start = tile(j)
-            p = jnp.where(fresh, jnp.exp(_logits(h, weights) - norm[:, None]), 0)
+            p = jnp.where(fresh, jnp.exp(compute_logits(h, weights) - norm[:, None]), 0)
             hit = fresh & (ids == target[:, None])
             d_logits = (g[:, None] * (hit - p)).astype(hidden.dtype)
             d_h += jnp.matmul(d_logits, weights, precision=precision).astype(jnp.float32)

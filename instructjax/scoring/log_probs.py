@@ -12,8 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.batching.batch import Batch
-from instructjax.models.linear import precision_of
-from instructjax.scoring.head import TokenScores, score_positions
+from instructjax.scoring.head import TokenScores, compute_logits, score_positions
 
 
 def scored_mask(batch: Batch) -> Bool[Array, "B M"]:
@@ -72,11 +71,4 @@ def next_token_log_probs(
     """
     model = nnx.merge(graphdef, params)
     hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)[:, positions]
-    logits = jnp.einsum(
-        "bpe,ve->bpv",
-        hidden,
-        model.output_table,
-        precision=precision_of(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return jax.nn.log_softmax(logits)
+    return jax.nn.log_softmax(compute_logits(hidden, model.output_table))

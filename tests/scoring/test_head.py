@@ -148,14 +148,14 @@ def test_law_10_work_follows_the_number_of_scored_tokens(monkeypatch, count):
     monkeypatch.setattr(head, "ROWS", 4)
     monkeypatch.setattr(head, "COLUMNS", 8)
     shapes, calls = set(), []
-    plain = head._logits
+    plain = head.compute_logits
 
     def counted(chunk, weights):
         shapes.add((chunk.shape[0], weights.shape[0]))
         jax.debug.callback(lambda: calls.append(None))
         return plain(chunk, weights)
 
-    monkeypatch.setattr(head, "_logits", counted)
+    monkeypatch.setattr(head, "compute_logits", counted)
     hidden, table, sources, targets = problem()
     scores = score_positions(hidden, table, sources, targets, jnp.array(count))
     jax.block_until_ready(scores)
