@@ -49,10 +49,9 @@ def test_text_of_the_wrong_type_is_refused(make_tokenizer):
     object.__setattr__(example, "input", None)
     with pytest.raises(PromptError, match="NoneType stands where text is expected"):
         encode(make_tokenizer(), example)
-    example = Example(instruction="c", output="y")
-    object.__setattr__(example, "output", ("y", 3))
-    with pytest.raises(PromptError, match="row 7: response 2 of 2 is int, not text"):
-        encode(make_tokenizer(), example)
+    builder = PromptEncoder(make_tokenizer(), PromptOptions())._builder
+    with pytest.raises(PromptError, match="response 2 of 2 is int, not text"):
+        builder.response(3, None, name="response 2 of 2")
 
 
 class TestFlags:
