@@ -1,7 +1,8 @@
-"""Requests of any length into few fixed shapes, with little padding.
+"""Requests of any length into few fixed shapes, with little padding and no prefix computed twice.
 
-Several requests share a row, kept apart by `ends`; positions restart. Row lengths come from a
-short list, so that a run compiles a handful of programs whatever its data.
+Several requests share a row, laid out depth first: a prefix that they have in common stands once,
+before their own tokens, and `ends` says who sees whom. Row lengths come from a short list, so that
+a run compiles a handful of programs whatever its data.
 """
 
 from __future__ import annotations
@@ -14,32 +15,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructjax.batching.batch import Batch
+from instructjax.batching.prefix_tree import (
+    PrefixTree,
+    build_tree,
+    common_prefix,
+    cut_tree,
+    input_length,
+)
 from instructjax.prompts.request import Request
 
 ROW_LENGTHS = (128, 512, 1024, 2048)
+# Where a long prefix serves many requests, rows of this length repeat it less often. They run a
+# little slower a token, so they must save more than LONG_ROW_COST of the tokens.
+LONG_ROW, LONG_ROW_COST = 8192, 1.1
 # Queries and keys a tile of attention. Small tiles follow short sequences closely, large ones take
-# fewer steps: on CPU they are level at LONG tokens. Other platforms do not attend in tiles.
-SMALL_TILE, LARGE_TILE, LONG = 32, 256, 448
+# fewer steps; on CPU a step of the large costs LARGE_COST steps of the small (0.03 and 1 ms). Other
+# platforms do not attend in tiles.
+SMALL_TILE, LARGE_TILE, LARGE_COST = 32, 256, 36
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PackedRow:
     """One row and where its requests went.
 
     Attributes:
       batch: arrays with B = 1.
-      members: (index of the request, first, last + 1 of its entries in `batch.sources`).
-      num_tokens: positions that hold a request's token; the rest of the row is padding.
+      members: each request's index, and the entries of `batch.sources` that hold its scores.
+      num_tokens: positions that hold a token; the rest of the row is padding.
     """
 
     batch: Batch
-    members: tuple[tuple[int, int, int], ...]
+    members: tuple[tuple[int, np.ndarray], ...]
     num_tokens: int
-
-
-def input_length(request: Request) -> int:
-    """Tokens that must be computed: all before the last scored one."""
-    return request.spans[-1][1] - 1
 
 
 def row_length_for(tokens: int) -> int:
@@ -54,73 +61,166 @@ def row_length_for(tokens: int) -> int:
     return 1 << (tokens - 1).bit_length()
 
 
-def tile_for(length: int) -> int:
-    """The tile that attends over a sequence of `length` tokens in the least time.
+def pack(requests: Sequence[Request], tree: PrefixTree | None = None) -> Iterator[PackedRow]:
+    """Rows that together hold every request once, the fullest subtrees first.
 
-    >>> tile_for(150), tile_for(1000)
-    (32, 256)
+    The tree is cut into subtrees that fit a row, coarsely (most sharing) or finely (fullest rows),
+    whichever computes the fewest positions.
+
+    Args:
+      requests: a window of them; rows do not depend on their order.
+      tree: of these requests, if it is at hand.
     """
-    return SMALL_TILE if length <= LONG else LARGE_TILE
+    tree = tree or build_tree(requests)
+    standard = ROW_LENGTHS[-1]
+    plans = [_place(tree, standard, limit) for limit in (standard, standard // 4, 0)]
+    if tree.num_tokens > standard:
+        plans.append(_place(tree, LONG_ROW, LONG_ROW))
+    costs = [_cost(plan) for plan in plans]
+    for runs in plans[costs.index(min(costs))]:
+        members = [tree.order[place] for run, _ in sorted(runs, key=_first) for place in run]
+        yield _fill(requests, members)
 
 
-def pack(requests: Sequence[Request]) -> Iterator[PackedRow]:
-    """Rows that together hold every request once, longest requests first.
-
-    Best fit, decreasing: each request goes to the fullest row that still has room. Requests of
-    different tiles never share a row, so that no request's program depends on its neighbours but
-    for the length of the row.
-    """
-    lengths = [input_length(request) for request in requests]
-    order = sorted(range(len(requests)), key=lambda i: -lengths[i])
-    for tile in (LARGE_TILE, SMALL_TILE):
-        members = [i for i in order if tile_for(lengths[i]) == tile]
-        for row in _place(lengths, members):
-            yield _fill(requests, row, tile)
+def _first(run: tuple[range, int]) -> int:
+    return run[0].start
 
 
-def _place(lengths: Sequence[int], order: Sequence[int]) -> list[list[int]]:
+def _place(tree: PrefixTree, capacity: int, limit: int) -> list[list[tuple[range, int]]]:
+    """Best fit, decreasing: each subtree goes to the fullest row that still has room."""
     room: list[tuple[int, int]] = []
-    rows: list[list[int]] = []
-    for i in order:
-        capacity = max(row_length_for(lengths[i]), ROW_LENGTHS[-1])
-        at = bisect_left(room, (lengths[i], -1))
+    rows: list[list[tuple[range, int]]] = []
+    for run in sorted(cut_tree(tree, limit), key=lambda run: (-run[1], run[0].start)):
+        size = run[1]
+        at = bisect_left(room, (size, -1))
         if at == len(room):
-            left, row = capacity, len(rows)
+            left, row = max(row_length_for(size), capacity), len(rows)
             rows.append([])
         else:
             left, row = room.pop(at)
-        rows[row].append(i)
-        insort(room, (left - lengths[i], row))
+        rows[row].append(run)
+        insort(room, (left - size, row))
     return rows
 
 
-def _fill(requests: Sequence[Request], members: list[int], tile: int) -> PackedRow:
-    total = sum(input_length(requests[i]) for i in members)
-    length = row_length_for(total)
-    tokens, positions, ends, sources, targets = np.zeros((5, 1, length), np.int32)
-    start = scored = 0
-    slots = []
-    for i in members:
-        request = requests[i]
+def _cost(rows: list[list[tuple[range, int]]]) -> float:
+    total = 0.0
+    for runs in rows:
+        length = row_length_for(sum(size for _, size in runs))
+        total += length * (LONG_ROW_COST if length >= LONG_ROW else 1.0)
+    return total
+
+
+def choose_tile(positions: np.ndarray, ends: np.ndarray) -> int:
+    """The tile that attends over a row in the least time.
+
+    >>> short, long = (np.arange(n) for n in (100, 1000))
+    >>> choose_tile(short, np.full(100, 100)), choose_tile(long, np.full(1000, 1000))
+    (32, 256)
+    """
+    small = count_steps(positions, ends, SMALL_TILE)
+    large = count_steps(positions, ends, LARGE_TILE)
+    return SMALL_TILE if small <= LARGE_COST * large else LARGE_TILE
+
+
+def count_steps(positions: np.ndarray, ends: np.ndarray, tile: int) -> int:
+    """Pairs of a tile of queries and a tile of keys that it sees, over all trees of a row.
+
+    Args:
+      positions: int [n], depth of each token; 0 begins a tree. No padding.
+      ends: int [n], the first index that no longer sees each token.
+      tile: queries and keys a tile.
+    """
+    roots = np.flatnonzero(positions == 0)
+    steps = 0
+    for root, stop in zip(roots, [*roots[1:], len(positions)], strict=True):
+        starts = np.arange(root, stop, tile)
+        last_seen = np.maximum.reduceat(ends[root:stop], starts - root)
+        steps += int(((starts <= starts[:, None]) & (last_seen > starts[:, None])).sum())
+    return steps
+
+
+class _Row:
+    """A row filled request by request, in depth-first order."""
+
+    def __init__(self, capacity: int) -> None:
+        self.tokens, self.positions, self.ends = np.zeros((3, capacity), np.int32)
+        self.sources: list[np.ndarray] = []
+        self.targets: list[np.ndarray] = []
+        self.stop = 0
+        self.num_scored = 0
+        self.entry = np.full(capacity, -1)  # of each token, where it is a target
+        self.last: dict[tuple[int, int], int] = {}  # the same of tokens that need no position
+        self.path = np.zeros(capacity, np.int32)  # the current request's tokens, by depth
+        self.depth = 0
+
+    def add(self, request: Request, shared: int) -> np.ndarray:
+        """Puts a request behind `shared` tokens of the one before it; returns its entries."""
+        self._close(shared)
         size = input_length(request)
-        stop = start + size
-        tokens[0, start:stop] = request.ids[:size]
-        positions[0, start:stop] = np.arange(size)
-        ends[0, start:stop] = stop
-        first = scored
-        for a, b in request.spans:
-            sources[0, scored : scored + b - a] = np.arange(start + a - 1, start + b - 1)
-            targets[0, scored : scored + b - a] = request.ids[a:b]
-            scored += b - a
-        slots.append((i, first, scored))
-        start = stop
-    batch = Batch(
-        tokens=jnp.asarray(tokens),
-        positions=jnp.asarray(positions),
-        ends=jnp.asarray(ends),
-        sources=jnp.asarray(sources),
-        targets=jnp.asarray(targets),
-        num_scored=jnp.asarray([scored], jnp.int32),
-        tile=tile,
-    )
-    return PackedRow(batch=batch, members=tuple(slots), num_tokens=total)
+        own = slice(self.stop, self.stop + size - shared)
+        self.tokens[own] = request.ids[shared:size]
+        self.positions[own] = np.arange(shared, size)
+        self.path[shared:size] = np.arange(own.start, own.stop)
+        self.stop, self.depth = own.stop, size
+        inner = [self._score(start, min(stop, size)) for start, stop in request.spans]
+        return np.concatenate([*inner, self._score_last(int(request.ids[size]))])
+
+    def _score(self, start: int, stop: int) -> np.ndarray:
+        """Entries of the tokens of the current path from depth `start` to `stop`."""
+        places = self.path[start:stop]
+        entries = self.entry[places]
+        new = entries < 0
+        entries[new] = self._enter(self.path[start - 1 : stop - 1][new], self.tokens[places][new])
+        self.entry[places] = entries
+        return entries
+
+    def _score_last(self, target: int) -> np.ndarray:
+        """The entry of a token after the current path: nothing follows it, so it has no place."""
+        source = int(self.path[self.depth - 1])
+        if (source, target) not in self.last:
+            entry = self._enter(np.array([source]), np.array([target]))
+            self.last[source, target] = int(entry[0])
+        return np.array([self.last[source, target]])
+
+    def _enter(self, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        self.sources.append(sources)
+        self.targets.append(targets)
+        self.num_scored += len(sources)
+        return np.arange(self.num_scored - len(sources), self.num_scored)
+
+    def _close(self, depth: int) -> None:
+        """No later token sees what is deeper than `depth` on the current path."""
+        self.ends[self.path[depth : self.depth]] = self.stop
+        self.depth = depth
+
+    def finish(self) -> Batch:
+        """The row as a batch of one, padded to an allowed length."""
+        self._close(0)
+        used, scored = self.stop, self.num_scored
+        tokens, positions, ends, sources, targets = np.zeros(
+            (5, 1, row_length_for(max(used, scored))), np.int32
+        )
+        tokens[0, :used] = self.tokens[:used]
+        positions[0, :used] = self.positions[:used]
+        ends[0, :used] = self.ends[:used]
+        sources[0, :scored] = np.concatenate(self.sources)
+        targets[0, :scored] = np.concatenate(self.targets)
+        return Batch(
+            tokens=jnp.asarray(tokens),
+            positions=jnp.asarray(positions),
+            ends=jnp.asarray(ends),
+            sources=jnp.asarray(sources),
+            targets=jnp.asarray(targets),
+            num_scored=jnp.asarray([scored], jnp.int32),
+            tile=choose_tile(self.positions[:used], self.ends[:used]),
+        )
+
+
+def _fill(requests: Sequence[Request], members: list[int]) -> PackedRow:
+    shared = [0]
+    for before, after in zip(members, members[1:], strict=False):
+        shared.append(common_prefix(requests[before], requests[after]))
+    row = _Row(sum(input_length(requests[i]) for i in members) - sum(shared))
+    slots = tuple((i, row.add(requests[i], n)) for i, n in zip(members, shared, strict=True))
+    return PackedRow(batch=row.finish(), members=slots, num_tokens=row.stop)

@@ -13,11 +13,12 @@ import tyro
 from instructjax.cli.demo import Demo
 from instructjax.cli.info import Info
 from instructjax.cli.messages import say_error
+from instructjax.cli.rank import Rank
 from instructjax.cli.score import Score
 from instructjax.errors import InstructJaxError
 
-VERBS = {"demo": Demo, "score": Score, "info": Info}
-Verb = Demo | Score | Info
+VERBS = {"demo": Demo, "score": Score, "rank": Rank, "info": Info}
+Verb = Demo | Score | Rank | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -88,6 +89,7 @@ def _parse(args: list[str]) -> Verb:
     return tyro.cli(
         Annotated[Demo, subcommand("demo")]
         | Annotated[Score, subcommand("score")]
+        | Annotated[Rank, subcommand("rank")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]
         prog="instructjax",
         description="Pr(y | c, z) of instruction-tuned language models: c the instruction, z the "

@@ -14,7 +14,8 @@ class Score:
     """Write log Pr(y | c, z) of every row of a data file, with each token's, to a table.
 
     Rows are read, scored and written as a stream. Rows that cannot be used go to
-    OUT.rejects.jsonl with place and reason. The table appears when it is complete.
+    OUT.rejects.jsonl with place and reason. The table appears when it is complete. A run that is
+    stopped, in whatever way, keeps what it has in OUT.parts; the same command goes on.
     """
 
     EXAMPLE: ClassVar[str] = "instructjax score rows.jsonl --out scores.parquet --contexts cz,z"
@@ -48,7 +49,10 @@ class Score:
     strict: bool = False
     """Check all rows first; if one cannot be used, stop with exit code 1 and write nothing."""
     overwrite: bool = False
-    """Replace an existing table."""
+    """Replace an existing table, and drop what a stopped run of another kind has left."""
+    cache: Path | None = None
+    """A folder: scores of earlier runs with the same weights and ids are taken from it, and those
+    of this run are added."""
 
     def run(self) -> int:
         """Does it; returns the exit code."""
@@ -58,4 +62,8 @@ class Score:
 
     def describe_interrupt(self) -> str:
         """What an interrupt leaves."""
+        from instructjax.scoring.resume import count_kept
+
+        if kept := count_kept(self.out):
+            return f"{kept:,} rows are scored and kept; the same command goes on from there"
         return f"nothing was written to {self.out}; compiled programs are kept for the next run"

@@ -1,45 +1,45 @@
-"""`instructjax score`: from a data file to a score table, as a stream."""
+"""`instructjax score`: from a data file to a score table, as a stream that can be stopped."""
 
 from __future__ import annotations
 
-import json
-import os
+import dataclasses
 import sys
-from collections.abc import Callable, Iterator
-from itertools import islice
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from typing import Any
 
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.cli.row_count import estimate_rows
 from instructjax.cli.score import Score
-from instructjax.cli.score_summary import ScoreSummary
+from instructjax.cli.score_checks import check_all, check_apart, make_reject
+from instructjax.cli.score_summary import Counts, show_summary
 from instructjax.data import Example, Reject, RejectsFile, read_examples
 from instructjax.data.files import find_files
-from instructjax.data.rejects import shorten_raw
 from instructjax.display.progress import ScoringProgress
-from instructjax.errors import DataError, InstructJaxError, PromptError, UsageError
+from instructjax.errors import DataError, PromptError, UsageError
 from instructjax.models import Model, load_model, parse_spec
-from instructjax.prompts import PromptEncoder, PromptOptions
+from instructjax.prompts import PromptEncoder, PromptOptions, Request
+from instructjax.scoring import chunks
 from instructjax.scoring.api import make_encoder
+from instructjax.scoring.cache import ScoreCache
 from instructjax.scoring.engine import Work
+from instructjax.scoring.manifest import describe_files
 from instructjax.scoring.metadata import describe_run
-from instructjax.scoring.rows import Intake, encode_row, parse_contexts, score_rows
+from instructjax.scoring.resume import Parts, is_finished, open_parts
+from instructjax.scoring.rows import encode_row, parse_contexts
+from instructjax.scoring.stream import Headway, ScoredChunk, score_chunks
 from instructjax.scoring.table import to_record
-from instructjax.scoring.table_files import check_target, open_table
+from instructjax.scoring.table_files import check_target
 
-SHOWN_REASONS = 5
-
-
-class _NothingScored(Exception):
-    """Leaves the table unwritten."""
+Rows = Iterator[Example | Reject]
 
 
 def run_score(options: Score) -> int:
     """Scores a data file; returns the exit code.
 
     Raises:
-      InstructJaxError: nothing was written; see the message.
+      InstructJaxError: there is no new table; see the message. What was scored is kept.
     """
     contexts = parse_contexts(options.contexts)
     prompt_options: dict[str, Any] = {
@@ -52,26 +52,46 @@ def run_score(options: Score) -> int:
     }
     PromptOptions(**prompt_options)
     fields = parse_fields(options.field)
-    check_target(options.out, overwrite=options.overwrite)
+    check_target(options.out, overwrite=options.overwrite or is_finished(options.out))
     # Files are opened and their columns checked here, before any time goes into the model.
     rows = read_examples(options.data, format=options.format, fields=fields)
-    _check_apart(options.data, options.out)
+    check_apart(options.data, options.out)
     parse_spec(options.model)
     if sys.stderr.isatty():
         print(f"loading {escape_controls(options.model)}", file=sys.stderr)
     model = load_model(options.model, dtype=options.dtype)
     encoder = make_encoder(model, **prompt_options)
-    if options.strict:
-        again = read_examples(options.data, format=options.format, fields=fields)
-        if not _check_all(again, lambda example: encode_row(model, encoder, example, 0, contexts)):
+    metadata = describe_run(model, encoder, contexts)
+    inputs = _describe_inputs(options, fields)
+    with open_parts(options.out, metadata, inputs, overwrite=options.overwrite) as parts:
+        if parts.complete:
+            print(f"{escape_controls(str(options.out))} is complete: an earlier run had written it")
+            return 0
+        if parts.done:
+            say_error(f"going on after {parts.rows:,} rows that are scored", label="")
+        elif options.strict:
+            again = read_examples(options.data, format=options.format, fields=fields)
+            if not check_all(again, lambda row: encode_row(model, encoder, row, 0, contexts)):
+                parts.discard()
+                return 1
+        caching = nullcontext() if options.cache is None else ScoreCache(options.cache, model)
+        with caching as cache:
+            headway, work = _score(options, model, encoder, contexts, rows, parts, cache)
+        counts = Counts()
+        with RejectsFile(options.out) as rejects:
+            for note in parts.read_notes():
+                counts.merge(Counts.from_json(note["counts"]))
+                for reject in note["rejects"]:
+                    rejects.write(Reject(**reject))
+        if not counts.scores:
+            parts.discard()
+            say_error(
+                f"no row could be scored, and {options.out} was not written; {rejects.summarize()}"
+            )
             return 1
-    with RejectsFile(options.out) as rejects:
-        summary = _score(options, model, encoder, contexts, rows, rejects)
-    if summary is not None:
-        summary.show(out=options.out, rejects=rejects)
-        return 0
-    say_error(f"no row could be scored, and {options.out} was not written; {rejects.summarize()}")
-    return 1
+        parts.finish()
+    show_summary(counts, work=work, headway=headway, cache=cache, out=options.out, rejects=rejects)
+    return 0
 
 
 def _score(
@@ -79,55 +99,65 @@ def _score(
     model: Model,
     encoder: PromptEncoder,
     contexts: tuple[str, ...],
-    rows: Iterator[Example | Reject],
-    rejects: RejectsFile,
-) -> ScoreSummary | None:
-    intake, work = Intake(), Work()
-    unread, checked = 0, False
+    rows: Rows,
+    parts: Parts,
+    cache: ScoreCache | None,
+) -> tuple[Headway, Work]:
+    """Scores what is not done yet; a thread writes each chunk while the next one is scored."""
+    checked = False
 
-    def examples() -> Iterator[Example]:
-        nonlocal unread
-        for row in rows:
-            if isinstance(row, Example):
-                yield row
-            else:
-                unread += 1
-                rejects.write(row)
-
-    def reject(example: Example, error: InstructJaxError) -> None:
+    def encode(row: Example | Reject, place: int) -> list[Request] | Reject:
         nonlocal checked
-        if not checked and example.prompt_ids is None:
-            # What no text could pass, such as a missing chat template, is no fault of the row.
-            encoder.check()
-            checked = True
-        rejects.write(make_reject(example, error))
+        if isinstance(row, Reject):
+            return row
+        try:
+            return encode_row(model, encoder, row, place, contexts)
+        except (DataError, PromptError) as error:
+            if not checked and row.prompt_ids is None:
+                # What no text could pass, such as a missing chat template, is no fault of the row.
+                encoder.check()
+                checked = True
+            return make_reject(row, error)
 
-    metadata = describe_run(model, encoder, contexts)
+    headway, work = Headway(rows=parts.rows), Work()
     progress = ScoringProgress(estimate_rows(options.data), log=True)
-    summary = ScoreSummary(work=work)
-    try:
-        with (
-            open_table(options.out, metadata, overwrite=options.overwrite) as write,
-            progress,
-        ):
-            for row in score_rows(
-                model,
-                examples(),
-                encoder=encoder,
-                contexts=contexts,
-                on_error=reject,
-                intake=intake,
-                work=work,
-                on_progress=lambda: progress.update(unread + intake.count_done(work), work.useful),
-            ):
-                write(to_record(row))
-                summary.add(row)
-            summary.seconds = progress.seconds
-            if not summary.scores:
-                raise _NothingScored
-    except _NothingScored:
-        return None
-    return summary
+    scored = score_chunks(
+        model,
+        chunks.make_chunks(rows, encode, done=parts.done.copy()),
+        cache=cache,
+        headway=headway,
+        work=work,
+        on_progress=lambda: progress.update(headway.rows, work.useful),
+    )
+    writing: Future[None] | None = None
+    with progress, ThreadPoolExecutor(1, thread_name_prefix="write") as writer, closing(scored):
+        for chunk in scored:
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_write, parts, chunk)
+        if writing is not None:
+            writing.result()
+    return headway, work
+
+
+def _write(parts: Parts, chunk: ScoredChunk) -> None:
+    counts = Counts()
+    for row in chunk.rows:
+        counts.add(row)
+    rejects = [dataclasses.asdict(row) for row in chunk.failures if isinstance(row, Reject)]
+    note = {"counts": counts.to_json(), "rejects": rejects}
+    parts.add(chunk.first, chunk.stop, map(to_record, chunk.rows), note)
+
+
+def _describe_inputs(options: Score, fields: Mapping[str, str]) -> dict[str, str]:
+    """What the rows of the table depend on beside the model and the rules of its prompts."""
+    return {
+        "format": options.format or "detected",
+        "field": ", ".join(f"{name}={column}" for name, column in sorted(fields.items())) or "none",
+        "strict": str(options.strict).lower(),
+        "chunks": f"{chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} tokens",
+        **describe_files(find_files(options.data)),
+    }
 
 
 def parse_fields(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -149,55 +179,3 @@ def parse_fields(pairs: tuple[str, ...]) -> dict[str, str]:
             )
         fields[name] = column
     return fields
-
-
-def make_reject(example: Example, error: InstructJaxError) -> Reject:
-    """A row that was read and cannot be scored, with the place that it was read from."""
-    file, place = example.place or ("", example.id or "")
-    kind = "cannot be encoded" if isinstance(error, PromptError) else "cannot be used"
-    remedy = f"; {error.remedy}" if error.remedy else ""
-    names = ("instruction", "input", "output", "prompt_ids", "output_ids")
-    values = {name: value for name in names if (value := getattr(example, name))}
-    return Reject(
-        file=file,
-        row=place,
-        reason=f"{kind}: {error.message}{remedy}",
-        raw=shorten_raw(json.dumps(values, ensure_ascii=False, default=str)),
-    )
-
-
-def _check_all(rows: Iterator[Example | Reject], encode: Callable[[Example], object]) -> bool:
-    """Whether every row can be scored; says on standard error which cannot."""
-
-    def find() -> Iterator[Reject]:
-        for row in rows:
-            if isinstance(row, Reject):
-                yield row
-                continue
-            try:
-                encode(row)
-            except (DataError, PromptError) as error:
-                yield make_reject(row, error)
-
-    found = find()
-    first = list(islice(found, SHOWN_REASONS))
-    if not first:
-        return True
-    count = len(first) + sum(1 for _ in found)
-    noun = "1 row" if count == 1 else f"{count:,} rows"
-    say_error(f"{noun} cannot be used; with --strict nothing is scored or written")
-    for reject in first:
-        say_error(f"{reject.file}, {reject.row}: {reject.reason}", label="  ")
-    if count > len(first):
-        say_error(f"and {count - len(first):,} more", label="  ")
-    return False
-
-
-def _check_apart(data: Path, out: Path) -> None:
-    """Refuses to write where it reads."""
-    written = {os.path.realpath(path) for path in (out, f"{out}.rejects.jsonl", f"{out}.meta.json")}
-    for file in find_files(data):
-        if os.path.realpath(file) in written:
-            raise UsageError(
-                "is data and would be overwritten", file=file, remedy="choose another --out"
-            )

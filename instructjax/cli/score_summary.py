@@ -1,19 +1,23 @@
-"""What `instructjax score` says at the end."""
+"""What `instructjax score` counts, and what it says at the end."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.data import RejectsFile
+from instructjax.scoring.cache import ScoreCache
 from instructjax.scoring.engine import Work
 from instructjax.scoring.rows import ScoredRow
+from instructjax.scoring.stream import Headway
 
 
 @dataclass(kw_only=True)
@@ -28,16 +32,9 @@ class ContextTotals:
 
 
 @dataclass(kw_only=True)
-class ScoreSummary:
-    """Counts scores as they pass; constant memory.
+class Counts:
+    """Counts of scores, kept with each part of a table and added up at the end."""
 
-    Attributes:
-      work: positions computed and programs compiled.
-      seconds: that scoring took.
-    """
-
-    work: Work
-    seconds: float = 0.0
     by_context: dict[str, ContextTotals] = field(default_factory=dict)
     flags: Counter[str] = field(default_factory=Counter)
     rows: int = 0
@@ -62,36 +59,84 @@ class ScoreSummary:
             self._last = row.scored.request.row
             self.rows += 1
 
-    def show(self, *, out: Path, rejects: RejectsFile) -> None:
-        """Prints the table and what was written; a warning if rows were left out."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("context", "scores", "tokens", "nats a token", "bits a byte", "greedy"):
-            table.add_column(name, justify="left" if name == "context" else "right")
-        for context, totals in self.by_context.items():
-            bits = -totals.nats / (math.log(2) * totals.bytes) if totals.bytes else math.nan
-            table.add_row(
-                context,
-                f"{totals.scores:,}",
-                f"{totals.tokens:,}",
-                f"{totals.nats / totals.tokens:.4f}",
-                f"{bits:.4f}",
-                f"{totals.greedy / totals.scores:.1%}",
-            )
-        Console().print(table)
-        work, programs = self.work, len(self.work.programs)
-        print(
-            f"{work.useful:,} tokens in {self.seconds:.1f} s "
-            f"({work.useful / max(self.seconds, 1e-9):,.0f} a second), "
-            f"{work.useful_share:.0%} of the positions computed held one; "
-            f"{programs} program{'' if programs == 1 else 's'}"
+    def merge(self, other: Counts) -> None:
+        """Adds the counts of other rows."""
+        for context, more in other.by_context.items():
+            totals = self.by_context.setdefault(context, ContextTotals())
+            for name, value in dataclasses.asdict(more).items():
+                setattr(totals, name, getattr(totals, name) + value)
+        self.flags += other.flags
+        self.rows += other.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as JSON values."""
+        contexts = {name: dataclasses.asdict(totals) for name, totals in self.by_context.items()}
+        return {"by_context": contexts, "flags": dict(self.flags), "rows": self.rows}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Counts:
+        """The counts that `to_json` wrote.
+
+        >>> counts = Counts(by_context={"cz": ContextTotals(scores=2, nats=-0.1)}, rows=1)
+        >>> Counts.from_json(counts.to_json()) == counts
+        True
+        """
+        contexts = {name: ContextTotals(**totals) for name, totals in values["by_context"].items()}
+        return cls(by_context=contexts, flags=Counter(values["flags"]), rows=values["rows"])
+
+
+def show_summary(
+    counts: Counts,
+    *,
+    work: Work,
+    headway: Headway,
+    cache: ScoreCache | None,
+    out: Path,
+    rejects: RejectsFile,
+) -> None:
+    """Prints the table and what was written; a warning if rows were left out."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("context", "scores", "tokens", "nats a token", "bits a byte", "greedy"):
+        table.add_column(name, justify="left" if name == "context" else "right")
+    for context, totals in counts.by_context.items():
+        bits = -totals.nats / (math.log(2) * totals.bytes) if totals.bytes else math.nan
+        table.add_row(
+            context,
+            f"{totals.scores:,}",
+            f"{totals.tokens:,}",
+            f"{totals.nats / totals.tokens:.4f}",
+            f"{bits:.4f}",
+            f"{totals.greedy / totals.scores:.1%}",
         )
-        if self.flags:
-            counts = ", ".join(f"{n:,} {name}" for name, n in self.flags.most_common())
-            print(f"flagged in the column status: {counts}")
-        rows = "1 row" if self.rows == 1 else f"{self.rows:,} rows"
-        scores = "1 score" if self.scores == 1 else f"{self.scores:,} scores"
-        kinds = ", ".join(f"{n:,} {kind}" for kind, n in rejects.counts.most_common())
-        left_out = f"left out {rejects.total:,} ({kinds})" if kinds else "nothing was left out"
-        print(escape_controls(f"wrote {scores} of {rows} to {out}; {left_out}"), flush=True)
-        if rejects.total:
-            say_error(rejects.summarize(), label="warning: ")
+    Console().print(table)
+    if work.computed:
+        print(_describe_work(work, headway))
+    if cache is not None:
+        asked = cache.hits + cache.misses
+        print(escape_controls(f"{cache.hits:,} of {asked:,} scores were found in {cache.path}"))
+    if counts.flags:
+        flags = ", ".join(f"{n:,} {name}" for name, n in counts.flags.most_common())
+        print(f"flagged in the column status: {flags}")
+    rows = "1 row" if counts.rows == 1 else f"{counts.rows:,} rows"
+    scores = "1 score" if counts.scores == 1 else f"{counts.scores:,} scores"
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in rejects.counts.most_common())
+    left_out = f"left out {rejects.total:,} ({kinds})" if kinds else "nothing was left out"
+    print(escape_controls(f"wrote {scores} of {rows} to {out}; {left_out}"), flush=True)
+    if rejects.total:
+        say_error(rejects.summarize(), label="warning: ")
+
+
+def _describe_work(work: Work, headway: Headway) -> str:
+    programs = len(work.programs)
+    parts = [
+        f"{work.requested:,} tokens in {headway.seconds:.1f} s "
+        f"({work.requested / max(headway.seconds, 1e-9):,.0f} a second)"
+    ]
+    if work.useful < work.requested:
+        parts.append(f"{work.useful:,} computed, as prefixes are shared")
+    parts += [
+        f"{work.useful_share:.0%} of the positions computed held one",
+        f"{programs} program{'' if programs == 1 else 's'}",
+        f"the model waited for rows {headway.waiting_share:.1%} of the time",
+    ]
+    return "; ".join(parts)

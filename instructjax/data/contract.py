@@ -11,7 +11,7 @@ from instructjax.data.rejects import BadRow
 
 NAMES = ("id", "instruction_id", "input_id", "task", "category")
 CONTRACT = ("instruction", "input", "output", "system", "history", "prompt_ids", "output_ids")
-CONTRACT += NAMES
+CONTRACT += ("answer", *NAMES)
 
 # Names of roles in chat files (OpenAI's and ShareGPT's) to the three that there are.
 ROLES = {
@@ -33,7 +33,8 @@ def build_example(
     """Makes an `Example` of a row with the contract's columns; others are ignored.
 
     Null and NaN mean that a column has no value. Texts are kept as they are, character by
-    character. Names to group by may be numbers and become text.
+    character. Names to group by may be numbers and become text. An `answer` that is no
+    whole number and no text is ignored, unless `columns` says that it was asked for.
 
     Args:
       row: values by the contract's names.
@@ -70,6 +71,7 @@ def build_example(
         **ids,
         output=output,
         history=check_messages(values.get("history", ()), shown["history"]),
+        answer=_check_answer(values.get("answer"), shown["answer"], "answer" in (columns or {})),
         **names,
         place=place,
     )
@@ -168,6 +170,22 @@ def _check_id_list(value: Any, shown: str, empty: str) -> tuple[int, ...]:
                 f"wrong type: {shown} holds {item!r:.80}; token ids are whole numbers >= 0"
             )
     return tuple(value)
+
+
+def _check_answer(value: Any, shown: str, wanted: bool) -> int | str | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers with gaps, as pandas writes it
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _check_text(value, shown) or None
+    if value is None or not wanted:
+        # Files have columns of this name that mean something else.
+        return None
+    raise BadRow(
+        f"wrong type: {shown} is {_name_type(value)}; it must be the index or the text of the"
+        " right response"
+    )
 
 
 def _check_names(values: Mapping[str, Any], shown: Mapping[str, str]) -> dict[str, Any]:

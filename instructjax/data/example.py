@@ -37,6 +37,7 @@ class Example:
       system: a system turn, put before everything else by chat layouts.
       history: earlier turns of the conversation, oldest first: messages, dicts with `role` and
         `content`, or pairs of these.
+      answer: the right one among several y, if it is known: its index from 0, or its text.
       prompt_ids: token ids of the whole prompt, used as they are.
       output_ids: token ids of y (or of several y), used as they are: nothing is appended.
       place: file and row that a reader took it from, to name in messages; no part of equality.
@@ -55,6 +56,7 @@ class Example:
     category: str | None = None
     system: str | None = None
     history: Sequence[Message | Mapping[str, str] | tuple[str, str]] = ()
+    answer: int | str | None = None
     prompt_ids: Sequence[int] | np.ndarray | None = None
     output_ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray | None = None
     place: tuple[str, str] | None = field(default=None, compare=False, repr=False)

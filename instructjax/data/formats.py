@@ -83,8 +83,18 @@ def _convert_big_bench(row: Row, stem: str) -> dict[str, Any]:
         # The prefix is what the benchmark puts before every input; the description is about it.
         "instruction": row.get("task_prefix") or row.get("description"),
         "output": list(scores) if isinstance(scores, Mapping) else row.get("target"),
+        "answer": row["answer"] if "answer" in row else _find_best(scores),
         "task": _first(row, "task", "name"),
     }
+
+
+def _find_best(scores: Any) -> int | None:
+    """Index of the one response with the highest score; None where several have it."""
+    values = list(scores.values()) if isinstance(scores, Mapping) else []
+    if not values or not all(isinstance(value, int | float) for value in values):
+        return None
+    best = max(values)
+    return values.index(best) if values.count(best) == 1 else None
 
 
 def _convert_messages(row: Row, stem: str) -> dict[str, Any]:

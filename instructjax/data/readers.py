@@ -43,7 +43,7 @@ def read_examples(
         that the first rows have.
       fields: columns by the contract's names, such as {"instruction": "question"}; "a.b" is
         column b within column a, "a.0" the first item of a list. Rows are then read as format
-        contract.
+        contract, unless `answer` alone is mapped.
 
     Returns:
       An iterator of examples and rejects, in the order of the rows.
@@ -105,7 +105,7 @@ def _check_options(format: str | None, fields: Mapping[str, str]) -> None:
             f"unknown field {', '.join(map(repr, unknown))}",
             remedy=f"map one of {', '.join(CONTRACT)} to a column",
         )
-    if fields and format not in (None, "contract", "alpaca"):
+    if fields.keys() - {"answer"} and format not in (None, "contract", "alpaca"):
         raise UsageError(
             f"fields and the format {format!r} exclude each other",
             remedy="give one of them: mapped rows are read as format contract",
@@ -124,7 +124,7 @@ def _open_source(file: Path, format: str | None, fields: Mapping[str, str]) -> _
                 file=file,
                 remedy="map the field to one of these columns",
             )
-    if fields:
+    if fields.keys() - {"answer"}:
         format = "contract"
     if rows and not any(_fits(row, format) for row in rows):
         raise _make_format_error(file, format, rows[0])

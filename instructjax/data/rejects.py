@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+from instructjax.errors import DataError
 
 RAW_LIMIT = 2_000
 
@@ -70,6 +74,9 @@ class RejectsFile:
     Args:
       out: the output that the rejects belong to.
 
+    Raises:
+      DataError: the file cannot be written, as on a full disk.
+
     >>> import tempfile
     >>> out = Path(tempfile.mkdtemp()) / "scores.parquet"
     >>> with RejectsFile(out) as rejects:
@@ -91,11 +98,12 @@ class RejectsFile:
 
     def write(self, reject: Reject) -> None:
         """Adds one reject and counts it by its kind."""
-        if self._stream is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self._part.open("w", encoding="utf-8", errors="backslashreplace")
         line = {"file": reject.file, "row": reject.row, "reason": reject.reason, "raw": reject.raw}
-        self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with self._blaming():
+            if self._stream is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._stream = self._part.open("w", encoding="utf-8", errors="backslashreplace")
+            self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.counts[reject.kind] += 1
 
     def summarize(self) -> str:
@@ -115,11 +123,27 @@ class RejectsFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        if error is not None:
+        try:
+            with self._blaming():
+                if self._stream is None:
+                    if error is None:
+                        self.path.unlink(missing_ok=True)
+                    return
+                with self._stream:
+                    self._stream.flush()
+                    os.fsync(self._stream.fileno())
+                if error is None:
+                    os.replace(self._part, self.path)
+        finally:
             self._part.unlink(missing_ok=True)
-        elif self._stream is not None:
-            os.replace(self._part, self.path)
-        else:
-            self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _blaming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"the rejected rows cannot be written: {error.strerror or error}",
+                file=self.path,
+                remedy="make space and run the same command again",
+            ) from error

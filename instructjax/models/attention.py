@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from instructjax.models.attention_tiles import attend_tiles
+from instructjax.models.attention_tiles import Tiles, attend_tiles
 from instructjax.models.linear import precision_of
 
 
@@ -56,19 +56,18 @@ def attend(
     q: Float[Array, "N H D"],
     k: Float[Array, "N K D"],
     v: Float[Array, "N K D"],
-    positions: Int[Array, "B T"],
     ends: Int[Array, "B T"],
+    tiles: Tiles,
     *,
     tile: int,
 ) -> Float[Array, "N H D"]:
     """Attention in the form that the platform runs best, chosen when the program is lowered."""
-    tiles = partial(attend_tiles, tile=tile)
     return lax.platform_dependent(
         q,
         k,
         v,
-        positions,
         ends,
-        cpu=tiles,
-        default=lambda q, k, v, positions, ends: attend_dense(q, k, v, ends),
+        tiles,
+        cpu=partial(attend_tiles, tile=tile),
+        default=lambda q, k, v, ends, tiles: attend_dense(q, k, v, ends),
     )

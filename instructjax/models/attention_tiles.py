@@ -23,33 +23,48 @@ MASKED = -1e30
 
 
 class Tiles(NamedTuple):
-    """How a flat batch is cut: each tile's first query, how many tiles, each token's sequence."""
+    """How a flat batch is cut into tiles of queries, and the tiles of keys that each one needs.
+
+    Attributes:
+      starts: first query of each tile; the number of tokens past the last tile.
+      count: how many tiles there are.
+      roots: first token of each token's sequence, -1 for padding.
+      keys: for each tile, first keys of the tiles that any of its queries sees, in order.
+      num_keys: how many those are.
+    """
 
     starts: Int[Array, " N"]
     count: Int[Array, ""]
     roots: Int[Array, " N"]
+    keys: Int[Array, "N J"]
+    num_keys: Int[Array, " N"]
 
 
-def find_tiles(
-    positions: Int[Array, " N"], ends: Int[Array, " N"], row_length: int, tile: int
-) -> Tiles:
+def find_tiles(positions: Int[Array, "B T"], ends: Int[Array, "B T"], tile: int) -> Tiles:
     """A sequence begins where a seen token has position 0; its tiles follow every `tile` tokens.
 
-    `roots` holds the index of the first token of each token's sequence, and for padding -1.
-
-    >>> positions, ends = jnp.array([0, 1, 2, 0, 0]), jnp.array([3, 3, 3, 4, 0])
-    >>> find_tiles(positions, ends, row_length=5, tile=2).roots.tolist()
-    [0, 0, 0, 3, -1]
+    >>> positions, ends = jnp.array([[0, 1, 2, 0, 0]]), jnp.array([[3, 3, 3, 4, 0]])
+    >>> tiles = find_tiles(positions, ends, 2)
+    >>> tiles.roots.tolist(), tiles.starts[: tiles.count].tolist(), tiles.keys[1, :2].tolist()
+    ([0, 0, 0, 3, -1], [0, 2, 3], [0, 2])
     """
-    index = jnp.arange(positions.shape[0])
-    used = ends > index
-    begins = (used & (positions == 0)) | (index % row_length == 0)
+    tokens, row = ends.size, ends.shape[1]
+    index = jnp.arange(tokens)
+    flat = _flat_ends(ends)
+    used = flat > index
+    begins = (used & (positions.reshape(-1) == 0)) | (index % row == 0)
     roots = lax.cummax(jnp.where(begins, index, 0))
-    (starts,) = jnp.nonzero(
-        used & ((index - roots) % tile == 0), size=index.shape[0], fill_value=index.shape[0]
+    is_start = used & ((index - roots) % tile == 0)
+    (starts,) = jnp.nonzero(is_start, size=tokens, fill_value=tokens)
+    last_seen = lax.reduce_window(
+        _pad(flat, tile - 1), 0, lax.max, (tile,), (1,), padding="valid"
     )
-    count = (starts < index.shape[0]).sum()
-    return Tiles(starts, count, jnp.where(used, roots, -1))
+    queries = jnp.minimum(starts, tokens - 1)[:, None]
+    number = jnp.arange(-(-row // tile))
+    keys = roots[queries] + number * tile
+    needed = (keys <= queries) & (last_seen[jnp.minimum(keys, tokens - 1)] > queries)
+    order = jnp.sort(jnp.where(needed, keys, tokens), axis=1)
+    return Tiles(starts, is_start.sum(), jnp.where(used, roots, -1), order, needed.sum(1))
 
 
 def _flat_ends(ends: Int[Array, "B T"]) -> Int[Array, " N"]:
@@ -58,16 +73,16 @@ def _flat_ends(ends: Int[Array, "B T"]) -> Int[Array, " N"]:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q, k, v, positions, ends, tile):
-    return _forward(q, k, v, positions, ends, tile)[0]
+def _attend(q, k, v, ends, tiles, tile):
+    return _forward(q, k, v, ends, tiles, tile)[0]
 
 
 def attend_tiles(
     q: Float[Array, "N H D"],
     k: Float[Array, "N K D"],
     v: Float[Array, "N K D"],
-    positions: Int[Array, "B T"],
     ends: Int[Array, "B T"],
+    tiles: Tiles,
     *,
     tile: int,
 ) -> Float[Array, "N H D"]:
@@ -75,11 +90,11 @@ def attend_tiles(
 
     Args:
       q, k, v: N = B * T tokens, flat.
-      positions: depth of each token in its sequence; 0 begins one.
       ends: the visibility rule of this package's `attention` module.
+      tiles: of `find_tiles` with the same `ends` and `tile`; one serves all layers.
       tile: queries and keys a tile.
     """
-    return _attend(q, k, v, positions, ends, tile)
+    return _attend(q, k, v, ends, tiles, tile)
 
 
 def _slices(size, *arrays):
@@ -118,40 +133,33 @@ def _dots(dtype):
     )
 
 
-def _forward(q, k, v, positions, ends, tile):
-    ends_flat = _flat_ends(ends)
-    tiles = find_tiles(positions.reshape(-1), ends_flat, ends.shape[1], tile)
+def _forward(q, k, v, ends, tiles, tile):
     tokens, heads, dim = q.shape
     kv_heads = k.shape[1]
     scores_of, values_of, _ = _dots(q.dtype)
     queries = _slices(tile, _pad(q, tile))
-    keys = _slices(tile, _pad(k, tile), _pad(v, tile), _pad(ends_flat, tile))
+    keys = _slices(tile, _pad(k, tile), _pad(v, tile), _pad(_flat_ends(ends), tile))
 
     def one_tile(i, carry):
         out, log_norm = carry
         q_start = tiles.starts[i]
-        root = tiles.roots[q_start]
         q_tile = _split(queries(q_start)[0], kv_heads)
 
         def attend_to(j, running):
-            k_start = root + j * tile
+            top, total, acc = running
+            k_start = tiles.keys[i, j]
             k_tile, v_tile, k_ends = keys(k_start)
-
-            def seen(running):
-                top, total, acc = running
-                mask = _mask(q_start, k_start, k_ends, tile, heads // kv_heads)
-                scores = jnp.where(mask, scores_of(q_tile, k_tile) * dim**-0.5, MASKED)
-                new_top = jnp.maximum(top, scores.max(-1))
-                weights = jnp.exp(scores - new_top[..., None])
-                keep = jnp.exp(top - new_top)
-                value = values_of(weights.astype(v_tile.dtype), v_tile)
-                return new_top, total * keep + weights.sum(-1), acc * keep[..., None] + value
-
-            return lax.cond(k_ends.max() > q_start, seen, lambda r: r, running)
+            mask = _mask(q_start, k_start, k_ends, tile, heads // kv_heads)
+            scores = jnp.where(mask, scores_of(q_tile, k_tile) * dim**-0.5, MASKED)
+            new_top = jnp.maximum(top, scores.max(-1))
+            weights = jnp.exp(scores - new_top[..., None])
+            keep = jnp.exp(top - new_top)
+            value = values_of(weights.astype(v_tile.dtype), v_tile)
+            return new_top, total * keep + weights.sum(-1), acc * keep[..., None] + value
 
         acc = jnp.zeros_like(q_tile, jnp.float32)
         running = (jnp.full_like(acc[..., 0], MASKED), acc[..., 0], acc)
-        top, total, acc = lax.fori_loop(0, (q_start - root) // tile + 1, attend_to, running)
+        top, total, acc = lax.fori_loop(0, tiles.num_keys[i], attend_to, running)
         out_tile = _join((acc / total[..., None]).astype(q.dtype), tile)
         norm_tile = _join((top + jnp.log(total))[..., None], tile)
         # Rows past the end of this sequence belong to later tiles, which overwrite them.
@@ -163,11 +171,11 @@ def _forward(q, k, v, positions, ends, tile):
     out = _pad(jnp.zeros_like(q), tile)
     log_norm = jnp.zeros_like(out[..., :1], jnp.float32)
     out, log_norm = lax.fori_loop(0, tiles.count, one_tile, (out, log_norm))
-    return out[:tokens], log_norm[:tokens], tiles
+    return out[:tokens], log_norm[:tokens]
 
 
-def _attend_fwd(q, k, v, positions, ends, tile):
-    out, log_norm, tiles = _forward(q, k, v, positions, ends, tile)
+def _attend_fwd(q, k, v, ends, tiles, tile):
+    out, log_norm = _forward(q, k, v, ends, tiles, tile)
     return out, (q, k, v, ends, out, log_norm, tiles)
 
 
@@ -191,27 +199,23 @@ def _attend_bwd(tile, saved, d_out):
         own = jnp.repeat(owners(q_start)[0] == root, group)[:, None]
 
         def attend_to(j, carry):
-            k_start = root + j * tile
+            dq_tile, dk, dv = carry
+            k_start = tiles.keys[i, j]
             k_tile, v_tile, k_ends = keys(k_start)
-
-            def seen(carry):
-                dq_tile, dk, dv = carry
-                mask = own & _mask(q_start, k_start, k_ends, tile, group)
-                scores = scores_of(q_tile, k_tile) * dim**-0.5
-                weights = jnp.where(mask, jnp.exp(scores - norm_tile), 0)
-                d_scores = weights * (scores_of(g_tile, v_tile) - delta_tile) * dim**-0.5
-                d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
-                return (
-                    dq_tile + values_of(d_scores, k_tile),
-                    _add_at(dk, transposed_of(d_scores, q_tile), k_start),
-                    _add_at(dv, transposed_of(weights, g_tile), k_start),
-                )
-
-            return lax.cond(k_ends.max() > q_start, seen, lambda c: c, carry)
+            mask = own & _mask(q_start, k_start, k_ends, tile, group)
+            scores = scores_of(q_tile, k_tile) * dim**-0.5
+            weights = jnp.where(mask, jnp.exp(scores - norm_tile), 0)
+            d_scores = weights * (scores_of(g_tile, v_tile) - delta_tile) * dim**-0.5
+            d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
+            return (
+                dq_tile + values_of(d_scores, k_tile),
+                _add_at(dk, transposed_of(d_scores, q_tile), k_start),
+                _add_at(dv, transposed_of(weights, g_tile), k_start),
+            )
 
         dq, dk, dv = carry
         carry = (jnp.zeros_like(q_tile, jnp.float32), dk, dv)
-        dq_tile, dk, dv = lax.fori_loop(0, (q_start - root) // tile + 1, attend_to, carry)
+        dq_tile, dk, dv = lax.fori_loop(0, tiles.num_keys[i], attend_to, carry)
         return lax.dynamic_update_slice_in_dim(dq, _join(dq_tile, tile), q_start, 0), dk, dv
 
     zeros = tuple(_pad(jnp.zeros_like(x, jnp.float32), tile) for x in (q, k, v))

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from instructjax.models.attention import attend
+from instructjax.models.attention_tiles import find_tiles
 from instructjax.models.config import DecoderConfig
 from instructjax.models.linear import Linear, RMSNorm
 from instructjax.models.rotary import inverse_frequencies, rotate, rotation
@@ -48,10 +49,10 @@ class Attention(nnx.Module):
         self.v = Linear(config.hidden_size, keys, bias=bias, dtype=dtype)
         self.o = Linear(queries, config.hidden_size, bias=bias, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "N E"], angles, positions, ends, tile: int):
+    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int):
         q, k, v = (p(x).reshape(x.shape[0], -1, self.head_dim) for p in (self.q, self.k, self.v))
         q, k = rotate(q, *angles), rotate(k, *angles)
-        return self.o(attend(q, k, v, positions, ends, tile=tile).reshape(x.shape[0], -1))
+        return self.o(attend(q, k, v, ends, tiles, tile=tile).reshape(x.shape[0], -1))
 
 
 class MLP(nnx.Module):
@@ -77,8 +78,8 @@ class Layer(nnx.Module):
         self.mlp_norm = RMSNorm(features, eps=eps, dtype=dtype)
         self.mlp = MLP(config, dtype)
 
-    def __call__(self, x: Float[Array, "N E"], angles, positions, ends, tile: int):
-        x = x + self.attention(self.attention_norm(x), angles, positions, ends, tile)
+    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int):
+        x = x + self.attention(self.attention_norm(x), angles, ends, tiles, tile)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -112,11 +113,12 @@ class Decoder(nnx.Module):
         config = self.config
         inverse = inverse_frequencies(config.rope, config.head_dim)
         angles = rotation(positions.reshape(-1), inverse)
+        tiles = find_tiles(positions, ends, tile)
         graphdef, stacked = nnx.split(self.layers)
 
         def step(x, params):
             layer = nnx.merge(graphdef, params)
-            return layer(x, angles, positions, ends, tile), None
+            return layer(x, angles, ends, tiles, tile), None
 
         x, _ = lax.scan(step, self.embed(tokens.reshape(-1)), stacked)
         return self.final_norm(x).reshape(*tokens.shape, -1)

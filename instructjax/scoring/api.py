@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from instructjax.errors import UsageError
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.prompts.options import Boundary, PromptOptions, Truncation, Turns
+from instructjax.scoring.cache import ScoreCache
 from instructjax.scoring.engine import Work
 from instructjax.scoring.metadata import describe_run
 from instructjax.scoring.result import Scores
-from instructjax.scoring.rows import Intake, parse_contexts, score_rows
+from instructjax.scoring.rows import parse_contexts
+from instructjax.scoring.stream import Headway, score_rows
 
 
 def score(
@@ -30,6 +33,7 @@ def score(
     max_length: int | None = None,
     turns: Turns = "last",
     top_k: int = 0,
+    cache: str | Path | ScoreCache | None = None,
     progress: bool | None = None,
 ) -> Scores:
     """log Pr(y | c, z) of every candidate y of every example, in nats.
@@ -49,6 +53,7 @@ def score(
       max_length: tokens of prompt and y together; by default all that the model takes.
       turns: score the "last" assistant turn, or "all".
       top_k: how many of the likeliest tokens to keep in each token's place.
+      cache: a folder of scores to use again (see `ScoreCache`), to which new ones are added.
       progress: show a bar if it takes more than 2 s; by default on a terminal or in a notebook.
 
     Raises:
@@ -83,17 +88,19 @@ def score(
             f"examples are of type {type(examples).__name__}", remedy="give an Example or a list"
         )
     total = len(examples) if isinstance(examples, list | tuple) else None
-    intake, work = Intake(), Work()
-    with ScoringProgress(total, show=progress) as bar:
+    headway, work = Headway(), Work()
+    opened = ScoreCache(cache, model) if isinstance(cache, str | Path) else nullcontext(cache)
+    with opened as found, ScoringProgress(total, show=progress) as bar:
         rows = score_rows(
             model,
             examples,
             encoder=encoder,
             contexts=contexts,
             top_k=top_k,
-            intake=intake,
+            cache=found,
+            headway=headway,
             work=work,
-            on_progress=lambda: bar.update(intake.count_done(work), work.useful),
+            on_progress=lambda: bar.update(headway.rows, work.useful),
         )
         return Scores(
             rows=tuple(rows),

@@ -14,7 +14,8 @@ from itertools import islice
 import jax
 import numpy as np
 
-from instructjax.batching.packing import PackedRow, input_length, pack
+from instructjax.batching.packing import PackedRow, pack
+from instructjax.batching.prefix_tree import build_tree, input_length
 from instructjax.errors import InstructJaxError, ModelError, PromptError
 from instructjax.models.model import Model
 from instructjax.prompts.request import Request
@@ -54,8 +55,19 @@ class ScoredRequest:
 
 @dataclass(kw_only=True)
 class Work:
-    """What a run has computed so far, in token positions."""
+    """What a run has asked for and computed so far, in tokens.
 
+    Attributes:
+      requested: tokens of all requests dispatched, as if each were computed alone.
+      distinct: tokens left when prefixes that requests of a window share are counted once.
+      useful: positions computed that held a token: `distinct`, and prefixes that stand in
+        several rows.
+      computed: positions computed, padding included.
+      programs: (row length, tile) of every compiled program used.
+    """
+
+    requested: int = 0
+    distinct: int = 0
     useful: int = 0
     computed: int = 0
     programs: set[tuple[int, int]] = field(default_factory=set)
@@ -91,8 +103,12 @@ def score_requests(
     while window := list(islice(stream, WINDOW)):
         results: list[ScoredRequest | None] = [None] * len(window)
         waiting: deque[tuple[PackedRow, TokenScores]] = deque()
-        for row in pack(window):
+        tree = build_tree(window)
+        if work is not None:
+            work.distinct += tree.num_tokens
+        for row in pack(window, tree):
             if work is not None:
+                work.requested += sum(input_length(window[i]) for i, _ in row.members)
                 work.useful += row.num_tokens
                 work.computed += row.batch.tokens.size
                 work.programs.add((row.batch.tokens.shape[1], row.batch.tile))
@@ -119,8 +135,8 @@ def _collect(
         host = jax.device_get(scores)
     except jax.errors.JaxRuntimeError as error:
         raise _explain(error, row) from error
-    for index, first, last in row.members:
-        pick = partial(_rows, first=first, last=last)
+    for index, entries in row.members:
+        pick = partial(_rows, entries=entries)
         results[index] = ScoredRequest(
             request=window[index],
             token_log_probs=pick(host.log_prob),
@@ -163,5 +179,5 @@ def _explain(error: Exception, row: PackedRow) -> InstructJaxError:
     )
 
 
-def _rows(array: np.ndarray, *, first: int, last: int) -> np.ndarray:
-    return array[0, first:last].copy()
+def _rows(array: np.ndarray, *, entries: np.ndarray) -> np.ndarray:
+    return array[0, entries]

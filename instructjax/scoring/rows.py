@@ -1,25 +1,21 @@
-"""Examples in, scored rows out: a stream from the first file to the last number."""
+"""One scored row with its names, and the requests that an example makes."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from instructjax.batching.packing import input_length
 from instructjax.data.example import Example
-from instructjax.errors import DataError, InstructJaxError, PromptError, UsageError
+from instructjax.errors import DataError, PromptError, UsageError
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.prompts.parts import CONTEXTS
 from instructjax.prompts.request import Request
-from instructjax.scoring.engine import ScoredRequest, Work, score_requests
-
-OnError = Callable[[Example, InstructJaxError], None]
+from instructjax.scoring.engine import ScoredRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
@@ -109,23 +105,6 @@ class ScoredRow:
         )
 
 
-@dataclass(kw_only=True)
-class Intake:
-    """What has been read and encoded so far.
-
-    Attributes:
-      rows: examples taken from the input, those with errors included.
-      tokens: positions that the requests made of them need.
-    """
-
-    rows: int = 0
-    tokens: int = 0
-
-    def count_done(self, work: Work) -> int:
-        """Rows done, told from the tokens computed: rows are not computed in their order."""
-        return round(self.rows * work.useful / self.tokens) if self.tokens else self.rows
-
-
 def parse_contexts(contexts: str | Iterable[str]) -> tuple[str, ...]:
     """Returns the contexts asked for, in order.
 
@@ -175,74 +154,3 @@ def encode_row(
                 remedy="leave that token out of the text",
             )
     return requests
-
-
-def score_rows(
-    model: Model,
-    examples: Iterable[Example],
-    *,
-    encoder: PromptEncoder,
-    contexts: Sequence[str] = ("cz",),
-    top_k: int = 0,
-    on_error: OnError | None = None,
-    intake: Intake | None = None,
-    work: Work | None = None,
-    on_progress: Callable[[], None] | None = None,
-) -> Iterator[ScoredRow]:
-    """Scores a stream of examples in memory that does not grow with it.
-
-    Rows come in the order of the input: by example, within it by candidate, within that by
-    context. An example that cannot be encoded under one of the contexts has no row at all.
-
-    Args:
-      model: who scores.
-      examples: any iterable.
-      encoder: the rules by which prompts are made.
-      contexts: which of c and z the prompts hold.
-      top_k: how many best alternatives to keep a token.
-      on_error: called with each example that cannot be scored and the reason; without it the
-        first such example raises.
-      intake, work: count what is read and what is computed, if given.
-      on_progress: called now and then while the model works.
-
-    Raises:
-      DataError, PromptError: an example cannot be scored, and there is no `on_error`.
-    """
-    intake = Intake() if intake is None else intake
-    waiting: deque[tuple[int, tuple[str, str | None, str | None, str | None]]] = deque()
-
-    def encode() -> Iterator[Request]:
-        for row, example in enumerate(examples):
-            intake.rows += 1
-            if not isinstance(example, Example):
-                raise UsageError(
-                    f"row {row + 1} is of type {type(example).__name__}, not an Example",
-                    remedy="make Example(instruction=..., input=..., output=...) of it",
-                )
-            try:
-                requests = encode_row(model, encoder, example, row, contexts)
-            except (DataError, PromptError) as error:
-                if on_error is None:
-                    raise
-                on_error(example, error)
-                continue
-            intake.tokens += sum(map(input_length, requests))
-            name = example.id or f"row {row + 1}"
-            waiting.append((row, (name, example.instruction_id, example.input_id, example.task)))
-            yield from requests
-
-    def tick(_: int) -> None:
-        if on_progress is not None:
-            on_progress()
-
-    for scored in score_requests(model, encode(), top_k=top_k, work=work, on_row=tick):
-        while waiting[0][0] < scored.request.row:
-            waiting.popleft()
-        name, instruction_id, input_id, task = waiting[0][1]
-        yield ScoredRow(
-            id=name,
-            instruction_id=instruction_id,
-            input_id=input_id,
-            task=task,
-            scored=scored,
-        )

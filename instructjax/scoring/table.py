@@ -34,9 +34,9 @@ SCHEMA = pa.schema(
 )
 
 
-def schema_with(metadata: Mapping[str, str]) -> pa.Schema:
-    """The table's schema with the run's metadata, as JSON under the key `instructjax`."""
-    return SCHEMA.with_metadata({METADATA_KEY: json.dumps(dict(metadata)).encode()})
+def schema_with(metadata: Mapping[str, str], schema: pa.Schema = SCHEMA) -> pa.Schema:
+    """A table's schema with the run's metadata, as JSON under the key `instructjax`."""
+    return schema.with_metadata({METADATA_KEY: json.dumps(dict(metadata)).encode()})
 
 
 def read_metadata(table: pa.Table | pa.Schema) -> dict[str, str]:
@@ -72,9 +72,13 @@ def to_record(row: ScoredRow) -> dict[str, Any]:
     }
 
 
-def to_table(records: Iterable[Mapping[str, Any]], metadata: Mapping[str, str]) -> pa.Table:
+def to_table(
+    records: Iterable[Mapping[str, Any]],
+    metadata: Mapping[str, str],
+    schema: pa.Schema = SCHEMA,
+) -> pa.Table:
     """The records as one arrow table."""
-    return pa.Table.from_pylist(list(records), schema=schema_with(metadata))
+    return pa.Table.from_pylist(list(records), schema=schema_with(metadata, schema))
 
 
 def to_json_values(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,9 +64,13 @@ def sidecar_of(path: Path) -> Path:
 
 @contextmanager
 def open_table(
-    path: str | os.PathLike[str], metadata: Mapping[str, str], *, overwrite: bool = False
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+    schema: pa.Schema = SCHEMA,
 ) -> Iterator[Write]:
-    """Gives a function that writes a record of the score table.
+    """Gives a function that writes a record of a table.
 
     The file appears under its name when the block ends without an exception, complete and on
     disk. Until then it has a hidden name beside it, and after an exception nothing is left.
@@ -75,6 +79,7 @@ def open_table(
       path: .parquet, .jsonl or .csv.
       metadata: of the run: in a Parquet file's schema, else in `<path>.meta.json`.
       overwrite: replace an existing file.
+      schema: columns of the records; by default those of the score table.
 
     Raises:
       UsageError: see `check_target`.
@@ -95,7 +100,7 @@ def open_table(
     try:
         with _blaming(path):
             stream = part.open("wb")
-            writer = WRITERS[path.suffix.lower()](stream, metadata)
+            writer = WRITERS[path.suffix.lower()](stream, metadata, schema)
 
         def write(record: Mapping[str, Any]) -> None:
             with _blaming(path):
@@ -104,15 +109,12 @@ def open_table(
         yield write
         with _blaming(path):
             writer.finish()
-            _to_disk(stream)
+            to_disk(stream)
             stream.close()
             if path.exists() and not overwrite:
                 raise DataError("appeared meanwhile", file=path, remedy="give another name")
             if not writer.keeps_metadata:
-                with sidecar_part.open("w", encoding="utf-8") as notes:
-                    notes.write(json.dumps(dict(metadata), indent=2, ensure_ascii=False) + "\n")
-                    _to_disk(notes)
-                os.replace(sidecar_part, sidecar)
+                write_whole(sidecar, describe_metadata(metadata), staged=sidecar_part)
             os.replace(part, path)
     finally:
         with suppress(Exception):
@@ -137,9 +139,41 @@ def _blaming(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _to_disk(stream: IO[Any]) -> None:
+def describe_metadata(metadata: Mapping[str, str]) -> str:
+    """The text of the metadata file that stands beside a .jsonl or .csv table."""
+    return json.dumps(dict(metadata), indent=2, ensure_ascii=False) + "\n"
+
+
+def write_whole(path: Path, text: str, *, staged: Path | None = None) -> None:
+    """Writes a file that is there whole, and on disk, or not at all.
+
+    Args:
+      path: the file.
+      text: what it holds.
+      staged: where it is written first, on the same disk; by default `<path>.tmp`.
+    """
+    staged = staged or path.with_name(path.name + ".tmp")
+    with staged.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        to_disk(stream)
+    os.replace(staged, path)
+    sync_folder(path.parent)
+
+
+def to_disk(stream: IO[Any]) -> None:
+    """Returns when what was written to a stream is on disk."""
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the names of a folder's files are on disk, where the system can tell."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_scores(path: str | os.PathLike[str]) -> pa.Table:

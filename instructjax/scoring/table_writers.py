@@ -1,12 +1,18 @@
-"""One writer a file format of the score table: records in, bytes out to an open stream."""
+"""One writer a file format of the score table: records in, bytes out to an open stream.
+
+`append` adds a whole file that a writer of the same format made.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from instructjax.scoring.table import SCHEMA, schema_with, to_json_values, to_table
@@ -20,17 +26,25 @@ class ParquetWriter:
 
     keeps_metadata = True
 
-    def __init__(self, stream: IO[bytes], metadata: Mapping[str, str]) -> None:
-        self._metadata = metadata
-        self._writer = pq.ParquetWriter(stream, schema_with(metadata), compression="zstd")
+    def __init__(
+        self, stream: IO[bytes], metadata: Mapping[str, str], schema: pa.Schema = SCHEMA
+    ) -> None:
+        self._metadata, self._schema = metadata, schema
+        self._writer = pq.ParquetWriter(stream, schema_with(metadata, schema), compression="zstd")
         self._group: list[Mapping[str, Any]] = []
         self._tokens = 0
 
     def write(self, record: Mapping[str, Any]) -> None:
         self._group.append(record)
-        self._tokens += len(record["token_ids"])
+        self._tokens += len(record.get("token_ids", ()))
         if len(self._group) >= ROW_GROUP or self._tokens >= ROW_GROUP_TOKENS:
             self._flush()
+
+    def append(self, path: Path) -> None:
+        self._flush()
+        with pq.ParquetFile(path) as part:
+            for group in range(part.num_row_groups):
+                self._writer.write_table(part.read_row_group(group))
 
     def finish(self) -> None:
         self._flush()
@@ -44,7 +58,7 @@ class ParquetWriter:
 
     def _flush(self) -> None:
         if self._group:
-            self._writer.write_table(to_table(self._group, self._metadata))
+            self._writer.write_table(to_table(self._group, self._metadata, self._schema))
         self._group, self._tokens = [], 0
 
 
@@ -53,12 +67,18 @@ class JsonlWriter:
 
     keeps_metadata = False
 
-    def __init__(self, stream: IO[bytes], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, stream: IO[bytes], metadata: Mapping[str, str], schema: pa.Schema = SCHEMA
+    ) -> None:
         self._stream = stream
 
     def write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(to_json_values(record), ensure_ascii=False, allow_nan=False)
         self._stream.write(line.encode() + b"\n")
+
+    def append(self, path: Path) -> None:
+        with path.open("rb") as part:
+            shutil.copyfileobj(part, self._stream)
 
     def finish(self) -> None:
         """Every record is written already."""
@@ -71,12 +91,19 @@ class CsvWriter:
 
     keeps_metadata = False
 
-    def __init__(self, stream: IO[bytes], metadata: Mapping[str, str]) -> None:
-        self._stream = stream
-        self._write_line(SCHEMA.names)
+    def __init__(
+        self, stream: IO[bytes], metadata: Mapping[str, str], schema: pa.Schema = SCHEMA
+    ) -> None:
+        self._stream, self._names = stream, schema.names
+        self._write_line(self._names)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._write_line(_to_cell(record[name]) for name in SCHEMA.names)
+        self._write_line(_to_cell(record[name]) for name in self._names)
+
+    def append(self, path: Path) -> None:
+        with path.open("rb") as part:
+            part.readline()
+            shutil.copyfileobj(part, self._stream)
 
     def finish(self) -> None:
         """Every record is written already."""

@@ -6,14 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructjax.batching.packing import (
+    LARGE_COST,
     LARGE_TILE,
+    LONG_ROW,
     ROW_LENGTHS,
     SMALL_TILE,
-    input_length,
+    choose_tile,
+    count_steps,
     pack,
     row_length_for,
-    tile_for,
 )
+from instructjax.batching.prefix_tree import input_length
 from instructjax.prompts.request import Request
 
 
@@ -37,69 +40,189 @@ def make(drawn):
     return [request(length, spans, seed) for seed, (length, spans) in enumerate(drawn)]
 
 
-def unpack(row):
-    """(request, ids, positions, scored (source, target) pairs), read from the arrays alone."""
+def branch(parents, place):
+    """A sequence's places in the row, from its first token to `place`, followed upwards."""
+    path = [place]
+    while parents[path[-1]] >= 0:
+        path.append(parents[path[-1]])
+    return path[::-1]
+
+
+def read_row(row):
+    """(request, ids before each scored token, that token) of every entry, from the arrays alone.
+
+    A token's parent is the deepest token before it that still sees it: the visibility rule says
+    which, and positions must count the ancestors.
+    """
     batch = row.batch
     tokens, positions, ends, sources, targets = (
-        np.asarray(x)[0]
+        np.asarray(x)[0].tolist()
         for x in (batch.tokens, batch.positions, batch.ends, batch.sources, batch.targets)
     )
-    start = 0
-    for index, first, last in row.members:
-        stop = int(ends[start])
-        assert np.all(ends[start:stop] == stop)
-        pairs = list(
-            zip((sources[first:last] - start).tolist(), targets[first:last].tolist(), strict=True)
+    parents = []
+    for place in range(row.num_tokens):
+        seen = [k for k in range(place) if ends[k] > place]
+        assert positions[place] == len(seen)
+        parents.append(seen[-1] if seen else -1)
+        assert not seen or parents[seen[-1]] == (seen[-2] if len(seen) > 1 else -1)
+    assert not any(ends[row.num_tokens :])
+    for index, entries in row.members:
+        yield (
+            index,
+            [
+                ([tokens[k] for k in branch(parents, sources[e])], targets[e])
+                for e in entries.tolist()
+            ],
         )
-        yield index, tokens[start:stop], positions[start:stop], pairs
-        start = stop
-    assert start == row.num_tokens
-    assert not ends[start:].any()
 
 
-@settings(max_examples=60)
-@given(lengths_and_spans())
-def test_every_request_is_placed_once_whole_and_apart(drawn):
-    made = make(drawn)
+def check_rows(made, rows):
     seen = []
-    for row in pack(made):
-        length = row.batch.tokens.shape[1]
-        assert length == row_length_for(row.num_tokens) and row.num_tokens <= length
-        entries = 0
-        for index, ids, positions, pairs in unpack(row):
-            wanted = made[index]
-            np.testing.assert_array_equal(ids, wanted.ids[: wanted.spans[-1][1] - 1])
-            np.testing.assert_array_equal(positions, np.arange(len(ids)))
-            scored = [t for a, b in wanted.spans for t in range(a, b)]
-            assert pairs == [(t - 1, int(wanted.ids[t])) for t in scored]
-            entries += len(pairs)
+    for row in rows:
+        entries = [e for _, found in row.members for e in found.tolist()]
+        assert set(entries) == set(range(int(row.batch.num_scored[0])))
+        for index, found in read_row(row):
+            ids = made[index].ids.tolist()
+            wanted = [(ids[:t], ids[t]) for a, b in made[index].spans for t in range(a, b)]
+            assert found == wanted
             seen.append(index)
-        assert row.batch.num_scored.tolist() == [entries]
     assert sorted(seen) == list(range(len(made)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
+@given(lengths_and_spans())
+def test_every_request_is_placed_once_whole_and_apart(drawn):
+    made = make(drawn)
+    check_rows(made, pack(made))
+
+
+@st.composite
+def trees(draw):
+    """Requests that share prefixes of all lengths, repeat each other, and score any spans."""
+    made = []
+    stems = [[]]
+    for _ in range(draw(st.integers(1, 14))):
+        stem = draw(st.sampled_from(stems))
+        stem = stem[: draw(st.integers(0, len(stem)))]
+        own = draw(st.lists(st.integers(0, 2), min_size=0, max_size=60))
+        ids = [*stem, *own]
+        if len(ids) < 2:
+            continue
+        stems.append(ids)
+        cuts = draw(st.lists(st.integers(1, len(ids)), min_size=2, max_size=4, unique=True))
+        cuts = sorted(cuts)[: len(cuts) // 2 * 2]
+        spans = tuple(zip(cuts[::2], cuts[1::2], strict=True))
+        made.append((ids, spans))
+    return made
+
+
+def build(drawn):
+    return [Request(ids=np.array(ids, np.int32), spans=s, num_bytes=1) for ids, s in drawn]
+
+
+@settings(max_examples=100)
+@given(trees())
+def test_a_tree_of_requests_keeps_every_path(drawn):
+    made = build(drawn)
+    check_rows(made, pack(made))
+
+
+@settings(max_examples=50)
+@given(trees(), st.integers(0, 99))
+def test_rows_do_not_depend_on_the_order_of_different_requests(drawn, seed):
+    made = list({r.ids.tobytes(): r for r in build(drawn)}.values())
+    shuffled = [made[i] for i in np.random.default_rng(seed).permutation(len(made))]
+    first, second = (
+        [np.asarray(row.batch.tokens).tolist() for row in pack(x)] for x in (made, shuffled)
+    )
+    assert first == second
+
+
+def make_choices(prompts, prompt_length, choices, choice_length, seed=0):
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(prompts):
+        prompt = rng.integers(0, 50_000, prompt_length)
+        for _ in range(choices):
+            ids = np.concatenate([prompt, rng.integers(0, 50_000, choice_length)])
+            span = (prompt_length, len(ids))
+            made.append(Request(ids=ids.astype(np.int32), spans=(span,), num_bytes=1))
+    return made
+
+
+def test_eight_candidates_of_a_long_prompt_cost_little_more_than_their_tree():
+    made = make_choices(24, 400, 8, 6)
+    distinct = 24 * (400 + 8 * 5)
+    computed = sum(row.batch.tokens.size for row in pack(made))
+    assert computed <= 1.1 * distinct
+
+
+def test_one_token_choices_need_no_positions_and_fit_the_entries_of_a_row():
+    made = make_choices(60, 20, 50, 1)
+    rows = list(pack(made))
+    check_rows(made, rows)
+    assert sum(row.num_tokens for row in rows) == 60 * 20
+    for row in rows:
+        assert int(row.batch.num_scored[0]) <= row.batch.tokens.shape[1]
+
+
+def test_an_instruction_shared_by_a_whole_window_is_seldom_repeated():
+    instruction = np.random.default_rng(1).integers(0, 50_000, 500)
+    made = []
+    for one in make_choices(200, 40, 10, 4, seed=2):
+        ids = np.concatenate([instruction, one.ids]).astype(np.int32)
+        made.append(Request(ids=ids, spans=((540, 544),), num_bytes=1))
+    rows = list(pack(made))
+    distinct = 500 + 200 * (40 + 10 * 3)
+    assert sum(row.num_tokens for row in rows) <= 1.15 * distinct
+    assert max(row.batch.tokens.shape[1] for row in rows) == LONG_ROW
+
+
+@settings(max_examples=15)
 @given(lengths_and_spans())
 def test_rows_come_in_few_shapes(drawn):
     made = make(drawn)
     for row in pack(made):
-        assert row.batch.tokens.shape == (1, row_length_for(row.num_tokens))
-        assert row.batch.tokens.shape[1] in (*ROW_LENGTHS, 4096)
+        assert row.batch.tokens.shape[1] in (*ROW_LENGTHS, 4096, LONG_ROW)
         assert row.batch.tile in (SMALL_TILE, LARGE_TILE)
 
 
 @settings(max_examples=30)
-@given(lengths_and_spans())
-def test_the_tile_of_a_request_is_its_own(drawn):
-    made = make(drawn)
-    for row in pack(made):
-        for index, _, _ in row.members:
-            assert row.batch.tile == tile_for(input_length(made[index]))
+@given(trees(), st.sampled_from([3, 8]))
+def test_steps_are_the_pairs_of_tiles_that_see_each_other(drawn, tile):
+    for row in pack(build(drawn)):
+        positions, ends = (
+            np.asarray(x)[0, : row.num_tokens] for x in (row.batch.positions, row.batch.ends)
+        )
+        roots = np.maximum.accumulate(np.where(positions == 0, np.arange(row.num_tokens), 0))
+        number = (np.arange(row.num_tokens) - roots) // tile
+        pairs = set()
+        for q in range(row.num_tokens):
+            # A tile is needed if any of its keys outlives the first query of the tile.
+            first = roots[q] + number[q] * tile
+            for k in range(roots[q], first + 1):
+                if ends[k] > first:
+                    pairs.add((roots[q], number[q], number[k]))
+            pairs.add((roots[q], number[q], number[q]))
+        assert count_steps(positions, ends, tile) == len(pairs)
+
+
+def test_the_tile_chosen_is_the_one_whose_steps_cost_less():
+    chosen = set()
+    for length in (10, 100, 200, 300, 500, 900, 1500, 3000):
+        sides = {tile: -(-length // tile) for tile in (SMALL_TILE, LARGE_TILE)}
+        small, large = (n * (n + 1) // 2 for n in sides.values())
+        found = choose_tile(np.arange(length), np.full(length, length))
+        assert found == (SMALL_TILE if small <= LARGE_COST * large else LARGE_TILE)
+        chosen.add(found)
+    assert chosen == {SMALL_TILE, LARGE_TILE}
 
 
 def test_packing_is_the_same_each_time():
     made = [request(n, seed=n) for n in (5, 900, 5, 77, 1300, 2, 600)]
-    first, second = ([row.members for row in pack(made)] for _ in range(2))
+    first, second = (
+        [[(i, found.tolist()) for i, found in row.members] for row in pack(made)] for _ in range(2)
+    )
     assert first == second
 
 
@@ -113,12 +236,12 @@ def test_many_short_requests_fill_rows():
 
 @pytest.mark.parametrize(
     ("length", "sizes"),
-    [(2049, [2048, 128]), (2050, [4096, 128]), (4097, [4096, 128]), (5000, [8192, 128])],
+    [(2049, [2048, 128]), (2050, [4096]), (4097, [4096, 128]), (5000, [8192])],
 )
 def test_a_request_longer_than_every_listed_row_gets_one_that_holds_it(length, sizes):
     rows = list(pack([request(30), request(length)]))
     assert [row.batch.tokens.shape[1] for row in rows] == sizes
-    assert sorted(index for row in rows for index, _, _ in row.members) == [0, 1]
+    assert sorted(index for row in rows for index, _ in row.members) == [0, 1]
 
 
 def test_only_what_the_last_scored_token_needs_is_computed():

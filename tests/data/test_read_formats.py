@@ -300,9 +300,16 @@ def test_big_bench(tmp_path):
     file = tmp_path / "task.json"
     got = read_all(write(file, json.dumps(task)))
     assert got == [
-        Example(instruction="Add two numbers", input=z, output=y, task="sums", id=f"task:{n}")
-        for n, (z, y) in enumerate(
-            [("1 + 1", "2"), ("2 + 1", ("3", "three")), ("2 + 2", ("5", "4", "3"))], start=1
+        Example(
+            instruction="Add two numbers", input=z, output=y, task="sums", id=f"task:{n}", answer=a
+        )
+        for n, (z, y, a) in enumerate(
+            [
+                ("1 + 1", "2", None),
+                ("2 + 1", ("3", "three"), None),
+                ("2 + 2", ("5", "4", "3"), 1),
+            ],
+            start=1,
         )
     ]
     task["task_prefix"] = "Compute:\n"  # a member behind the rows belongs to them too

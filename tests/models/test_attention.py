@@ -83,7 +83,14 @@ def tensors(seed, tokens, heads=4, kv_heads=2, dim=4, dtype=jnp.float32):
     return tuple(jnp.asarray(2 * rng.standard_normal(shape), dtype) for shape in shapes)
 
 
-tiles = {size: jax.jit(partial(attend_tiles, tile=size)) for size in (4, 16, 64)}
+def in_tiles(form, q, k, v, positions, ends, *, tile):
+    """A form that works in tiles, given the tiles of this layout."""
+    positions, ends = jnp.asarray(positions), jnp.asarray(ends)
+    return form(q, k, v, ends, find_tiles(positions, ends, tile), tile=tile)
+
+
+tiled_attention = partial(in_tiles, attend_tiles)
+tiles = {size: jax.jit(partial(tiled_attention, tile=size)) for size in (4, 16, 64)}
 dense = jax.jit(attend_dense)
 
 
@@ -113,7 +120,7 @@ def weighted(attention, positions, ends):
 grads_tiled = {
     size: jax.jit(
         lambda q, k, v, p, e, size=size: jax.grad(
-            weighted(partial(attend_tiles, tile=size), p, e), (0, 1, 2)
+            weighted(partial(tiled_attention, tile=size), p, e), (0, 1, 2)
         )(q, k, v)
     )
     for size in (4, 16)
@@ -141,13 +148,13 @@ def test_gradients_of_both_forms_agree_and_are_finite(layout, seed, tile):
 def test_gradients_agree_with_finite_differences(tile):
     positions, ends = lay_out([(3, [(2, ()), (4, [(1, ()), (2, ())])]), (5, ())], LENGTH)
     positions, ends = positions[None], ends[None]
-    function = jax.jit(weighted(partial(attend_tiles, tile=tile), positions, ends))
+    function = jax.jit(weighted(partial(tiled_attention, tile=tile), positions, ends))
     check_grads(function, tensors(5, LENGTH), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 
 def test_finite_differences_would_catch_a_wrong_backward_pass():
     positions, ends = lay_out([(9, ())], LENGTH)
-    function = jax.jit(weighted(partial(attend_tiles, tile=4), positions[None], ends[None]))
+    function = jax.jit(weighted(partial(tiled_attention, tile=4), positions[None], ends[None]))
 
     slopes = jax.jit(jax.grad(function, (0, 1, 2)))
 
@@ -213,10 +220,20 @@ def test_visible_is_the_rule_and_nothing_else():
 
 def test_tiles_are_counted_from_each_sequence_and_skip_padding():
     positions, ends = lay_out([(5, ()), (2, [(3, ()), (1, ())])], 16)
-    found = find_tiles(jnp.asarray(positions), jnp.asarray(ends), 16, 4)
+    found = find_tiles(jnp.asarray(positions[None]), jnp.asarray(ends[None]), 4)
     assert int(found.count) == 4
     assert found.starts[:4].tolist() == [0, 4, 5, 9]
     assert found.roots.tolist() == [0] * 5 + [5] * 6 + [-1] * 5
+    # the last tile, token 9 and the branch at 10, sees both tiles of its own tree
+    assert [found.keys[i, : found.num_keys[i]].tolist() for i in range(4)] == [[0], [0, 4], [5], [5, 9]]
+
+
+def test_tiles_that_no_query_sees_are_not_needed():
+    positions, ends = lay_out([(4, [(8, ()), (8, ()), (4, ())])], 24)
+    found = find_tiles(jnp.asarray(positions[None]), jnp.asarray(ends[None]), 4)
+    assert found.starts[: int(found.count)].tolist() == [0, 4, 8, 12, 16, 20]
+    needed = [found.keys[i, : found.num_keys[i]].tolist() for i in range(6)]
+    assert needed == [[0], [0, 4], [0, 4, 8], [0, 12], [0, 12, 16], [0, 20]]
 
 
 def test_bfloat16_differs_from_float32_by_rounding_alone():
@@ -241,7 +258,7 @@ def test_no_square_of_the_length_exists_in_the_cpu_program():
     length = 331
     q, k, v = tensors(8, length)
     positions, ends = (x[None] for x in lay_out([(length, ())], length))
-    function = weighted(partial(attend, tile=64), positions, ends)
+    function = weighted(partial(in_tiles, attend, tile=64), positions, ends)
     text = compiled_text(jax.grad(function, (0, 1, 2)), q, k, v)
     shapes = [[int(d) for d in m.split(",")] for m in re.findall(r"[a-z]\d+\[([\d,]+)\]", text)]
     assert len(shapes) > 50

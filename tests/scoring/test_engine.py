@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from instructjax.batching.packing import LARGE_TILE, ROW_LENGTHS, SMALL_TILE, pack
+from instructjax.batching.packing import LARGE_TILE, LONG_ROW, ROW_LENGTHS, SMALL_TILE, pack
 from instructjax.errors import PromptError
 from instructjax.prompts.request import Request
 from instructjax.scoring import engine
@@ -110,7 +110,7 @@ def test_work_and_rows_are_counted(model):
     work, rows = Work(), []
     list(score_requests(model, requests, work=work, on_row=rows.append))
     assert sum(rows) == 3
-    assert work.useful == 99 + 89 + 19
+    assert work.requested == work.distinct == work.useful == 99 + 89 + 19
     assert work.computed == 512 and work.useful_share == pytest.approx(207 / 512)
     assert work.programs == {(512, SMALL_TILE)}
     assert Work().useful_share == 1.0
@@ -132,7 +132,8 @@ def test_few_programs_are_compiled_and_a_second_run_compiles_none(model, compile
     jax.clear_caches()
     work = Work()
     first = list(score_requests(model, requests, work=work))
-    assert work.programs <= {(t, tile) for t in ROW_LENGTHS for tile in (SMALL_TILE, LARGE_TILE)}
+    lengths = (*ROW_LENGTHS, LONG_ROW)
+    assert work.programs <= {(t, tile) for t in lengths for tile in (SMALL_TILE, LARGE_TILE)}
     counts = Counter(compiled)
     assert counts["jit(token_scores)"] == len(work.programs), counts
     assert work.useful_share > 0.9

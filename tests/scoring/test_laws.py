@@ -28,7 +28,7 @@ from instructjax.models.model import abstract_decoder, fill, load_model
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.prompts.options import PromptOptions
 from instructjax.prompts.request import Request
-from instructjax.scoring.engine import score_requests
+from instructjax.scoring.engine import Work, score_requests
 from instructjax.scoring.log_probs import (
     next_token_log_probs,
     sequence_log_probs,
@@ -76,7 +76,7 @@ def test_law_1_parity_of_the_form_of_attention_that_accelerators_run(
     golden, tiny_model, monkeypatch
 ):
     monkeypatch.setattr(
-        decoder, "attend", lambda q, k, v, positions, ends, *, tile: attend_dense(q, k, v, ends)
+        decoder, "attend", lambda q, k, v, ends, tiles, *, tile: attend_dense(q, k, v, ends)
     )
     sequences = golden("llama-tied")
     requests = [request(s["ids"]) for s in sequences]
@@ -84,9 +84,9 @@ def test_law_1_parity_of_the_form_of_attention_that_accelerators_run(
     for row in pack(requests):
         assert len(row.members) > 1
         found = run(tiny_model.params, row.batch)[0]
-        for index, first, last in row.members:
+        for index, entries in row.members:
             expected = sequences[index]["log_probs"]
-            np.testing.assert_allclose(found[first:last], expected, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(found[entries], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama-rope-linear", "llama-rope-llama3"])
@@ -183,7 +183,7 @@ def test_law_2_neighbours_order_and_packing_do_not_matter(chosen, pool, tiny_mod
     requests = [pool[index][0] for index in chosen]
     program = {}
     for row in pack(requests):
-        for place, _, _ in row.members:
+        for place, _ in row.members:
             program[place] = (row.batch.tokens.shape, row.batch.tile)
     for place, result in enumerate(score_requests(tiny_model, requests)):
         wanted, alone, alone_row = pool[chosen[place]]
@@ -247,6 +247,31 @@ def test_law_2_pitfall_11_row_length_and_tile_do_not_matter(width, tile, tiny_mo
     batch = batch_from_lengths(jnp.asarray(ids), jnp.array([1]), jnp.array([33]), tile=tile)
     found = jax.jit(token_log_probs)(*halves(tiny_model), batch)[0, :32]
     np.testing.assert_allclose(found, sequence["log_probs"], rtol=0, atol=3e-5)
+
+
+@settings(max_examples=25)
+@given(data=st.data(), seed=st.integers(0, 9))
+def test_law_2_shared_prefixes_change_no_number(data, seed, tiny_model):
+    """Instructions, inputs and candidates that share whatever they share, against each alone."""
+    rng = np.random.default_rng(seed)
+    requests = []
+    for _ in range(data.draw(st.integers(1, 2))):
+        instruction = rng.integers(0, 352, data.draw(st.integers(1, 60)))
+        for _ in range(data.draw(st.integers(1, 3))):
+            prompt = [*instruction, *rng.integers(0, 352, data.draw(st.integers(0, 30)))]
+            stem = rng.integers(0, 352, 3)
+            for _ in range(data.draw(st.integers(1, 4))):
+                own = rng.integers(0, 352, data.draw(st.integers(1, 6)))
+                ids = [*prompt, *stem[: data.draw(st.integers(0, 3))], *own]
+                requests.append(request(ids, [(len(prompt), len(ids))]))
+    work = Work()
+    together = list(score_requests(tiny_model, requests, work=work))
+    assert work.requested == sum(len(r.ids) - 1 for r in requests)
+    assert work.useful == work.distinct <= work.requested
+    for result in together:
+        (alone,) = score_requests(tiny_model, [result.request])
+        np.testing.assert_allclose(result.token_log_probs, alone.token_log_probs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(result.entropy, alone.entropy, rtol=0, atol=1e-4)
 
 
 @st.composite

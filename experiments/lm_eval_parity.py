@@ -1,0 +1,181 @@
+"""Are the harness' numbers right? Its tasks through its own `hf` model and through instructjax.
+
+    python experiments/lm_eval_parity.py FOLDER --tasks copa,texts --model HF_FOLDER
+
+FOLDER holds tasks of lm-evaluation-harness (YAML, with local data). Both models get the same
+weights in float32 and the same requests. Printed are, task by task, the largest difference of a
+request's number, and every request of which the two differ by more than 1e-3 nats, with the reason:
+
+- another string: the ids that `hf` scores do not stand for context + continuation;
+- white space: `hf` scores white space at the end of the context as the first of y;
+- spanned join: `hf` encodes both as one string, and there a token has parts of both;
+- logits cache: `hf` gives another number without its cache of logits;
+- windows: a text needs several, and only the first of `hf` has BOS.
+
+Of every request, `hf`'s network is also given the ids that instructjax scores. Exit code 1 if that
+differs by more than 1e-3, or a difference has none of these reasons. Needs the `compare` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+from rich.console import Console
+from rich.table import Table
+
+from instructjax.integrations.lm_eval import InstructJaxLM
+
+LIMIT = 1e-3
+
+
+class Recorder(InstructJaxLM):
+    """Keeps every request with its number and the ids that were scored."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.strings: dict[str, tuple[str, ...]] = {}
+        self.found: dict[str, float] = {}
+        self.pairs: dict[str, list[tuple[list[int], list[int]]]] = defaultdict(list)
+        self._keys: list[str] = []
+
+    def _note(self, requests: Any, answers: Any) -> Any:
+        for request, answer in zip(requests, answers, strict=True):
+            key = f"{request.task_name} {request.doc_id} {request.idx}"
+            self.strings[key] = request.args
+            self.found[key] = answer if isinstance(answer, float) else answer[0]
+        return answers
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        self._keys = [f"{r.task_name} {r.doc_id} {r.idx}" for r in requests]
+        return self._note(requests, super().loglikelihood(requests, True))
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        self._keys = [f"{r.task_name} {r.doc_id} {r.idx}" for r in requests]
+        return self._note(requests, super().loglikelihood_rolling(requests, True))
+
+    def _score(self, *args: Any) -> Any:
+        for scored in super()._score(*args):
+            ids, (start, _) = scored.request.ids.tolist(), scored.request.spans[0]
+            self.pairs[self._keys[scored.request.row]].append((ids[:start], ids[start:]))
+            yield scored
+
+
+def run_peer(python: str, job: dict[str, Any]) -> dict[str, Any]:
+    """`hf` on the same tasks, in a fresh process."""
+    script = Path(__file__).with_name("lm_eval_peer.py")
+    done = subprocess.run(
+        [python, str(script)], input=json.dumps(job), capture_output=True, text=True
+    )
+    lines = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
+    if not lines:
+        raise SystemExit(f"the comparison did not run:\n{done.stderr[-2000:]}")
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def explain(lm: Recorder, key: str, peer: dict[str, Any]) -> str:
+    """Why the two differ; "" if for no known reason."""
+    ours = lm.pairs[key]
+    if key not in peer["pairs"]:
+        return "windows" if len(ours) > 1 else ""
+    (prompt, response), (context, continuation) = ours[0], peer["pairs"][key]
+    if (prompt, response) != (context, continuation):
+        decode = lm.model.tokenizer.decode
+        if not decode(context + continuation).endswith("".join(lm.strings[key])):
+            return "another string"
+        return "white space" if prompt + response == context + continuation else "spanned join"
+    return "logits cache" if abs(peer["uncached"][key] - lm.found[key]) <= LIMIT else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", help="of tasks")
+    parser.add_argument("--tasks", required=True, help="names, with commas")
+    parser.add_argument("--model", required=True, help="a Hugging Face folder or hub id")
+    parser.add_argument("--num-fewshot", type=int)
+    parser.add_argument("--limit", type=int, help="documents a task")
+    parser.add_argument("--apply-chat-template", action="store_true")
+    parser.add_argument("--max-length", type=int, help="of both models' windows")
+    parser.add_argument("--batch-size", type=int, default=1, help="of `hf`")
+    parser.add_argument("--python", default=sys.executable, help="a Python that has torch")
+    parser.add_argument("--out", help="JSON file to write")
+    args = parser.parse_args()
+
+    options = {
+        "tasks": args.tasks.split(","),
+        "num_fewshot": args.num_fewshot,
+        "limit": args.limit,
+        "apply_chat_template": args.apply_chat_template,
+    }
+    lm = Recorder(args.model, dtype="float32", max_length=args.max_length)
+    manager = TaskManager(include_path=args.folder, include_defaults=False)
+    results: Any = simple_evaluate(
+        model=lm, task_manager=manager, bootstrap_iters=0, log_samples=False, **options
+    )
+    peer = run_peer(
+        args.python,
+        {
+            "model": args.model,
+            "folder": args.folder,
+            "options": options,
+            "max_length": lm.max_length,
+            "batch_size": args.batch_size,
+            "threads": os.cpu_count(),
+            "pairs": lm.pairs,
+        },
+    )
+    if {key: tuple(strings) for key, strings in peer["strings"].items()} != lm.strings:
+        raise SystemExit("the two models were not asked the same")
+
+    gaps = {key: abs(value - peer["found"][key]) for key, value in lm.found.items()}
+    on_ids = {key: abs(value - peer["on_given_ids"][key]) for key, value in lm.found.items()}
+    reasons = {key: explain(lm, key, peer) for key, gap in gaps.items() if gap > LIMIT}
+    console = Console(soft_wrap=True)
+    table = Table(title="instructjax against lm-evaluation-harness `hf`, float32, nats a request")
+    for name in ("task", "requests", "agree", "largest where they do", "differ", "on our ids"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for task in options["tasks"]:
+        keys = [key for key in gaps if key.split()[0] == task]
+        same = [gaps[key] for key in keys if key not in reasons]
+        why = Counter(reasons[key] or "UNEXPLAINED" for key in keys if key in reasons)
+        table.add_row(
+            task,
+            f"{len(keys)}",
+            f"{len(same)}",
+            f"{max(same, default=0):.1e}",
+            ", ".join(f"{n} {reason}" for reason, n in why.items()) or "0",
+            f"{max(on_ids[key] for key in keys):.1e}",
+        )
+    console.print(table)
+    for key, reason in reasons.items():
+        shown = " | ".join(repr(text[-30:]) for text in lm.strings[key])
+        console.print(
+            f"{key}: {lm.found[key]:.4f} here, {peer['found'][key]:.4f} in hf "
+            f"({peer['on_given_ids'][key]:.4f} on our ids): {reason or 'UNEXPLAINED'}: {shown}",
+            markup=False,
+            highlight=False,
+        )
+    worst = max(on_ids.values())
+    unexplained = sum(not reason for reason in reasons.values())
+    print(
+        f"{len(gaps)} requests: {len(gaps) - len(reasons)} agree, {len(reasons)} differ, "
+        f"{unexplained} of them for no known reason; hf's network on our ids differs by "
+        f"{worst:.1e} at most, limit {LIMIT:.0e}"
+    )
+    if args.out:
+        about = {"results": {t: str(r) for t, r in results["results"].items()}, "reasons": reasons}
+        numbers = {"ours": lm.found, "hf": peer["found"], "hf_on_our_ids": peer["on_given_ids"]}
+        Path(args.out).write_text(json.dumps({**about, **numbers, "hf_results": peer["results"]}))
+    return int(worst > LIMIT or unexplained > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""lm-evaluation-harness' own model `hf` in a process of its own: a job from stdin, JSON out.
+
+Runs the tasks as anyone would, then the same requests without its cache of logits, then its network
+on token ids that are given: those that instructjax scores.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+Key = str
+
+
+def name(request: Any) -> Key:
+    return f"{request.task_name} {request.doc_id} {request.idx}"
+
+
+def main() -> None:
+    import torch
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    job = json.load(sys.stdin)
+    torch.set_num_threads(job["threads"])
+    asked: dict[str, list[Any]] = {"loglikelihood": [], "loglikelihood_rolling": []}
+    found: dict[Key, float] = {}
+
+    class Recorder(HFLM):
+        def loglikelihood(self, requests, disable_tqdm=True):
+            answers = super().loglikelihood(requests, disable_tqdm=True)
+            asked["loglikelihood"] += requests
+            found.update((name(r), a[0]) for r, a in zip(requests, answers, strict=True))
+            return answers
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=True):
+            answers = super().loglikelihood_rolling(requests, disable_tqdm=True)
+            asked["loglikelihood_rolling"] += requests
+            found.update((name(r), a) for r, a in zip(requests, answers, strict=True))
+            return answers
+
+    lm = Recorder(
+        pretrained=job["model"],
+        dtype="float32",
+        device="cpu",
+        batch_size=job["batch_size"],
+        max_length=job["max_length"],
+    )
+    manager = TaskManager(include_path=job["folder"], include_defaults=False)
+    results = simple_evaluate(
+        model=lm, task_manager=manager, bootstrap_iters=0, log_samples=False, **job["options"]
+    )
+
+    pairs = {}
+    for request in asked["loglikelihood"]:
+        context, continuation = request.args
+        if context:
+            pairs[name(request)] = lm._encode_pair(context, continuation)
+        else:
+            ids = lm.tok_encode(continuation, add_special_tokens=False)
+            pairs[name(request)] = ([lm.prefix_token_id], ids)
+    lm.logits_cache = False
+    again = HFLM.loglikelihood(lm, asked["loglikelihood"], disable_tqdm=True)
+    uncached = {name(r): a[0] for r, a in zip(asked["loglikelihood"], again, strict=True)}
+
+    flat = [(key, pair) for key, each in job["pairs"].items() for pair in each]
+    given = [((str(i), ""), *pair) for i, (_, pair) in enumerate(flat)]
+    sums: dict[Key, float] = dict.fromkeys(job["pairs"], 0.0)
+    scored = lm._loglikelihood_tokens(given, disable_tqdm=True)
+    for (key, _), (value, _) in zip(flat, scored, strict=True):
+        sums[key] += value
+
+    everything = asked["loglikelihood"] + asked["loglikelihood_rolling"]
+    answer = {
+        "strings": {name(request): request.args for request in everything},
+        "found": found,
+        "uncached": uncached,
+        "pairs": pairs,
+        "on_given_ids": sums,
+        "results": {task: str(values) for task, values in results["results"].items()},
+    }
+    print("RESULT " + json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Requests as a tree of their ids: what they have in common at the start is computed once.
+
+Requests sorted by their ids are the leaves of that tree in depth-first order, and two neighbours
+meet where their common prefix ends. So the tree needs no nodes: an order and the lengths of the
+common prefixes say it all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from instructjax.prompts.request import Request
+
+# A shorter common prefix costs more in attention steps than it saves in tokens.
+SHORTEST_SHARED = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTree:
+    """Requests in depth-first order.
+
+    Attributes:
+      order: indices of the requests.
+      lengths: tokens that each request, in that order, needs computed.
+      shared: how many of its first tokens each has in common with the one before it; 0 where that
+        is less than `SHORTEST_SHARED`.
+      sizes: what each adds to a row, in positions or scored tokens, whichever is more (a last
+        token is scored without a position of its own).
+    """
+
+    order: tuple[int, ...]
+    lengths: tuple[int, ...]
+    shared: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Distinct tokens of the tree."""
+        return sum(self.lengths) - sum(self.shared)
+
+
+def input_length(request: Request) -> int:
+    """Tokens that must be computed: all before the last scored one."""
+    return request.spans[-1][1] - 1
+
+
+def common_prefix(a: Request, b: Request) -> int:
+    """How many first tokens the inputs of two requests share; 0 if fewer than worth sharing."""
+    size = min(input_length(a), input_length(b))
+    if size < SHORTEST_SHARED:
+        return 0
+    different = a.ids[:size] != b.ids[:size]
+    shared = int(different.argmax()) if different.any() else size
+    return shared if shared >= SHORTEST_SHARED else 0
+
+
+def build_tree(requests: Sequence[Request]) -> PrefixTree:
+    """The tree of a window of requests. Its order depends on their ids alone.
+
+    >>> def request(*ids):
+    ...     return Request(ids=np.array(ids, np.int32), spans=((len(ids) - 1, len(ids)),), num_bytes=1)
+    >>> prompt = tuple(range(20))
+    >>> tree = build_tree([request(*prompt, 5, 0), request(7, 7), request(*prompt, 4, 0)])
+    >>> tree.order, tree.lengths, tree.shared, tree.num_tokens
+    ((2, 0, 1), (21, 21, 1), (0, 20, 0), 23)
+    """
+    keys = [request.ids[: input_length(request)].astype(">i4").tobytes() for request in requests]
+    order = sorted(range(len(requests)), key=lambda i: keys[i])
+    lengths = tuple(input_length(requests[i]) for i in order)
+    shared = [0] * len(order)
+    for place in range(1, len(order)):
+        shared[place] = common_prefix(requests[order[place - 1]], requests[order[place]])
+    sizes = tuple(
+        max(length - common, _count_scored(requests[i], common))
+        for i, length, common in zip(order, lengths, shared, strict=True)
+    )
+    return PrefixTree(order=tuple(order), lengths=lengths, shared=tuple(shared), sizes=sizes)
+
+
+def _count_scored(request: Request, shared: int) -> int:
+    return sum(max(stop - max(start, shared), 0) for start, stop in request.spans)
+
+
+def cut_tree(tree: PrefixTree, limit: int) -> list[tuple[range, int]]:
+    """Runs of neighbours whose subtree is at most `limit` in size, each with its size.
+
+    A request that is larger than `limit` is a run of its own, so with 0 each one is.
+    """
+    runs: list[tuple[range, int]] = []
+    start = total = 0
+    for place, (length, size) in enumerate(zip(tree.lengths, tree.sizes, strict=True)):
+        if place and total + size <= limit:
+            total += size
+            continue
+        if place:
+            runs.append((range(start, place), total))
+        start, total = place, length
+    if tree.lengths:
+        runs.append((range(start, len(tree.lengths)), total))
+    return runs

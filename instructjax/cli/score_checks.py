@@ -1,0 +1,73 @@
+"""Rows that `instructjax score` cannot use: what is said of them, and checks before the run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from instructjax.cli.messages import say_error
+from instructjax.data import Example, Reject
+from instructjax.data.files import find_files
+from instructjax.data.rejects import shorten_raw
+from instructjax.errors import DataError, InstructJaxError, PromptError, UsageError
+
+SHOWN_REASONS = 5
+
+
+def make_reject(example: Example, error: InstructJaxError) -> Reject:
+    """A row that was read and cannot be scored, with the place that it was read from."""
+    file, place = example.place or ("", example.id or "")
+    kind = "cannot be encoded" if isinstance(error, PromptError) else "cannot be used"
+    remedy = f"; {error.remedy}" if error.remedy else ""
+    names = ("instruction", "input", "output", "prompt_ids", "output_ids")
+    values = {name: value for name in names if (value := getattr(example, name))}
+    return Reject(
+        file=file,
+        row=place,
+        reason=f"{kind}: {error.message}{remedy}",
+        raw=shorten_raw(json.dumps(values, ensure_ascii=False, default=str)),
+    )
+
+
+def check_all(rows: Iterator[Example | Reject], encode: Callable[[Example], object]) -> bool:
+    """Whether every row can be scored; says on standard error which cannot."""
+
+    def find() -> Iterator[Reject]:
+        for row in rows:
+            if isinstance(row, Reject):
+                yield row
+                continue
+            try:
+                encode(row)
+            except (DataError, PromptError) as error:
+                yield make_reject(row, error)
+
+    found = find()
+    first = list(islice(found, SHOWN_REASONS))
+    if not first:
+        return True
+    count = len(first) + sum(1 for _ in found)
+    noun = "1 row" if count == 1 else f"{count:,} rows"
+    say_error(f"{noun} cannot be used; with --strict nothing is scored or written")
+    for reject in first:
+        say_error(f"{reject.file}, {reject.row}: {reject.reason}", label="  ")
+    if count > len(first):
+        say_error(f"and {count - len(first):,} more", label="  ")
+    return False
+
+
+def check_apart(data: Path, out: Path) -> None:
+    """Refuses to write where it reads.
+
+    Raises:
+      UsageError: the table, its rejects or its metadata would replace a data file.
+    """
+    written = {os.path.realpath(path) for path in (out, f"{out}.rejects.jsonl", f"{out}.meta.json")}
+    for file in find_files(data):
+        if os.path.realpath(file) in written:
+            raise UsageError(
+                "is data and would be overwritten", file=file, remedy="choose another --out"
+            )

@@ -1,0 +1,295 @@
+"""`instructjax` as a model in lm-evaluation-harness, without PyTorch.
+
+Importing this module registers it::
+
+    import instructjax.integrations.lm_eval
+    from lm_eval import simple_evaluate
+
+    simple_evaluate(model="instructjax", model_args="pretrained=SPEC,dtype=float32", tasks=[...])
+
+or make an `InstructJaxLM` and pass that as the model. The harness' own command line finds it if it
+is imported first: `python -c "import instructjax.integrations.lm_eval, lm_eval.__main__ as m;
+m.cli_evaluate()" --model instructjax --tasks ...`.
+
+What is scored is exactly the harness' strings. Its own model `hf` differs in these respects:
+
+- It encodes context and continuation as one string, cuts that where the context alone would end,
+  and moves white space at the context's end into the continuation. Where a token spans the join,
+  it scores another string; after a chat template, the template's newline is scored as part of y.
+  Here the two are encoded each on its own (`boundary="exact"`), or as one string whose token over
+  the join counts in y (`boundary="joint"`).
+- Requests with the same ids but different splits share one cached result, from wrong positions.
+  Here a request's number does not depend on the others.
+- Windows of a rolling log-likelihood after the first lack BOS, and where the tokenizer adds BOS
+  itself, the first has two. Here each window has one (see `cut_windows`).
+- Contexts that are too long lose their beginning, BOS included. Here that is an error, or with
+  `truncation="left"` BOS stays and the number of such requests is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from instructjax.display.progress import ScoringProgress
+from instructjax.errors import UsageError
+from instructjax.integrations.conversations import render_conversation
+from instructjax.integrations.lm_eval_requests import RequestEncoder
+from instructjax.models.model import Model, load_model
+from instructjax.prompts.options import Boundary, Truncation
+from instructjax.prompts.request import Request
+from instructjax.scoring.engine import ScoredRequest, Work, score_requests
+
+try:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM, CacheHook
+    from lm_eval.api.registry import register_model
+except ImportError as error:
+    raise UsageError(
+        "lm-evaluation-harness is not installed", remedy='pip install "instructjax[lm-eval]"'
+    ) from error
+
+# After so many tokens the answers are put on disk, where a cache is used.
+CHUNK_TOKENS = 1 << 18
+
+_log = logging.getLogger(__name__)
+_NOTED = ("truncated", "spans_join", "double_space", "not_finite")
+_IDENTITY = "instructjax"
+
+
+@register_model("instructjax")
+class InstructJaxLM(LM):
+    """log Pr(continuation | context) for lm-evaluation-harness.
+
+    Args:
+      pretrained: a model spec as `load_model` takes it, or a `Model`.
+      dtype: of parameters and activations, for a spec.
+      boundary: "exact" (context and continuation are encoded each on its own) or "joint".
+      truncation: of contexts that are too long: "error", "left" or "middle".
+      max_length: tokens of context and continuation together, and of a window of a rolling
+        log-likelihood; by default all that the model takes.
+      batch_size, max_batch_size: the harness gives them; requests are packed by themselves.
+      device: refused, for JAX chooses it.
+
+    Raises:
+      UsageError: an unknown option or model.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path | Model = "smollm2-135m-instruct",
+        *,
+        dtype: str = "float32",
+        boundary: Boundary = "exact",
+        truncation: Truncation = "error",
+        max_length: int | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        super().__init__()
+        if device is not None:
+            raise UsageError(
+                f"device={device!r} cannot be chosen here",
+                remedy="leave it out, and choose with the environment variable JAX_PLATFORMS",
+            )
+        # The harness bootstraps in forked processes, and a fork of a process that runs JAX may
+        # never end.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
+        self.model = (
+            pretrained if isinstance(pretrained, Model) else load_model(pretrained, dtype=dtype)
+        )
+        self._encoder = RequestEncoder(
+            self.model, boundary=boundary, truncation=truncation, max_length=max_length
+        )
+        self.work = Work()
+        self.flags: Counter[str] = Counter()
+        self.num_scored = 0
+
+    # What the harness asks for.
+
+    def loglikelihood(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """log Pr of each continuation after its context, and whether greedy decoding gives it.
+
+        Raises:
+          PromptError: a request cannot be encoded faithfully, or is too long; names its task and
+            document.
+        """
+        answers = []
+        for scored in self._score(self._encode_pairs(requests), len(requests), disable_tqdm):
+            answer = (scored.log_prob, bool(scored.greedy.all()))
+            answers.append(answer)
+            args = requests[scored.request.row].args
+            self.cache_hook.add_partial("loglikelihood", args, answer)
+        return answers
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """log Pr of whole texts, window by window; see `cut_windows`.
+
+        Raises:
+          PromptError: a text is empty or cannot be encoded faithfully; names task and document.
+        """
+        windows: list[int] = []
+        sums: list[float] = []
+        # How many windows a text has is known before its first one is scored.
+        for scored in self._score(
+            self._encode_texts(requests, windows), len(requests), disable_tqdm
+        ):
+            row = scored.request.row
+            if row == len(sums):
+                sums.append(0.0)
+            sums[row] += scored.log_prob
+            windows[row] -= 1
+            if not windows[row]:
+                args = requests[row].args
+                self.cache_hook.add_partial("loglikelihood_rolling", args, sums[row])
+        return sums
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Refuses: this model scores, and does not sample.
+
+        Raises:
+          UsageError: always, if there is a request.
+        """
+        names = sorted({name_request(request).partition(",")[0] for request in requests})
+        if names:
+            raise generation_error(names)
+        return []
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt of a conversation; see `render_conversation`."""
+        return render_conversation(
+            self.model.tokenizer, chat_history, add_generation_prompt=add_generation_prompt
+        )
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The model's chat template as Jinja text, "" for none."""
+        if isinstance(chat_template, str):
+            raise UsageError(
+                f"there is no chat template called {chat_template!r}",
+                remedy="a model has one here: ask for it with True (--apply-chat-template)",
+            )
+        return (self.model.tokenizer.chat_template or "") if chat_template else ""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names tokenizer and chat template, for the harness' cache of requests."""
+        tokenizer = self.model.tokenizer
+        template = tokenizer.template_fingerprint or "none"
+        name = "".join(c if c.isalnum() or c in "-._" else "_" for c in tokenizer.name)
+        return f"{name}-{tokenizer.fingerprint[:16]}-{template[:16]}"
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that are seen at once."""
+        return self._encoder.max_length
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What must be known to get the numbers again, for the results' `config`."""
+        return {"instructjax": self._encoder.describe()}
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Takes a cache of answers, if they are this model's.
+
+        The harness finds an answer by its strings alone, so those of another model would do.
+
+        Raises:
+          UsageError: the cache holds answers of another model, or of this one otherwise set.
+        """
+        answers: Any = cache_hook.dbdict
+        if answers is not None:
+            if len(answers) and answers.get(_IDENTITY) != self._identity:
+                raise UsageError(
+                    "the cache holds answers of another model or other options",
+                    file=answers.filename,
+                    remedy="give another --use-cache (in Python: use_cache), or remove that file",
+                )
+            answers[_IDENTITY] = self._identity
+            answers.commit()
+        super().set_cache_hook(cache_hook)
+
+    # How it is done.
+
+    @cached_property
+    def _identity(self) -> str:
+        """All that an answer depends on, beside its strings."""
+        about = self._encoder.describe()
+        names = ("model_fingerprint", "tokenizer_fingerprint", "template_fingerprint", "dtype")
+        names += ("matmul_precision", "boundary", "truncation", "max_length")
+        return json.dumps({name: about[name] for name in names})
+
+    def _encode_pairs(self, requests: Sequence[Instance]) -> Iterator[Request]:
+        for row, request in enumerate(requests):
+            context, continuation = request.args
+            name = name_request(request)
+            yield self._encoder.encode_pair(context, continuation, row=row, name=name)
+
+    def _encode_texts(self, requests: Sequence[Instance], windows: list[int]) -> Iterator[Request]:
+        for row, request in enumerate(requests):
+            (text,) = request.args
+            cut = self._encoder.encode_text(text, row=row, name=name_request(request))
+            windows.append(len(cut))
+            yield from cut
+
+    def _score(
+        self, requests: Iterable[Request], total: int, quiet: bool
+    ) -> Iterator[ScoredRequest]:
+        """Scores a stream in chunks; what was yielded of a chunk is on disk before the next."""
+        stream, flags = iter(requests), Counter[str]()
+        before, done = self.work.useful, 0
+        with ScoringProgress(total, show=False if quiet else None) as bar:
+            while chunk := _take(stream, CHUNK_TOKENS):
+                for scored in score_requests(self.model, chunk, work=self.work):
+                    flags.update(flag.partition("=")[0] for flag in scored.request.flags)
+                    flags["not_finite"] += not math.isfinite(scored.log_prob)
+                    yield scored
+                done = chunk[-1].row + 1
+                bar.update(done, self.work.useful - before)
+                if (answers := self.cache_hook.dbdict) is not None:
+                    answers.commit()
+        self.num_scored += done
+        noted = Counter({name: flags[name] for name in _NOTED if flags[name]})
+        self.flags += noted
+        if noted:
+            counts = ", ".join(f"{count:,} {name}" for name, count in noted.most_common())
+            _log.warning("of %s requests: %s", f"{done:,}", counts)
+
+
+def name_request(request: Instance) -> str:
+    """Where a request comes from, for a message: task, document and place in it.
+
+    >>> name_request(Instance("loglikelihood", {}, ("a", "b"), 1, ("copa", 3, 1)))
+    'task copa, document 3, request 1'
+    """
+    return f"task {request.task_name}, document {request.doc_id}, request {request.idx}"
+
+
+def generation_error(tasks: Sequence[str]) -> UsageError:
+    """What to say of tasks that need a model to write."""
+    return UsageError(
+        f"{', '.join(tasks)}: the output type is generate_until, which needs sampling, and "
+        "instructjax does not sample yet",
+        remedy="leave out such tasks; multiple_choice, loglikelihood and loglikelihood_rolling run",
+    )
+
+
+def _take(stream: Iterator[Request], tokens: int) -> list[Request]:
+    """The next requests, until they have so many tokens together."""
+    taken: list[Request] = []
+    while tokens > 0 and (request := next(stream, None)) is not None:
+        taken.append(request)
+        tokens -= len(request.ids)
+    return taken

@@ -1,0 +1,110 @@
+"""Strings of lm-evaluation-harness as requests: none of them changed, one BOS before each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+from instructjax.data.example import Example
+from instructjax.errors import PromptError
+from instructjax.integrations.conversations import find_openings
+from instructjax.integrations.windows import encode_rolling
+from instructjax.models.model import Model
+from instructjax.prompts.encode import PromptEncoder
+from instructjax.prompts.options import Boundary, Truncation
+from instructjax.prompts.request import Request
+from instructjax.scoring.api import make_encoder
+from instructjax.scoring.metadata import describe_run
+
+
+class RequestEncoder:
+    """Turns pairs of strings and whole texts into requests, by the rules of one model.
+
+    Args:
+      model: whose tokenizer and context length count.
+      boundary: "exact" (context and continuation are encoded each on its own) or "joint".
+      truncation: of contexts that are too long: "error", "left" or "middle".
+      max_length: tokens of context and continuation together, and of a window; by default all
+        that the model takes.
+
+    Raises:
+      UsageError: an unknown option, or a `max_length` that the model does not take.
+    """
+
+    def __init__(
+        self, model: Model, *, boundary: Boundary, truncation: Truncation, max_length: int | None
+    ) -> None:
+        self._model = model
+        self._plain = make_encoder(
+            model,
+            layout="raw",
+            include_eos=False,
+            boundary=boundary,
+            truncation=truncation,
+            max_length=max_length,
+        )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that are seen at once."""
+        return self._plain.options.max_length or self._model.config.max_positions
+
+    def describe(self) -> dict[str, str]:
+        """Model, rules, arithmetic and versions, as text by name."""
+        about = describe_run(self._model, self._plain, ())
+        return {name: value for name, value in about.items() if name != "contexts"}
+
+    def encode_pair(self, context: str, continuation: str, *, row: int, name: str) -> Request:
+        """The continuation after its context; an empty context is BOS, or EOS without one.
+
+        Args:
+          context, continuation: as the harness gives them.
+          row: index in the input.
+          name: what to call the request in a message.
+
+        Raises:
+          PromptError: they cannot be encoded faithfully, or are too long.
+        """
+        chat = bool(self._openings) and context.startswith(self._openings)
+        encoder = self._chat if chat else self._plain
+        example = Example(instruction=context, output=continuation, id=name)
+        request = encoder.encode(example, row=row)[0]
+        tokenizer = self._model.tokenizer
+        bos_id = tokenizer.bos_id
+        if (
+            bos_id is not None
+            and context.startswith(tokenizer.token_text(bos_id))
+            and request.ids[0] != bos_id
+        ):
+            # The context spells BOS and lost its beginning: the oldest token that is left makes
+            # room for it.
+            ids = request.ids.copy()
+            ids[0] = bos_id
+            request = replace(request, ids=ids)
+        return request
+
+    def encode_text(self, text: str, *, row: int, name: str) -> list[Request]:
+        """A whole text in as many windows as it needs; see `cut_windows`.
+
+        Raises:
+          PromptError: it is empty or cannot be encoded faithfully.
+        """
+        try:
+            tokenizer = self._model.tokenizer
+            return list(encode_rolling(tokenizer, text, width=self.max_length, row=row))
+        except PromptError as error:
+            raise PromptError(error.message, row=name, remedy=error.remedy) from error
+
+    @cached_property
+    def _chat(self) -> PromptEncoder:
+        """For strings that the chat template wrote: it decides about BOS, as in `score`."""
+        return PromptEncoder(
+            replace(self._model.tokenizer, adds_bos=False),
+            self._plain.options,
+            vocab_size=self._model.config.vocab_size,
+        )
+
+    @cached_property
+    def _openings(self) -> tuple[str, ...]:
+        tokenizer = self._model.tokenizer
+        return find_openings(tokenizer) if tokenizer.adds_bos else ()

@@ -1,0 +1,93 @@
+"""Tasks of lm-evaluation-harness by name, with what cannot run said before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from instructjax.errors import DataError, InstructJaxError, UsageError
+from instructjax.integrations.lm_eval import generation_error
+
+# After instructjax.integrations.lm_eval, which says so if the harness is not installed.
+from lm_eval.tasks import TaskManager  # isort: skip
+
+SHOWN_MATCHES = 5
+
+
+class ScoringTasks(TaskManager):
+    """The harness' task manager, which refuses what this model cannot do when tasks are loaded."""
+
+    def load(self, task_list: Any) -> Any:
+        """Loads tasks and their data.
+
+        Raises:
+          UsageError: a task generates text.
+          DataError: a task or its data cannot be loaded.
+        """
+        try:
+            loaded = super().load(task_list)
+        except InstructJaxError:
+            raise
+        except Exception as error:  # tasks are code and data from anywhere
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            raise DataError(
+                f"the tasks {', '.join(map(str, task_list))} cannot be loaded "
+                f"({type(error).__name__}: {reason})",
+                remedy="check their files; data of built-in tasks come from the Hugging Face hub",
+            ) from error
+        tasks: dict[str, Any] = dict(loaded["tasks"])
+        if generating := [n for n, task in tasks.items() if task.OUTPUT_TYPE == "generate_until"]:
+            raise generation_error([f"task {name}" for name in generating])
+        return loaded
+
+
+def find_tasks(
+    names: Sequence[str], include_path: Path | None = None
+) -> tuple[ScoringTasks, list[str]]:
+    """Finds tasks, groups and tags by name, by pattern ("mmlu_*") or by the path of a YAML file.
+
+    Args:
+      names: as a person wrote them.
+      include_path: a folder with tasks of one's own. If it holds all that is asked for, the
+        harness' own tasks are not even indexed, which takes some 10 s.
+
+    Returns:
+      The manager that knows them, and their full names.
+
+    Raises:
+      UsageError: no such folder; no names; or an unknown name, with those most like it.
+    """
+    if include_path is not None and not include_path.is_dir():
+        raise UsageError("is no folder", file=include_path, remedy="give --include-path a folder")
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise UsageError("no task is named", remedy="write for example --tasks arc_easy,copa")
+    if include_path is not None:
+        manager = ScoringTasks(include_path=str(include_path), include_defaults=False)
+        found, unknown = _match(manager, names)
+        if not unknown:
+            return manager, found
+    manager = ScoringTasks(include_path=None if include_path is None else str(include_path))
+    found, unknown = _match(manager, names)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], manager.all_tasks, SHOWN_MATCHES, 0.5)
+        near += [name for name in manager.all_tasks if unknown[0] in name and name not in near]
+        like = (
+            f"did you mean {', '.join(near[:SHOWN_MATCHES])}?" if near else "see `lm_eval ls tasks`"
+        )
+        raise UsageError(f"there is no task {unknown[0]!r}", remedy=like)
+    return manager, found
+
+
+def _match(manager: TaskManager, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    found: dict[str, None] = {}
+    unknown = []
+    for name in names:
+        matches = manager.match_tasks([name])
+        if not matches and name.endswith((".yaml", ".yml")) and Path(name).is_file():
+            matches = [name]
+        found.update(dict.fromkeys(matches))
+        unknown += [] if matches else [name]
+    return list(found), unknown
