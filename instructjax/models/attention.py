@@ -68,6 +68,6 @@ def attend(
         v,
         ends,
         tiles,
-        cpu=partial(attend_tiles, tile=tile),
+        cpu=lambda q, k, v, ends, tiles: attend_tiles(q, k, v, tiles, tile=tile),
         default=lambda q, k, v, ends, tiles: attend_dense(q, k, v, ends),
     )

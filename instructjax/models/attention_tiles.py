@@ -1,10 +1,12 @@
 """Attention for CPUs: a loop over square tiles of queries and keys, skipping what is not seen.
 
-Each sequence of a row is cut into tiles counted from its own first token, so that the numbers of
-a sequence do not depend on where in the row it stands or on what stands beside it. Nothing is
-computed for tiles above the diagonal, outside the sequence, or on branches of a tree that the
-queries cannot see; the cost of packing is nil. The backward pass recomputes each tile's
-probabilities from the saved log-normalizers (Dao et al. 2022), so that no [T, T] array exists.
+Each sequence is cut into tiles by depth: tokens 0 to `tile` - 1 of it, then the next `tile`, and so
+on, wherever they stand in the row. A branch of a tree that leaves its prefix within a tile gets a
+tile of its own, which takes the lanes before the branch from the tile that it leaves. So a token
+is computed from the same numbers in the same order whether its prefix is shared or not, and
+whatever else is in the row: bit for bit the same. Only the tiles on a token's own path are
+visited; the cost of packing is nil. The backward pass recomputes each tile's probabilities from
+the saved log-normalizers (Dao et al. 2022), so that no [T, T] array exists.
 """
 
 from __future__ import annotations
@@ -23,86 +25,141 @@ MASKED = -1e30
 
 
 class Tiles(NamedTuple):
-    """How a flat batch is cut into tiles of queries, and the tiles of keys that each one needs.
+    """How a flat batch is cut into tiles; lane i of a tile holds depth i of its `tile` depths.
 
     Attributes:
-      starts: first query of each tile; the number of tokens past the last tile.
-      count: how many tiles there are.
-      roots: first token of each token's sequence, -1 for padding.
-      keys: for each tile, first keys of the tiles that any of its queries sees, in order.
-      num_keys: how many those are.
+      count: how many tiles there are; entries of the next four past it mean nothing.
+      first: where lane 0 of each tile would stand if all its lanes stood together.
+      own: the first lane that holds a token of the tile itself.
+      base: the tile that has the lanes before `own`, -1 if there are none.
+      before: the tile of the `tile` depths before these, -1 at the root.
+      owner: the tile that each token belongs to, -1 for padding.
     """
 
-    starts: Int[Array, " N"]
     count: Int[Array, ""]
-    roots: Int[Array, " N"]
-    keys: Int[Array, "N J"]
-    num_keys: Int[Array, " N"]
+    first: Int[Array, " N"]
+    own: Int[Array, " N"]
+    base: Int[Array, " N"]
+    before: Int[Array, " N"]
+    owner: Int[Array, " N"]
 
 
 def find_tiles(positions: Int[Array, "B T"], ends: Int[Array, "B T"], tile: int) -> Tiles:
-    """A sequence begins where a seen token has position 0; its tiles follow every `tile` tokens.
+    """Tiles of rows that are laid out depth first, as `attention` describes.
 
-    >>> positions, ends = jnp.array([[0, 1, 2, 0, 0]]), jnp.array([[3, 3, 3, 4, 0]])
+    The last example is a prefix of three tokens and two branches of two: the second branch begins
+    a tile, whose first lane is the third token of the prefix.
+
+    >>> positions, ends = jnp.array([[0, 1, 2, 3, 4, 3, 4]]), jnp.array([[7, 7, 7, 5, 5, 7, 7]])
     >>> tiles = find_tiles(positions, ends, 2)
-    >>> tiles.roots.tolist(), tiles.starts[: tiles.count].tolist(), tiles.keys[1, :2].tolist()
-    ([0, 0, 0, 3, -1], [0, 2, 3], [0, 2])
+    >>> tiles.owner.tolist(), tiles.own[: tiles.count].tolist()
+    ([0, 0, 1, 1, 2, 3, 4], [0, 0, 0, 1, 0])
+    >>> tiles.base[: tiles.count].tolist(), tiles.before[: tiles.count].tolist()
+    ([-1, -1, -1, 1, -1], [-1, 0, 1, 0, 3])
     """
-    tokens, row = ends.size, ends.shape[1]
-    index = jnp.arange(tokens)
-    flat = _flat_ends(ends)
-    used = flat > index
-    begins = (used & (positions.reshape(-1) == 0)) | (index % row == 0)
-    roots = lax.cummax(jnp.where(begins, index, 0))
-    is_start = used & ((index - roots) % tile == 0)
-    (starts,) = jnp.nonzero(is_start, size=tokens, fill_value=tokens)
-    last_seen = lax.reduce_window(
-        _pad(flat, tile - 1), 0, lax.max, (tile,), (1,), padding="valid"
-    )
-    queries = jnp.minimum(starts, tokens - 1)[:, None]
-    number = jnp.arange(-(-row // tile))
-    keys = roots[queries] + number * tile
-    needed = (keys <= queries) & (last_seen[jnp.minimum(keys, tokens - 1)] > queries)
-    order = jnp.sort(jnp.where(needed, keys, tokens), axis=1)
-    return Tiles(starts, is_start.sum(), jnp.where(used, roots, -1), order, needed.sum(1))
-
-
-def _flat_ends(ends: Int[Array, "B T"]) -> Int[Array, " N"]:
     rows, length = ends.shape
-    return (ends + jnp.where(ends > 0, jnp.arange(rows)[:, None] * length, 0)).reshape(-1)
+    index = jnp.arange(ends.size)
+    row_start = jnp.arange(rows)[:, None] * length
+    stops = (ends + row_start).reshape(-1)
+    depth = positions.reshape(-1)
+    used = stops > index
+    follows = (depth == jnp.roll(depth, 1) + 1) & (jnp.roll(stops, 1) > index)
+    begins = used & ((depth % tile == 0) | ~follows)
+    (starts,) = jnp.nonzero(begins, size=ends.size, fill_value=0)
+    count = begins.sum()
+    block, own = depth[starts] // tile, depth[starts] % tile
+
+    def link(i, carry):
+        # Depth first, so the latest tile of each block of depths is the one on the current path.
+        latest, base, before = carry
+        base = base.at[i].set(jnp.where(own[i] > 0, latest[block[i]], -1))
+        before = before.at[i].set(jnp.where(block[i] > 0, latest[block[i] - 1], -1))
+        return latest.at[block[i]].set(i), base, before
+
+    nothing = jnp.full(ends.size, -1)
+    latest = jnp.full(-(-length // tile), -1)
+    _, base, before = lax.fori_loop(0, count, link, (latest, nothing, nothing))
+    owner = jnp.where(used, jnp.cumsum(begins) - 1, -1)
+    return Tiles(count, starts - own, own, base, before, owner)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q, k, v, ends, tiles, tile):
-    return _forward(q, k, v, ends, tiles, tile)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q, k, v, tiles, tile):
+    return _forward(q, k, v, tiles, tile)[0]
 
 
 def attend_tiles(
     q: Float[Array, "N H D"],
     k: Float[Array, "N K D"],
     v: Float[Array, "N K D"],
-    ends: Int[Array, "B T"],
     tiles: Tiles,
     *,
     tile: int,
 ) -> Float[Array, "N H D"]:
-    """As `attend_dense`; tokens that nobody sees get zeros or any finite numbers.
+    """As `attend_dense`, with zeros for tokens that nobody sees.
 
     Args:
       q, k, v: N = B * T tokens, flat.
-      ends: the visibility rule of this package's `attention` module.
-      tiles: of `find_tiles` with the same `ends` and `tile`; one serves all layers.
+      tiles: of `find_tiles` with the same `tile`; one serves all layers.
       tile: queries and keys a tile.
     """
-    return _attend(q, k, v, ends, tiles, tile)
-
-
-def _slices(size, *arrays):
-    return lambda start: tuple(lax.dynamic_slice_in_dim(x, start, size) for x in arrays)
+    return _attend(q, k, v, tiles, tile)
 
 
 def _pad(x, tile):
-    return jnp.pad(x, ((0, tile),) + ((0, 0),) * (x.ndim - 1))
+    return jnp.pad(x, ((tile, tile),) + ((0, 0),) * (x.ndim - 1))
+
+
+def _lanes(x, start, tile):
+    """The lanes from `start` of an array with `tile` rows of padding before and after."""
+    return lax.dynamic_slice_in_dim(x, start + tile, tile)
+
+
+def _put(x, start, part):
+    tile = part.shape[0]
+    return lax.dynamic_update_slice_in_dim(x, part, start + tile, 0)
+
+
+def _wide(lanes, x):
+    return lanes.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _up_the_bases(i, stop, tiles, tile, step, carry):
+    """step(carry, i, lanes) for tile i and those it builds on; each gives its own lanes < stop."""
+    lane = jnp.arange(tile)
+
+    def one(state):
+        i, stop, carry = state
+        carry = step(carry, i, (tiles.own[i] <= lane) & (lane < stop))
+        return tiles.base[i], jnp.minimum(stop, tiles.own[i]), carry
+
+    return lax.while_loop(lambda state: state[0] >= 0, one, (i, stop, carry))[2]
+
+
+def _gather(i, tiles, tile, *arrays):
+    """All lanes of tile i, its own and those of its bases."""
+
+    def step(parts, i, own):
+        lanes = (_lanes(x, tiles.first[i], tile) for x in arrays)
+        return tuple(
+            jnp.where(_wide(own, new), new, old) for new, old in zip(lanes, parts, strict=True)
+        )
+
+    parts = tuple(_lanes(x, tiles.first[i], tile) for x in arrays)
+    return _up_the_bases(tiles.base[i], tiles.own[i], tiles, tile, step, parts)
+
+
+def _scatter_add(totals, parts, i, tiles, tile):
+    """The transpose of `_gather`: adds each lane where its token stands."""
+
+    def step(totals, i, own):
+        first = tiles.first[i]
+        return tuple(
+            _put(total, first, _lanes(total, first, tile) + jnp.where(_wide(own, part), part, 0))
+            for total, part in zip(totals, parts, strict=True)
+        )
+
+    return _up_the_bases(i, jnp.asarray(tile), tiles, tile, step, totals)
 
 
 def _split(x, kv_heads):
@@ -118,12 +175,6 @@ def _join(x, tile):
     return x.reshape(kv_heads, tile, -1, dim).swapaxes(0, 1).reshape(tile, -1, dim)
 
 
-def _mask(q_start, k_start, k_ends, tile, group):
-    queries = jnp.repeat(q_start + jnp.arange(tile), group)[:, None]
-    keys = k_start + jnp.arange(tile)
-    return (keys <= queries) & (queries < k_ends)
-
-
 def _dots(dtype):
     dot = partial(jnp.einsum, precision=precision_of(dtype), preferred_element_type=jnp.float32)
     return (
@@ -133,100 +184,102 @@ def _dots(dtype):
     )
 
 
-def _forward(q, k, v, ends, tiles, tile):
+def _causal(tile, group):
+    lane = jnp.arange(tile)
+    return jnp.repeat(lane, group)[:, None] >= lane
+
+
+def _forward(q, k, v, tiles, tile):
     tokens, heads, dim = q.shape
     kv_heads = k.shape[1]
     scores_of, values_of, _ = _dots(q.dtype)
-    queries = _slices(tile, _pad(q, tile))
-    keys = _slices(tile, _pad(k, tile), _pad(v, tile), _pad(_flat_ends(ends), tile))
+    causal = _causal(tile, heads // kv_heads)
+    q, k, v, owner = (_pad(x, tile) for x in (q, k, v, tiles.owner))
 
     def one_tile(i, carry):
-        out, log_norm = carry
-        q_start = tiles.starts[i]
-        q_tile = _split(queries(q_start)[0], kv_heads)
+        q_tile = _split(_lanes(q, tiles.first[i], tile), kv_heads)
 
-        def attend_to(j, running):
-            top, total, acc = running
-            k_start = tiles.keys[i, j]
-            k_tile, v_tile, k_ends = keys(k_start)
-            mask = _mask(q_start, k_start, k_ends, tile, heads // kv_heads)
-            scores = jnp.where(mask, scores_of(q_tile, k_tile) * dim**-0.5, MASKED)
-            new_top = jnp.maximum(top, scores.max(-1))
-            weights = jnp.exp(scores - new_top[..., None])
+        def weigh(j, top, mask=None):
+            k_tile, v_tile = _gather(j, tiles, tile, k, v)
+            scores = scores_of(q_tile, k_tile) * dim**-0.5
+            if mask is not None:
+                scores = jnp.where(mask, scores, MASKED)
+            top = jnp.maximum(top, scores.max(-1))
+            weights = jnp.exp(scores - top[..., None])
+            return top, weights.sum(-1), values_of(weights.astype(v.dtype), v_tile)
+
+        def step(state):
+            j, top, total, acc = state
+            new_top, new_total, value = weigh(j, top)
             keep = jnp.exp(top - new_top)
-            value = values_of(weights.astype(v_tile.dtype), v_tile)
-            return new_top, total * keep + weights.sum(-1), acc * keep[..., None] + value
+            acc = acc * keep[..., None] + value
+            return tiles.before[j], new_top, total * keep + new_total, acc
 
-        acc = jnp.zeros_like(q_tile, jnp.float32)
-        running = (jnp.full_like(acc[..., 0], MASKED), acc[..., 0], acc)
-        top, total, acc = lax.fori_loop(0, tiles.num_keys[i], attend_to, running)
+        state = (tiles.before[i], *weigh(i, MASKED, causal))
+        _, top, total, acc = lax.while_loop(lambda state: state[0] >= 0, step, state)
         out_tile = _join((acc / total[..., None]).astype(q.dtype), tile)
         norm_tile = _join((top + jnp.log(total))[..., None], tile)
-        # Rows past the end of this sequence belong to later tiles, which overwrite them.
-        return (
-            lax.dynamic_update_slice_in_dim(out, out_tile, q_start, 0),
-            lax.dynamic_update_slice_in_dim(log_norm, norm_tile, q_start, 0),
-        )
+        own = _lanes(owner, tiles.first[i], tile) == i
 
-    out = _pad(jnp.zeros_like(q), tile)
-    log_norm = jnp.zeros_like(out[..., :1], jnp.float32)
-    out, log_norm = lax.fori_loop(0, tiles.count, one_tile, (out, log_norm))
-    return out[:tokens], log_norm[:tokens]
+        def keep_own(x, new):
+            old = _lanes(x, tiles.first[i], tile)
+            return _put(x, tiles.first[i], jnp.where(_wide(own, new), new, old))
+
+        return keep_own(carry[0], out_tile), keep_own(carry[1], norm_tile)
+
+    out = jnp.zeros_like(q)
+    carry = (out, jnp.zeros_like(out[..., :1], jnp.float32))
+    out, log_norm = lax.fori_loop(0, tiles.count, one_tile, carry)
+    return out[tile:-tile], log_norm[tile:-tile]
 
 
-def _attend_fwd(q, k, v, ends, tiles, tile):
-    out, log_norm = _forward(q, k, v, ends, tiles, tile)
-    return out, (q, k, v, ends, out, log_norm, tiles)
+def _attend_fwd(q, k, v, tiles, tile):
+    out, log_norm = _forward(q, k, v, tiles, tile)
+    return out, (q, k, v, tiles, out, log_norm)
 
 
 def _attend_bwd(tile, saved, d_out):
-    q, k, v, ends, out, log_norm, tiles = saved
-    tokens, heads, dim = q.shape
-    kv_heads = k.shape[1]
-    group = heads // kv_heads
-    scores_of, values_of, transposed_of = _dots(q.dtype)
-    used = (tiles.roots >= 0)[:, None, None]
-    d_out = jnp.where(used, d_out, 0)
+    q, k, v, tiles, out, log_norm = saved
+    dtype, dim, kv_heads = q.dtype, q.shape[2], k.shape[1]
+    group = q.shape[1] // kv_heads
+    scores_of, values_of, transposed_of = _dots(dtype)
+    causal = _causal(tile, group)
+    d_out = jnp.where(tiles.owner[:, None, None] >= 0, d_out, 0)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    queries = _slices(tile, *(_pad(x, tile) for x in (q, d_out, log_norm, delta)))
-    owners = _slices(tile, _pad(tiles.roots, tile))
-    keys = _slices(tile, *(_pad(x, tile) for x in (k, v, _flat_ends(ends))))
+    queries = [_pad(x, tile) for x in (q, d_out, log_norm, delta)]
+    k, v, owner = (_pad(x, tile) for x in (k, v, tiles.owner))
 
     def one_tile(i, carry):
-        q_start = tiles.starts[i]
-        root = tiles.roots[q_start]
-        q_tile, g_tile, norm_tile, delta_tile = (_split(x, kv_heads) for x in queries(q_start))
-        own = jnp.repeat(owners(q_start)[0] == root, group)[:, None]
+        dq, *d_keys = carry
+        first = tiles.first[i]
+        q_tile, g_tile, norm_tile, delta_tile = (
+            _split(_lanes(x, first, tile), kv_heads) for x in queries
+        )
+        own = _lanes(owner, first, tile) == i
+        own_rows = jnp.repeat(own, group)[:, None]
 
-        def attend_to(j, carry):
-            dq_tile, dk, dv = carry
-            k_start = tiles.keys[i, j]
-            k_tile, v_tile, k_ends = keys(k_start)
-            mask = own & _mask(q_start, k_start, k_ends, tile, group)
+        def step(j, dq_tile, d_keys, mask):
+            k_tile, v_tile = _gather(j, tiles, tile, k, v)
             scores = scores_of(q_tile, k_tile) * dim**-0.5
             weights = jnp.where(mask, jnp.exp(scores - norm_tile), 0)
             d_scores = weights * (scores_of(g_tile, v_tile) - delta_tile) * dim**-0.5
-            d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
-            return (
-                dq_tile + values_of(d_scores, k_tile),
-                _add_at(dk, transposed_of(d_scores, q_tile), k_start),
-                _add_at(dv, transposed_of(weights, g_tile), k_start),
-            )
+            d_scores = jnp.where(mask, d_scores, 0).astype(dtype)
+            parts = transposed_of(d_scores, q_tile), transposed_of(weights.astype(dtype), g_tile)
+            d_keys = _scatter_add(d_keys, parts, j, tiles, tile)
+            return tiles.before[j], dq_tile + values_of(d_scores, k_tile), d_keys
 
-        dq, dk, dv = carry
-        carry = (jnp.zeros_like(q_tile, jnp.float32), dk, dv)
-        dq_tile, dk, dv = lax.fori_loop(0, tiles.num_keys[i], attend_to, carry)
-        return lax.dynamic_update_slice_in_dim(dq, _join(dq_tile, tile), q_start, 0), dk, dv
+        state = (i, jnp.zeros_like(q_tile, jnp.float32), tuple(d_keys))
+        state = step(*state, own_rows & causal)
+        _, dq_tile, d_keys = lax.while_loop(
+            lambda state: state[0] >= 0, lambda state: step(*state, own_rows), state
+        )
+        dq_tile = _lanes(dq, first, tile) + _join(dq_tile, tile)
+        return _put(dq, first, dq_tile), *d_keys
 
-    zeros = tuple(_pad(jnp.zeros_like(x, jnp.float32), tile) for x in (q, k, v))
-    dq, dk, dv = lax.fori_loop(0, tiles.count, one_tile, zeros)
-    dq = jnp.where(used, dq[:tokens], 0)
-    return dq.astype(q.dtype), dk[:tokens].astype(k.dtype), dv[:tokens].astype(v.dtype), None, None
-
-
-def _add_at(total, part, start):
-    current = lax.dynamic_slice_in_dim(total, start, part.shape[0])
-    return lax.dynamic_update_slice_in_dim(total, current + part, start, 0)
+    zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (queries[0], k, v))
+    grads = lax.fori_loop(0, tiles.count, one_tile, zeros)
+    dq, dk, dv = (x[tile:-tile].astype(dtype) for x in grads)
+    return dq, dk, dv, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

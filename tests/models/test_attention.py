@@ -89,7 +89,9 @@ def in_tiles(form, q, k, v, positions, ends, *, tile):
     return form(q, k, v, ends, find_tiles(positions, ends, tile), tile=tile)
 
 
-tiled_attention = partial(in_tiles, attend_tiles)
+tiled_attention = partial(
+    in_tiles, lambda q, k, v, ends, tiles, *, tile: attend_tiles(q, k, v, tiles, tile=tile)
+)
 tiles = {size: jax.jit(partial(tiled_attention, tile=size)) for size in (4, 16, 64)}
 dense = jax.jit(attend_dense)
 
@@ -210,6 +212,24 @@ def test_a_sequence_gets_the_same_bits_wherever_it_stands():
     np.testing.assert_array_equal(run(behind, 1, 7), first)
 
 
+@settings(max_examples=50)
+@given(tree=trees, seed=st.integers(0, 99), tile=st.sampled_from([4, 16, 64]))
+def test_a_path_of_a_tree_gets_the_same_bits_alone(tree, seed, tile):
+    if size_of(tree) > LENGTH:
+        tree = (tree[0], tree[1][:1])
+    positions, ends = lay_out([tree], 2 * LENGTH)
+    q, k, v = tensors(seed, 2 * LENGTH)
+    shared = np.asarray(tiles[tile](q, k, v, positions[None], ends[None]))
+    used = np.flatnonzero(ends)
+    leaf = int(used[np.argmax(np.random.default_rng(seed).random(len(used)))])
+    path = [i for i in range(leaf + 1) if leaf < ends[i]]
+    assert positions[path].tolist() == list(range(len(path)))
+    alone = [jnp.zeros_like(x).at[: len(path)].set(x[jnp.array(path)]) for x in (q, k, v)]
+    positions, ends = lay_out([(len(path), ())], 2 * LENGTH)
+    out = np.asarray(tiles[tile](*alone, positions[None], ends[None]))
+    np.testing.assert_array_equal(shared[path], out[: len(path)])
+
+
 def test_visible_is_the_rule_and_nothing_else():
     _, ends = lay_out([(2, [(1, ()), (2, ())]), (3, ())], 9)
     expected = [[k <= q < ends[k] for k in range(9)] for q in range(9)]
@@ -221,19 +241,21 @@ def test_visible_is_the_rule_and_nothing_else():
 def test_tiles_are_counted_from_each_sequence_and_skip_padding():
     positions, ends = lay_out([(5, ()), (2, [(3, ()), (1, ())])], 16)
     found = find_tiles(jnp.asarray(positions[None]), jnp.asarray(ends[None]), 4)
-    assert int(found.count) == 4
-    assert found.starts[:4].tolist() == [0, 4, 5, 9]
-    assert found.roots.tolist() == [0] * 5 + [5] * 6 + [-1] * 5
-    # the last tile, token 9 and the branch at 10, sees both tiles of its own tree
-    assert [found.keys[i, : found.num_keys[i]].tolist() for i in range(4)] == [[0], [0, 4], [5], [5, 9]]
+    count = int(found.count)
+    # 0-3, 4 | 5-8 (two of the prefix, two of the branch), 9 of that branch, 10 of the other one
+    assert found.owner.tolist() == [0] * 4 + [1] + [2] * 4 + [3] + [4] + [-1] * 5
+    assert found.first[:count].tolist() == [0, 4, 5, 9, 8]
+    assert found.own[:count].tolist() == [0, 0, 0, 0, 2]
+    assert found.base[:count].tolist() == [-1, -1, -1, -1, 2]
+    assert found.before[:count].tolist() == [-1, 0, -1, 2, -1]
 
 
-def test_tiles_that_no_query_sees_are_not_needed():
-    positions, ends = lay_out([(4, [(8, ()), (8, ()), (4, ())])], 24)
-    found = find_tiles(jnp.asarray(positions[None]), jnp.asarray(ends[None]), 4)
-    assert found.starts[: int(found.count)].tolist() == [0, 4, 8, 12, 16, 20]
-    needed = [found.keys[i, : found.num_keys[i]].tolist() for i in range(6)]
-    assert needed == [[0], [0, 4], [0, 4, 8], [0, 12], [0, 12, 16], [0, 20]]
+def test_a_tile_can_build_on_several():
+    positions, ends = lay_out([(1, [(1, [(1, ()), (2, ())]), (3, ())])], 8)
+    found = find_tiles(jnp.asarray(positions[None]), jnp.asarray(ends[None]), 8)
+    assert found.owner.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert found.own[:3].tolist() == [0, 2, 1]
+    assert found.base[:3].tolist() == [-1, 0, 1]  # of tile 1 only the lane that it has from tile 0
 
 
 def test_bfloat16_differs_from_float32_by_rounding_alone():
@@ -262,7 +284,7 @@ def test_no_square_of_the_length_exists_in_the_cpu_program():
     text = compiled_text(jax.grad(function, (0, 1, 2)), q, k, v)
     shapes = [[int(d) for d in m.split(",")] for m in re.findall(r"[a-z]\d+\[([\d,]+)\]", text)]
     assert len(shapes) > 50
-    # heads x tile x tile at most, or the inputs with one tile of padding
-    assert max(np.prod(shape) for shape in shapes) <= max(4 * 64 * 64, (length + 64) * 4 * 4)
+    # heads x tile x tile at most, or the inputs with a tile of padding at each end
+    assert max(np.prod(shape) for shape in shapes) <= max(4 * 64 * 64, (length + 2 * 64) * 4 * 4)
     square = jax.grad(weighted(lambda q, k, v, _, e: attend_dense(q, k, v, e), positions, ends))
     assert f"{length},{length}" in compiled_text(square, q, k, v)
