@@ -24,14 +24,13 @@ from instructjax.batching.prefix_tree import (
 )
 from instructjax.prompts.request import Request
 
-ROW_LENGTHS = (128, 512, 1024, 2048)
+ROW_LENGTHS = (128, 512, 1024, 1792, 2048)
 # Where a long prefix serves many requests, rows of this length repeat it less often. They run a
 # little slower a token, so they must save more than LONG_ROW_COST of the tokens.
 LONG_ROW, LONG_ROW_COST = 8192, 1.1
 # Queries and keys a tile of attention. Small tiles follow short sequences closely, large ones take
-# fewer steps; on CPU a step of the large costs LARGE_COST steps of the small (0.03 and 1 ms). Other
-# platforms do not attend in tiles.
-SMALL_TILE, LARGE_TILE, LARGE_COST = 32, 256, 36
+# fewer steps: on CPU they are level at LONG tokens. Other platforms do not attend in tiles.
+SMALL_TILE, LARGE_TILE, LONG = 32, 256, 448
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,25 +60,44 @@ def row_length_for(tokens: int) -> int:
     return 1 << (tokens - 1).bit_length()
 
 
+def tile_for(length: int) -> int:
+    """The tile that attends over a sequence of `length` tokens in the least time.
+
+    >>> tile_for(150), tile_for(1000)
+    (32, 256)
+    """
+    return SMALL_TILE if length <= LONG else LARGE_TILE
+
+
 def pack(requests: Sequence[Request], tree: PrefixTree | None = None) -> Iterator[PackedRow]:
     """Rows that together hold every request once, the fullest subtrees first.
 
-    The tree is cut into subtrees that fit a row, coarsely (most sharing) or finely (fullest rows),
-    whichever computes the fewest positions.
+    Requests of different tiles never share a row, so that the tile that computes a request does
+    not depend on its neighbours.
 
     Args:
       requests: a window of them; rows do not depend on their order.
       tree: of these requests, if it is at hand.
     """
     tree = tree or build_tree(requests)
+    tiles = [tile_for(length) for length in tree.lengths]
+    for tile in sorted(set(tiles), reverse=True):
+        members = [i for i, own in zip(tree.order, tiles, strict=True) if own == tile]
+        same = len(members) == len(tiles)
+        part = tree if same else build_tree(requests, members)
+        for members in _plan(part):
+            yield _fill(requests, members, tile)
+
+
+def _plan(tree: PrefixTree) -> Iterator[list[int]]:
+    """Members of each row: the tree is cut into subtrees that fit one, coarsely (most sharing) or
+    finely (fullest rows), whichever computes the fewest positions."""
     standard = ROW_LENGTHS[-1]
     plans = [_place(tree, standard, limit) for limit in (standard, standard // 4, 0)]
     if tree.num_tokens > standard:
         plans.append(_place(tree, LONG_ROW, LONG_ROW))
-    costs = [_cost(plan) for plan in plans]
-    for runs in plans[costs.index(min(costs))]:
-        members = [tree.order[place] for run, _ in sorted(runs, key=_first) for place in run]
-        yield _fill(requests, members)
+    for runs in min(plans, key=_cost):
+        yield [tree.order[place] for run, _ in sorted(runs, key=_first) for place in run]
 
 
 def _first(run: tuple[range, int]) -> int:
@@ -109,35 +127,6 @@ def _cost(rows: list[list[tuple[range, int]]]) -> float:
         length = row_length_for(sum(size for _, size in runs))
         total += length * (LONG_ROW_COST if length >= LONG_ROW else 1.0)
     return total
-
-
-def choose_tile(positions: np.ndarray, ends: np.ndarray) -> int:
-    """The tile that attends over a row in the least time.
-
-    >>> short, long = (np.arange(n) for n in (100, 1000))
-    >>> choose_tile(short, np.full(100, 100)), choose_tile(long, np.full(1000, 1000))
-    (32, 256)
-    """
-    small = count_steps(positions, ends, SMALL_TILE)
-    large = count_steps(positions, ends, LARGE_TILE)
-    return SMALL_TILE if small <= LARGE_COST * large else LARGE_TILE
-
-
-def count_steps(positions: np.ndarray, ends: np.ndarray, tile: int) -> int:
-    """Pairs of a tile of queries and a tile of keys that it sees, over all trees of a row.
-
-    Args:
-      positions: int [n], depth of each token; 0 begins a tree. No padding.
-      ends: int [n], the first index that no longer sees each token.
-      tile: queries and keys a tile.
-    """
-    roots = np.flatnonzero(positions == 0)
-    steps = 0
-    for root, stop in zip(roots, [*roots[1:], len(positions)], strict=True):
-        starts = np.arange(root, stop, tile)
-        last_seen = np.maximum.reduceat(ends[root:stop], starts - root)
-        steps += int(((starts <= starts[:, None]) & (last_seen > starts[:, None])).sum())
-    return steps
 
 
 class _Row:
@@ -194,7 +183,7 @@ class _Row:
         self.ends[self.path[depth : self.depth]] = self.stop
         self.depth = depth
 
-    def finish(self) -> Batch:
+    def finish(self, tile: int) -> Batch:
         """The row as a batch of one, padded to an allowed length."""
         self._close(0)
         used, scored = self.stop, self.num_scored
@@ -213,14 +202,14 @@ class _Row:
             sources=jnp.asarray(sources),
             targets=jnp.asarray(targets),
             num_scored=jnp.asarray([scored], jnp.int32),
-            tile=choose_tile(self.positions[:used], self.ends[:used]),
+            tile=tile,
         )
 
 
-def _fill(requests: Sequence[Request], members: list[int]) -> PackedRow:
+def _fill(requests: Sequence[Request], members: list[int], tile: int) -> PackedRow:
     shared = [0]
     for before, after in zip(members, members[1:], strict=False):
         shared.append(common_prefix(requests[before], requests[after]))
     row = _Row(sum(input_length(requests[i]) for i in members) - sum(shared))
     slots = tuple((i, row.add(requests[i], n)) for i, n in zip(members, shared, strict=True))
-    return PackedRow(batch=row.finish(), members=slots, num_tokens=row.stop)
+    return PackedRow(batch=row.finish(tile), members=slots, num_tokens=row.stop)

@@ -7,10 +7,8 @@ common prefixes say it all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from instructjax.prompts.request import Request
 
@@ -57,9 +55,14 @@ def common_prefix(a: Request, b: Request) -> int:
     return shared if shared >= SHORTEST_SHARED else 0
 
 
-def build_tree(requests: Sequence[Request]) -> PrefixTree:
+def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None) -> PrefixTree:
     """The tree of a window of requests. Its order depends on their ids alone.
 
+    Args:
+      requests: the window.
+      members: indices of those to build it of; by default all.
+
+    >>> import numpy as np
     >>> def request(*ids):
     ...     return Request(ids=np.array(ids, np.int32), spans=((len(ids) - 1, len(ids)),), num_bytes=1)
     >>> prompt = tuple(range(20))
@@ -67,8 +70,9 @@ def build_tree(requests: Sequence[Request]) -> PrefixTree:
     >>> tree.order, tree.lengths, tree.shared, tree.num_tokens
     ((2, 0, 1), (21, 21, 1), (0, 20, 0), 23)
     """
-    keys = [request.ids[: input_length(request)].astype(">i4").tobytes() for request in requests]
-    order = sorted(range(len(requests)), key=lambda i: keys[i])
+    chosen = range(len(requests)) if members is None else members
+    keys = {i: requests[i].ids[: input_length(requests[i])].astype(">i4").tobytes() for i in chosen}
+    order = sorted(keys, key=lambda i: keys[i])
     lengths = tuple(input_length(requests[i]) for i in order)
     shared = [0] * len(order)
     for place in range(1, len(order)):
