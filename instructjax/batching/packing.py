@@ -30,7 +30,7 @@ ROW_LENGTHS = (128, 512, 1024, 1792, 2048)
 LONG_ROW, LONG_ROW_COST = 8192, 1.1
 # Queries and keys a tile of attention. Small tiles follow short sequences closely, large ones take
 # fewer steps: on CPU they are level at LONG tokens. Other platforms do not attend in tiles.
-SMALL_TILE, LARGE_TILE, LONG = 32, 256, 448
+SMALL_TILE, LARGE_TILE, LONG = 64, 256, 512
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +64,7 @@ def tile_for(length: int) -> int:
     """The tile that attends over a sequence of `length` tokens in the least time.
 
     >>> tile_for(150), tile_for(1000)
-    (32, 256)
+    (64, 256)
     """
     return SMALL_TILE if length <= LONG else LARGE_TILE
 

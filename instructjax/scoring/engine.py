@@ -1,13 +1,15 @@
 """Requests in, scored requests out, in the same order: packing, dispatch and sums.
 
-The device works on one row while the host packs the next, of the next window if need be, and reads
-the last.
+The device works on rows while the host packs the next, of the next window if need be, and reads the
+last.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -24,9 +26,12 @@ from instructjax.scoring.head import TokenScores
 from instructjax.scoring.log_probs import token_scores
 
 WINDOW = 4096
-IN_FLIGHT = 2
+# Rows computed at a time, each in a thread of its own: programs started by one thread run one after
+# the other, and on a CPU one program alone leaves cores idle in its sequential parts.
+STREAMS = 2
 
 _token_scores = jax.jit(token_scores, static_argnames="top_k")
+_dispatch = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -100,18 +105,28 @@ def score_requests(
       PromptError: a request is longer than the model takes, or holds an id that it does not know.
       ModelError: a row does not fit into the device's memory.
     """
-    waiting: deque[tuple[_Window, PackedRow, TokenScores]] = deque()
+    waiting: deque[tuple[_Window, PackedRow, Future[TokenScores]]] = deque()
     stream = (_checked(request, model) for request in requests)
-    for window, row in _pack_windows(stream, work):
-        try:
-            scores = _token_scores(model.graphdef, model.params, row.batch, top_k=top_k)
-        except jax.errors.JaxRuntimeError as error:
-            raise _explain(error, row) from error
-        waiting.append((window, row, scores))
-        if len(waiting) > IN_FLIGHT:
+    pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="instructjax-row")
+    try:
+        for window, row in _pack_windows(stream, work):
+            waiting.append((window, row, pool.submit(_score_row, model, row, top_k)))
+            if len(waiting) > STREAMS:
+                yield from _collect(*waiting.popleft(), on_row)
+        while waiting:
             yield from _collect(*waiting.popleft(), on_row)
-    while waiting:
-        yield from _collect(*waiting.popleft(), on_row)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _score_row(model: Model, row: PackedRow, top_k: int) -> TokenScores:
+    """The scores of a row, on the host."""
+    try:
+        with _dispatch:  # or both threads compile the same program
+            scores = _token_scores(model.graphdef, model.params, row.batch, top_k=top_k)
+        return jax.device_get(scores)
+    except jax.errors.JaxRuntimeError as error:
+        raise _explain(error, row) from error
 
 
 class _Window:
@@ -143,14 +158,11 @@ def _pack_windows(
 def _collect(
     window: _Window,
     row: PackedRow,
-    scores: TokenScores,
+    scores: Future[TokenScores],
     on_row: Callable[[int], None] | None,
 ) -> Iterator[ScoredRequest]:
     """Waits for a row; gives the requests of its window if it was the last of them."""
-    try:
-        host = jax.device_get(scores)
-    except jax.errors.JaxRuntimeError as error:
-        raise _explain(error, row) from error
+    host = scores.result()
     for index, entries in row.members:
         pick = partial(_rows, entries=entries)
         window.results[index] = ScoredRequest(

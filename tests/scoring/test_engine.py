@@ -46,8 +46,8 @@ def test_results_come_in_the_order_of_the_input(model):
         assert (result.token_log_probs < 0).all()
 
 
-def test_windows_change_nothing_and_are_read_one_at_a_time(model, monkeypatch):
-    requests = [request(5 + n, seed=n) for n in range(9)]
+def test_windows_change_nothing_and_few_are_read_ahead(model, monkeypatch):
+    requests = [request(5 + n, seed=n) for n in range(25)]
     whole = list(score_requests(model, requests))
     monkeypatch.setattr(engine, "WINDOW", 4)
     taken = []
@@ -59,7 +59,7 @@ def test_windows_change_nothing_and_are_read_one_at_a_time(model, monkeypatch):
 
     results = score_requests(model, stream())
     first = next(results)
-    assert len(taken) == 4
+    assert len(taken) <= 4 * (engine.STREAMS + 1)
     rest = list(results)
     for a, b in zip([first, *rest], whole, strict=True):
         assert a.request is b.request
