@@ -1,7 +1,7 @@
 """lm-evaluation-harness' own model `hf` in a process of its own: a job from stdin, JSON out.
 
 Runs the tasks as anyone would, then the same requests without its cache of logits, then its network
-on token ids that are given: those that instructjax scores.
+on token ids that are given: those that instructjax scores. Needs PyTorch, and not instructjax.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ def name(request: Any) -> Key:
 
 
 def main() -> None:
+    import lm_eval
     import torch
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
     from lm_eval.tasks import TaskManager
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     job = json.load(sys.stdin)
+    # Decorators of the harness hide what these take.
+    HFLM: Any = huggingface.HFLM
+    simple_evaluate: Any = lm_eval.simple_evaluate
     torch.set_num_threads(job["threads"])
     asked: dict[str, list[Any]] = {"loglikelihood": [], "loglikelihood_rolling": []}
     found: dict[Key, float] = {}
@@ -57,10 +61,14 @@ def main() -> None:
     for request in asked["loglikelihood"]:
         context, continuation = request.args
         if context:
-            pairs[name(request)] = lm._encode_pair(context, continuation)
+            pairs[name(request)] = [lm._encode_pair(context, continuation)]
         else:
             ids = lm.tok_encode(continuation, add_special_tokens=False)
-            pairs[name(request)] = ([lm.prefix_token_id], ids)
+            pairs[name(request)] = [([lm.prefix_token_id], ids)]
+    for request in asked["loglikelihood_rolling"]:
+        ids = lm.tok_encode(request.args[0])
+        windows = get_rolling_token_windows(ids, lm.prefix_token_id, lm.max_length, 1)
+        pairs[name(request)] = [make_disjoint_window(window) for window in windows]
     lm.logits_cache = False
     again = HFLM.loglikelihood(lm, asked["loglikelihood"], disable_tqdm=True)
     uncached = {name(r): a[0] for r, a in zip(asked["loglikelihood"], again, strict=True)}

@@ -18,13 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from instructjax.batching import Batch, batch_from_lengths
     from instructjax.data import Example, Message, Reject, read_examples
-    from instructjax.errors import (
-        DataError,
-        InstructJaxError,
-        ModelError,
-        PromptError,
-        UsageError,
-    )
+    from instructjax.errors import DataError, InstructJaxError, ModelError, PromptError, UsageError
     from instructjax.models import Model, load_model
     from instructjax.prompts import PromptEncoder, PromptOptions, Request, Tokenizer
     from instructjax.scoring import (
@@ -32,13 +26,17 @@ if TYPE_CHECKING:
         DocumentScore,
         RankedExample,
         Ranking,
+        RankOptions,
+        ScoreCache,
         ScoreDifferences,
         ScoredRequest,
         ScoredRow,
         Scores,
         WordScores,
+        Work,
         compare_scores,
         kl_divergence,
+        make_encoder,
         next_token_log_probs,
         rank,
         rank_rows,
@@ -56,85 +54,74 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# The public names by theme, and the room that each is in.
+# The rooms that public names are in; those of no other room are in scoring.
 _ROOMS = {
     "data": ("Example", "Message", "Reject", "read_examples"),
     "prompts": ("PromptEncoder", "PromptOptions", "Request", "Tokenizer"),
     "models": ("Model", "load_model"),
-    "scoring": (
-        "Divergences",
-        "DocumentScore",
-        "RankedExample",
-        "Ranking",
-        "ScoreDifferences",
-        "ScoredRequest",
-        "ScoredRow",
-        "Scores",
-        "WordScores",
-        "compare_scores",
-        "kl_divergence",
-        "next_token_log_probs",
-        "rank",
-        "rank_rows",
-        "read_scores",
-        "score",
-        "score_document",
-        "score_documents",
-        "score_requests",
-        "score_rows",
-        "sequence_log_probs",
-        "token_log_probs",
-        "token_scores",
-        "word_log_probs",
-    ),
     "batching": ("Batch", "batch_from_lengths"),
     "errors": ("DataError", "InstructJaxError", "ModelError", "PromptError", "UsageError"),
+    "scoring": (),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
-    "Batch",
-    "DataError",
-    "Divergences",
-    "DocumentScore",
-    "Example",
-    "InstructJaxError",
-    "Message",
-    "Model",
-    "ModelError",
-    "PromptEncoder",
-    "PromptError",
-    "PromptOptions",
-    "RankedExample",
-    "Ranking",
-    "Reject",
-    "Request",
-    "ScoreDifferences",
-    "ScoredRequest",
-    "ScoredRow",
-    "Scores",
-    "Tokenizer",
-    "UsageError",
-    "WordScores",
     "__version__",
-    "batch_from_lengths",
-    "compare_scores",
-    "kl_divergence",
-    "load_model",
-    "next_token_log_probs",
-    "rank",
-    "rank_rows",
+    # what a person writes
+    "Example",
+    "Message",
+    "Reject",
     "read_examples",
+    # prompts
+    "PromptEncoder",
+    "PromptOptions",
+    "Request",
+    "Tokenizer",
+    # models
+    "Model",
+    "load_model",
+    # scores
+    "Scores",
+    "ScoredRow",
     "read_scores",
     "score",
+    "score_rows",
+    # which of several responses
+    "RankOptions",
+    "RankedExample",
+    "Ranking",
+    "rank",
+    "rank_rows",
+    # two models, two conditions
+    "Divergences",
+    "ScoreDifferences",
+    "compare_scores",
+    "kl_divergence",
+    # words and documents
+    "DocumentScore",
+    "WordScores",
     "score_document",
     "score_documents",
+    "word_log_probs",
+    # requests
+    "ScoreCache",
+    "ScoredRequest",
+    "Work",
+    "make_encoder",
     "score_requests",
-    "score_rows",
+    # arrays
+    "Batch",
+    "batch_from_lengths",
+    "next_token_log_probs",
     "sequence_log_probs",
     "token_log_probs",
     "token_scores",
-    "word_log_probs",
+    # errors
+    "DataError",
+    "InstructJaxError",
+    "ModelError",
+    "PromptError",
+    "UsageError",
 ]
 
 
@@ -148,8 +135,9 @@ def __getattr__(name: str) -> Any:
             value = "unknown"
     elif name in _ROOMS:
         value = import_module(f"{__name__}.{name}")
-    elif name in _ROOM_OF:
-        value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    elif name in __all__:
+        room = import_module(f"{__name__}.{_ROOM_OF.get(name, 'scoring')}")
+        value = getattr(room, name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

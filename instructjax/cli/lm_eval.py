@@ -27,7 +27,11 @@ class LmEval:
     limit: float | None = None
     """Documents a task, or below 1 a share of them: for a try, not for a result."""
     apply_chat_template: bool = False
-    """Write contexts as conversations, examples as turns of their own."""
+    """Write contexts as conversations with the model's chat template."""
+    fewshot_as_multiturn: bool = True
+    """In conversations, write the examples into the one user turn, not as turns of their own."""
+    system_instruction: str | None = None
+    """A system turn; without a chat template, text before each context."""
     out: Path | None = None
     """Results and the numbers of every request, as .json."""
     use_cache: str | None = None
@@ -38,6 +42,9 @@ class LmEval:
     """Of contexts that are too long: stop, or cut the oldest or the middle text."""
     max_length: int | None = None
     """Tokens that the model sees at once; by default all that it takes."""
+    rolling_bos: Literal["every", "first"] = "every"
+    """Which windows of a long text begin with BOS; first gives the numbers of the harness' own
+    model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; float32 is exact."""
     overwrite: bool = False

@@ -44,6 +44,7 @@ def run_lm_eval(options: LmEval) -> int:
         boundary=options.boundary,
         truncation=options.truncation,
         max_length=options.max_length,
+        rolling_bos=options.rolling_bos,
     )
     start = time.monotonic()
     results: Any = simple_evaluate(
@@ -52,7 +53,9 @@ def run_lm_eval(options: LmEval) -> int:
         task_manager=manager,
         num_fewshot=options.num_fewshot,
         limit=options.limit,
+        system_instruction=options.system_instruction,
         apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=options.fewshot_as_multiturn,
         use_cache=options.use_cache,
         log_samples=options.out is not None,
         torch_random_seed=None,  # type: ignore[arg-type]
@@ -67,10 +70,11 @@ def run_lm_eval(options: LmEval) -> int:
         _write(options.out, text + "\n")
         ending = f"wrote {options.out}"
     limited = "" if options.limit is None else f"limited to {options.limit:g} a task, "
+    noted = "".join(f" ({count:,} {name})" for name, count in lm.flags.most_common())
     print(
         escape_controls(
-            f"{limited}scored {lm.num_scored:,} requests, {lm.work.useful:,} tokens, "
-            f"in {seconds:.1f} s; {ending}"
+            f"{limited}scored {lm.num_scored:,} requests{noted}, computed {lm.work.useful:,} "
+            f"tokens, in {seconds:.1f} s; {ending}"
         ),
         flush=True,
     )

@@ -12,13 +12,14 @@ import tyro
 
 from instructjax.cli.demo import Demo
 from instructjax.cli.info import Info
+from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
 from instructjax.cli.rank import Rank
 from instructjax.cli.score import Score
 from instructjax.errors import InstructJaxError
 
-VERBS = {"demo": Demo, "score": Score, "rank": Rank, "info": Info}
-Verb = Demo | Score | Rank | Info
+VERBS = {"demo": Demo, "score": Score, "rank": Rank, "lm-eval": LmEval, "info": Info}
+Verb = Demo | Score | Rank | LmEval | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -90,6 +91,7 @@ def _parse(args: list[str]) -> Verb:
         Annotated[Demo, subcommand("demo")]
         | Annotated[Score, subcommand("score")]
         | Annotated[Rank, subcommand("rank")]
+        | Annotated[LmEval, subcommand("lm-eval")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]
         prog="instructjax",
         description="Pr(y | c, z) of instruction-tuned language models: c the instruction, z the "

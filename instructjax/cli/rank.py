@@ -15,7 +15,8 @@ class Rank:
 
     Rows have a list of candidates as `output`. Where the right one is known (a column `answer`,
     or --answer), accuracy and calibration are told. Rows that cannot be used go to
-    OUT.rejects.jsonl with place and reason. The table appears when it is complete.
+    OUT.rejects.jsonl with place and reason. The table appears when it is complete. A run that is
+    stopped, in whatever way, keeps what it has in OUT.parts; the same command goes on.
     """
 
     EXAMPLE: ClassVar[str] = "instructjax rank rows.jsonl --out ranks.parquet --normalization pmi"
@@ -59,7 +60,7 @@ class Rank:
     strict: bool = False
     """Check all rows first; if one cannot be used, stop with exit code 1 and write nothing."""
     overwrite: bool = False
-    """Replace an existing table."""
+    """Replace an existing table, and drop what a stopped run of another kind has left."""
     cache: Path | None = None
     """A folder: scores of earlier runs with the same weights and ids are taken from it, and those
     of this run are added."""
@@ -72,5 +73,8 @@ class Rank:
 
     def describe_interrupt(self) -> str:
         """What an interrupt leaves."""
-        kept = "" if self.cache is None else f"; the scores so far are kept in {self.cache}"
-        return f"nothing was written to {self.out}{kept}"
+        from instructjax.scoring.runs.folder import count_kept
+
+        if kept := count_kept(self.out):
+            return f"{kept:,} rows are ranked and kept; the same command goes on from there"
+        return f"nothing was written to {self.out}; compiled programs are kept for the next run"

@@ -62,7 +62,7 @@ class Score:
 
     def describe_interrupt(self) -> str:
         """What an interrupt leaves."""
-        from instructjax.scoring.resume import count_kept
+        from instructjax.scoring.runs.folder import count_kept
 
         if kept := count_kept(self.out):
             return f"{kept:,} rows are scored and kept; the same command goes on from there"

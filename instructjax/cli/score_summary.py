@@ -12,12 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from instructjax.cli.messages import escape_controls, say_error
-from instructjax.data import RejectsFile
-from instructjax.scoring.cache import ScoreCache
+from instructjax.cli.table_run import Written, show_end
 from instructjax.scoring.engine import Work
 from instructjax.scoring.rows import ScoredRow
-from instructjax.scoring.stream import Headway
+from instructjax.scoring.runs.stream import Headway
 
 
 @dataclass(kw_only=True)
@@ -85,15 +83,7 @@ class Counts:
         return cls(by_context=contexts, flags=Counter(values["flags"]), rows=values["rows"])
 
 
-def show_summary(
-    counts: Counts,
-    *,
-    work: Work,
-    headway: Headway,
-    cache: ScoreCache | None,
-    out: Path,
-    rejects: RejectsFile,
-) -> None:
+def show_summary(counts: Counts, written: Written, out: Path) -> None:
     """Prints the table and what was written; a warning if rows were left out."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("context", "scores", "tokens", "nats a token", "bits a byte", "greedy"):
@@ -109,24 +99,18 @@ def show_summary(
             f"{totals.greedy / totals.scores:.1%}",
         )
     Console().print(table)
-    if work.computed:
-        print(_describe_work(work, headway))
-    if cache is not None:
-        asked = cache.hits + cache.misses
-        print(escape_controls(f"{cache.hits:,} of {asked:,} scores were found in {cache.path}"))
+    if written.work.computed:
+        print(describe_work(written.work, written.headway))
     if counts.flags:
         flags = ", ".join(f"{n:,} {name}" for name, n in counts.flags.most_common())
         print(f"flagged in the column status: {flags}")
     rows = "1 row" if counts.rows == 1 else f"{counts.rows:,} rows"
     scores = "1 score" if counts.scores == 1 else f"{counts.scores:,} scores"
-    kinds = ", ".join(f"{n:,} {kind}" for kind, n in rejects.counts.most_common())
-    left_out = f"left out {rejects.total:,} ({kinds})" if kinds else "nothing was left out"
-    print(escape_controls(f"wrote {scores} of {rows} to {out}; {left_out}"), flush=True)
-    if rejects.total:
-        say_error(rejects.summarize(), label="warning: ")
+    show_end(f"wrote {scores} of {rows} to {out}", written)
 
 
-def _describe_work(work: Work, headway: Headway) -> str:
+def describe_work(work: Work, headway: Headway) -> str:
+    """What was asked of the model, what it computed for that, and whether it had to wait."""
     programs = len(work.programs)
     parts = [
         f"{work.requested:,} tokens in {headway.seconds:.1f} s "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -54,12 +55,13 @@ def find_extension(path: Path) -> str | None:
 
 
 def find_stem(path: Path) -> str:
-    """Returns the name of a data file without its extension.
+    """Returns the name of a data file without its extension; bytes that are not UTF-8 as \\xff.
 
     >>> find_stem(Path("data/task1.v2.json.gz"))
     'task1.v2'
     """
-    return Path(path.name[:-3] if path.name.lower().endswith(".gz") else path.name).stem
+    stem = Path(path.name[:-3] if path.name.lower().endswith(".gz") else path.name).stem
+    return os.fsencode(stem).decode("utf-8", "backslashreplace")
 
 
 def open_records(path: Path) -> Callable[[], Iterator[Record]]:

@@ -21,13 +21,15 @@ What is scored is exactly the harness' strings. Its own model `hf` differs in th
 - Requests with the same ids but different splits share one cached result, from wrong positions.
   Here a request's number does not depend on the others.
 - Windows of a rolling log-likelihood after the first lack BOS, and where the tokenizer adds BOS
-  itself, the first has two. Here each window has one (see `cut_windows`).
+  itself, the first has two. Here each window has one (`rolling_bos="every"`), or the first alone
+  (`rolling_bos="first"`, for numbers to compare with those of `hf`).
 - Contexts that are too long lose their beginning, BOS included. Here that is an error, or with
   `truncation="left"` BOS stays and the number of such requests is logged.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -36,7 +38,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from instructjax.display.progress import ScoringProgress
 from instructjax.errors import UsageError
@@ -52,19 +56,21 @@ try:
     from lm_eval.api.model import LM, CacheHook
     from lm_eval.api.registry import register_model
 except ImportError as error:
+    if (error.name or "").partition(".")[0] != "lm_eval":
+        raise
     raise UsageError(
         "lm-evaluation-harness is not installed", remedy='pip install "instructjax[lm-eval]"'
     ) from error
 
-# After so many tokens the answers are put on disk, where a cache is used.
-CHUNK_TOKENS = 1 << 18
+# After so many computed tokens the answers are put on disk, where a cache is used: a minute or two
+# of a small model on a laptop. What prompts share is computed once a chunk, so it is not fewer.
+CHUNK_TOKENS = 1 << 15
 
 _log = logging.getLogger(__name__)
 _NOTED = ("truncated", "spans_join", "double_space", "not_finite")
 _IDENTITY = "instructjax"
 
 
-@register_model("instructjax")
 class InstructJaxLM(LM):
     """log Pr(continuation | context) for lm-evaluation-harness.
 
@@ -75,8 +81,10 @@ class InstructJaxLM(LM):
       truncation: of contexts that are too long: "error", "left" or "middle".
       max_length: tokens of context and continuation together, and of a window of a rolling
         log-likelihood; by default all that the model takes.
-      batch_size, max_batch_size: the harness gives them; requests are packed by themselves.
-      device: refused, for JAX chooses it.
+      rolling_bos: which windows of a rolling log-likelihood begin with BOS: "every" or "first".
+      batch_size, max_batch_size, device: of no effect. The harness gives them, its command line
+        even "cuda:0" where there is no such device. Requests are packed by themselves, and JAX
+        chooses the device (environment variable JAX_PLATFORMS).
 
     Raises:
       UsageError: an unknown option or model.
@@ -90,16 +98,12 @@ class InstructJaxLM(LM):
         boundary: Boundary = "exact",
         truncation: Truncation = "error",
         max_length: int | None = None,
+        rolling_bos: Literal["every", "first"] = "every",
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
     ) -> None:
         super().__init__()
-        if device is not None:
-            raise UsageError(
-                f"device={device!r} cannot be chosen here",
-                remedy="leave it out, and choose with the environment variable JAX_PLATFORMS",
-            )
         # The harness bootstraps in forked processes, and a fork of a process that runs JAX may
         # never end.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
@@ -107,7 +111,11 @@ class InstructJaxLM(LM):
             pretrained if isinstance(pretrained, Model) else load_model(pretrained, dtype=dtype)
         )
         self._encoder = RequestEncoder(
-            self.model, boundary=boundary, truncation=truncation, max_length=max_length
+            self.model,
+            boundary=boundary,
+            truncation=truncation,
+            max_length=max_length,
+            rolling_bos=rolling_bos,
         )
         self.work = Work()
         self.flags: Counter[str] = Counter()
@@ -135,26 +143,19 @@ class InstructJaxLM(LM):
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """log Pr of whole texts, window by window; see `cut_windows`.
+        """log Pr of whole texts, window by window; see `cut_document`.
 
         Raises:
-          PromptError: a text is empty or cannot be encoded faithfully; names task and document.
+          DataError: a text is empty; names task and document.
+          PromptError: a text cannot be encoded faithfully; names them too.
         """
-        windows: list[int] = []
-        sums: list[float] = []
-        # How many windows a text has is known before its first one is scored.
-        for scored in self._score(
-            self._encode_texts(requests, windows), len(requests), disable_tqdm
-        ):
-            row = scored.request.row
-            if row == len(sums):
-                sums.append(0.0)
-            sums[row] += scored.log_prob
-            windows[row] -= 1
-            if not windows[row]:
-                args = requests[row].args
-                self.cache_hook.add_partial("loglikelihood_rolling", args, sums[row])
-        return sums
+        answers = []
+        windows = self._score(self._encode_texts(requests), len(requests), disable_tqdm)
+        for row, scored in itertools.groupby(windows, key=lambda window: window.request.row):
+            answer = math.fsum(window.log_prob for window in scored)
+            answers.append(answer)
+            self.cache_hook.add_partial("loglikelihood_rolling", requests[row].args, answer)
+        return answers
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Refuses: this model scores, and does not sample.
@@ -228,21 +229,19 @@ class InstructJaxLM(LM):
         """All that an answer depends on, beside its strings."""
         about = self._encoder.describe()
         names = ("model_fingerprint", "tokenizer_fingerprint", "template_fingerprint", "dtype")
-        names += ("matmul_precision", "boundary", "truncation", "max_length")
+        names += ("matmul_precision", "boundary", "truncation", "max_length", "rolling_bos")
         return json.dumps({name: about[name] for name in names})
 
     def _encode_pairs(self, requests: Sequence[Instance]) -> Iterator[Request]:
         for row, request in enumerate(requests):
-            context, continuation = request.args
+            strings: Any = request.args
             name = name_request(request)
-            yield self._encoder.encode_pair(context, continuation, row=row, name=name)
+            yield self._encoder.encode_pair(*strings, row=row, name=name)
 
-    def _encode_texts(self, requests: Sequence[Instance], windows: list[int]) -> Iterator[Request]:
+    def _encode_texts(self, requests: Sequence[Instance]) -> Iterator[Request]:
         for row, request in enumerate(requests):
-            (text,) = request.args
-            cut = self._encoder.encode_text(text, row=row, name=name_request(request))
-            windows.append(len(cut))
-            yield from cut
+            text: Any = request.args[0]
+            yield from self._encoder.encode_text(text, row=row, name=name_request(request))
 
     def _score(
         self, requests: Iterable[Request], total: int, quiet: bool
@@ -252,12 +251,11 @@ class InstructJaxLM(LM):
         before, done = self.work.useful, 0
         with ScoringProgress(total, show=False if quiet else None) as bar:
             while chunk := _take(stream, CHUNK_TOKENS):
-                for scored in score_requests(self.model, chunk, work=self.work):
+                for scored in self._score_chunk(chunk, done, before, bar):
                     flags.update(flag.partition("=")[0] for flag in scored.request.flags)
                     flags["not_finite"] += not math.isfinite(scored.log_prob)
                     yield scored
                 done = chunk[-1].row + 1
-                bar.update(done, self.work.useful - before)
                 if (answers := self.cache_hook.dbdict) is not None:
                     answers.commit()
         self.num_scored += done
@@ -266,6 +264,23 @@ class InstructJaxLM(LM):
         if noted:
             counts = ", ".join(f"{count:,} {name}" for name, count in noted.most_common())
             _log.warning("of %s requests: %s", f"{done:,}", counts)
+
+    def _score_chunk(
+        self, chunk: Sequence[Request], first: int, before: int, bar: ScoringProgress
+    ) -> Iterator[ScoredRequest]:
+        finished = 0
+
+        def tick(count: int) -> None:
+            nonlocal finished
+            finished += count
+            rows = (chunk[-1].row + 1 - first) * finished // len(chunk)
+            bar.update(first + rows, self.work.useful - before)
+
+        return score_requests(self.model, chunk, work=self.work, on_row=tick)
+
+
+# Not as a decorator: it is annotated as returning any LM, and the class would lose its type.
+register_model("instructjax")(InstructJaxLM)
 
 
 def name_request(request: Instance) -> str:
@@ -287,9 +302,16 @@ def generation_error(tasks: Sequence[str]) -> UsageError:
 
 
 def _take(stream: Iterator[Request], tokens: int) -> list[Request]:
-    """The next requests, until they have so many tokens together."""
+    """The next requests, until so many tokens are to be computed for them.
+
+    Of each, only what the one before it does not begin with: the harness asks document by
+    document, and what several requests begin with is computed once.
+    """
     taken: list[Request] = []
     while tokens > 0 and (request := next(stream, None)) is not None:
-        taken.append(request)
         tokens -= len(request.ids)
+        if taken:
+            last = taken[-1].ids[: len(request.ids)]
+            tokens += int(np.logical_and.accumulate(last == request.ids[: len(last)]).sum())
+        taken.append(request)
     return taken

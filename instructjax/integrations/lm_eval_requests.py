@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import Literal
 
 from instructjax.data.example import Example
-from instructjax.errors import PromptError
 from instructjax.integrations.conversations import find_openings
-from instructjax.integrations.windows import encode_rolling
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
-from instructjax.prompts.options import Boundary, Truncation
+from instructjax.prompts.options import Boundary, Truncation, check_choice
 from instructjax.prompts.request import Request
 from instructjax.scoring.api import make_encoder
 from instructjax.scoring.metadata import describe_run
+from instructjax.scoring.windows import cut_document
 
 
 class RequestEncoder:
@@ -26,15 +27,24 @@ class RequestEncoder:
       truncation: of contexts that are too long: "error", "left" or "middle".
       max_length: tokens of context and continuation together, and of a window; by default all
         that the model takes.
+      rolling_bos: which windows begin with BOS: "every" or "first".
 
     Raises:
       UsageError: an unknown option, or a `max_length` that the model does not take.
     """
 
     def __init__(
-        self, model: Model, *, boundary: Boundary, truncation: Truncation, max_length: int | None
+        self,
+        model: Model,
+        *,
+        boundary: Boundary,
+        truncation: Truncation,
+        max_length: int | None,
+        rolling_bos: Literal["every", "first"],
     ) -> None:
+        check_choice("rolling_bos", rolling_bos, ("every", "first"))
         self._model = model
+        self._rolling_bos: Literal["every", "first"] = rolling_bos
         self._plain = make_encoder(
             model,
             layout="raw",
@@ -52,7 +62,8 @@ class RequestEncoder:
     def describe(self) -> dict[str, str]:
         """Model, rules, arithmetic and versions, as text by name."""
         about = describe_run(self._model, self._plain, ())
-        return {name: value for name, value in about.items() if name != "contexts"}
+        del about["contexts"]
+        return {**about, "rolling_bos": self._rolling_bos}
 
     def encode_pair(self, context: str, continuation: str, *, row: int, name: str) -> Request:
         """The continuation after its context; an empty context is BOS, or EOS without one.
@@ -83,17 +94,21 @@ class RequestEncoder:
             request = replace(request, ids=ids)
         return request
 
-    def encode_text(self, text: str, *, row: int, name: str) -> list[Request]:
-        """A whole text in as many windows as it needs; see `cut_windows`.
+    def encode_text(self, text: str, *, row: int, name: str) -> Iterator[Request]:
+        """A whole text in as many windows as it needs; see `cut_document`.
 
         Raises:
-          PromptError: it is empty or cannot be encoded faithfully.
+          DataError: it is empty.
+          PromptError: it cannot be encoded faithfully.
         """
-        try:
-            tokenizer = self._model.tokenizer
-            return list(encode_rolling(tokenizer, text, width=self.max_length, row=row))
-        except PromptError as error:
-            raise PromptError(error.message, row=name, remedy=error.remedy) from error
+        return cut_document(
+            self._model,
+            text,
+            max_length=self.max_length,
+            bos=self._rolling_bos,
+            name=name,
+            row=row,
+        )
 
     @cached_property
     def _chat(self) -> PromptEncoder:

@@ -31,7 +31,7 @@ class ScoringTasks(TaskManager):
         except InstructJaxError:
             raise
         except Exception as error:  # tasks are code and data from anywhere
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            reason = " ".join(str(error).split())[:300] or "no reason given"
             raise DataError(
                 f"the tasks {', '.join(map(str, task_list))} cannot be loaded "
                 f"({type(error).__name__}: {reason})",

@@ -2,17 +2,18 @@
 
 from instructjax.scoring.api import make_encoder, score
 from instructjax.scoring.cache import ScoreCache
-from instructjax.scoring.calibration import (
-    RankMetrics,
-    brier_score,
-    expected_calibration_error,
-    log_loss,
+from instructjax.scoring.compare import (
+    DivergedRow,
+    Divergences,
+    ScoreDifferences,
+    compare_scores,
+    hidden_divergences,
+    kl_divergence,
+    next_token_js,
+    next_token_kl,
 )
-from instructjax.scoring.compare import ScoreDifferences, compare_scores
-from instructjax.scoring.divergence import hidden_divergences, next_token_js, next_token_kl
 from instructjax.scoring.engine import ScoredRequest, Work, score_requests
 from instructjax.scoring.head import TokenScores, score_positions
-from instructjax.scoring.kl import DivergedRow, Divergences, kl_divergence
 from instructjax.scoring.log_probs import (
     next_token_log_probs,
     scored_mask,
@@ -21,28 +22,33 @@ from instructjax.scoring.log_probs import (
     token_scores,
 )
 from instructjax.scoring.metadata import describe_run
-from instructjax.scoring.normalize import (
+from instructjax.scoring.ranking import (
+    RANK_SCHEMA,
+    RankedExample,
+    Ranking,
+    RankMetrics,
+    RankOptions,
+    brier_score,
     calibrate,
     divide_by_length,
+    expected_calibration_error,
     find_ties,
+    log_loss,
     log_posterior,
     order_candidates,
     posterior,
+    rank,
+    rank_rows,
     subtract_premise,
 )
-from instructjax.scoring.rank_candidates import rank, rank_rows
-from instructjax.scoring.ranking import RANK_SCHEMA, RankedExample, Ranking
 from instructjax.scoring.result import Scores
-from instructjax.scoring.rolling import (
-    DocumentScore,
-    find_windows,
-    score_document,
-    score_documents,
-)
+from instructjax.scoring.rolling import DocumentScore, score_document, score_documents
 from instructjax.scoring.rows import ScoredRow
-from instructjax.scoring.stream import Headway, score_rows
-from instructjax.scoring.table import SCHEMA, read_metadata
-from instructjax.scoring.table_files import open_table, read_scores
+from instructjax.scoring.runs.stream import Headway, score_rows
+from instructjax.scoring.tables.files import open_table
+from instructjax.scoring.tables.reading import read_scores
+from instructjax.scoring.tables.table import SCHEMA, read_metadata
+from instructjax.scoring.windows import find_windows
 from instructjax.scoring.words import WordScores, word_log_probs
 
 __all__ = [
@@ -53,6 +59,7 @@ __all__ = [
     "DocumentScore",
     "Headway",
     "RankMetrics",
+    "RankOptions",
     "RankedExample",
     "Ranking",
     "ScoreCache",

@@ -18,7 +18,7 @@ from instructjax.scoring.engine import Work
 from instructjax.scoring.metadata import describe_run
 from instructjax.scoring.result import Scores
 from instructjax.scoring.rows import parse_contexts
-from instructjax.scoring.stream import Headway, score_rows
+from instructjax.scoring.runs.stream import Headway, score_rows
 
 
 def score(

@@ -1,51 +1,71 @@
-"""Hidden states of one request, for questions about whole next-token distributions."""
+"""Hidden states before scored tokens, for questions about whole next-token distributions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from instructjax.batching.batch import Batch, batch_from_lengths
-from instructjax.batching.packing import row_length_for
-from instructjax.models.linear import precision_of
+from instructjax.batching.batch import Batch
+from instructjax.batching.packing import PackedRow, pack
 from instructjax.models.model import Model
 from instructjax.prompts.request import Request
 
-CHUNK = 64
+IN_FLIGHT = 1
+WINDOW_TOKENS = 1 << 13
+
+T = TypeVar("T")
+
+
+def cut_windows(items: Iterable[T], count_tokens: Callable[[T], int]) -> Iterator[list[T]]:
+    """Windows of about `WINDOW_TOKENS` scored tokens, so that their states fit into memory.
+
+    >>> [len(window) for window in cut_windows([5000, 4000, 3], int)]
+    [2, 1]
+    """
+    window: list[T] = []
+    tokens = 0
+    for item in items:
+        window.append(item)
+        tokens += count_tokens(item)
+        if tokens >= WINDOW_TOKENS:
+            yield window
+            window, tokens = [], 0
+    if window:
+        yield window
 
 
 def hidden_before_targets(
-    model: Model, request: Request, *, and_after: bool = False
-) -> Float[Array, "M E"]:
-    """The hidden state that predicts each scored token of a request, in order.
+    model: Model, requests: Sequence[Request]
+) -> list[Float[np.ndarray, "_ E"]]:
+    """The hidden states that predict each request's scored tokens, in order.
+
+    Requests share rows and prefixes, as when they are scored.
 
     Args:
       model: whose states.
-      request: ids with the spans that are scored.
-      and_after: also the state after the last id, which predicts what would follow it.
-
-    Returns:
-      As many states as there are scored tokens (and one), then padding: M is one of few sizes.
+      requests: few enough to hold a state a scored token in memory.
     """
-    length = len(request.ids) if and_after else request.spans[-1][1] - 1
-    tokens = np.zeros((1, row_length_for(length)), np.int32)
-    tokens[0, :length] = request.ids[:length]
-    sources = [np.arange(start - 1, stop - 1) for start, stop in request.spans]
-    if and_after:
-        sources.append(np.array([length - 1]))
-    at = np.concatenate(sources)
-    padded = np.zeros(row_length_for(len(at)), np.int32)
-    padded[: len(at)] = at
-    batch = batch_from_lengths(
-        jnp.asarray(tokens), jnp.array([1], jnp.int32), jnp.array([length], jnp.int32)
-    )
-    return _states(model.graphdef, model.params, batch)[jnp.asarray(padded)]
+    found: list[np.ndarray] = [np.empty((0, 0))] * len(requests)
+    waiting: deque[tuple[PackedRow, Array]] = deque()
+
+    def take_apart(row: PackedRow, states: Array) -> None:
+        host = jax.device_get(states)
+        for index, entries in row.members:
+            found[index] = host[entries]
+
+    for row in pack(requests):
+        waiting.append((row, _states(model.graphdef, model.params, row.batch)))
+        if len(waiting) > IN_FLIGHT:
+            take_apart(*waiting.popleft())
+    while waiting:
+        take_apart(*waiting.popleft())
+    return found
 
 
 def output_table(model: Model) -> Float[Array, "V E"]:
@@ -54,54 +74,7 @@ def output_table(model: Model) -> Float[Array, "V E"]:
 
 
 @jax.jit
-def _states(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> Float[Array, "T E"]:
+def _states(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> Float[Array, "M E"]:
     model = nnx.merge(graphdef, params)
-    return model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)[0]
-
-
-def map_chunks(
-    function: Callable[..., Float[Array, chunk * out]], *hidden: Float[Array, "M _"]
-) -> Float[Array, M * out]:
-    """`function` of `CHUNK` rows of each array at a time, so that it may hold their logits."""
-    rows = hidden[0].shape[0]
-    size = min(CHUNK, rows)
-    short = -rows % size
-    chunks = [jnp.pad(h, ((0, short), (0, 0))).reshape(-1, size, h.shape[-1]) for h in hidden]
-    results = lax.map(lambda parts: function(*parts), tuple(chunks))
-    return results.reshape(-1, *results.shape[2:])[:rows]
-
-
-def log_softmax_of(hidden: Float[Array, "M E"], table: Float[Array, "V E"]) -> Float[Array, "M V"]:
-    """log p over the vocabulary, nats, in float32."""
-    logits = jnp.einsum(
-        "me,ve->mv",
-        hidden,
-        table,
-        precision=precision_of(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return jax.nn.log_softmax(logits)
-
-
-def set_log_probs(
-    hidden: Float[Array, "M E"], table: Float[Array, "V E"], sets: Bool[Array, "S V"]
-) -> Float[Array, "M S"]:
-    """Log-probability that the next token is in each of several sets of tokens, nats.
-
-    Args:
-      hidden: states that predict; logits exist for a chunk of them at a time.
-      table: the head's weights.
-      sets: which tokens are in which set.
-
-    >>> sets = jnp.array([[True, True, False, True]])
-    >>> logs = set_log_probs(jnp.zeros((1, 2)), jnp.eye(4, 2), sets)  # uniform over four
-    >>> round(float(jnp.exp(logs[0, 0])), 4)
-    0.75
-    """
-
-    def one_chunk(h):
-        logs = log_softmax_of(h, table)
-        inside = [jnp.where(members, logs, -jnp.inf) for members in sets]
-        return jnp.stack([jax.nn.logsumexp(x, axis=-1) for x in inside], axis=-1)
-
-    return map_chunks(one_chunk, hidden)
+    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)
+    return hidden[0, batch.sources[0]]

@@ -17,8 +17,8 @@ from instructjax.display.tokens import render_html, render_legend_html
 from instructjax.errors import UsageError
 from instructjax.prompts.tokenizer import Tokenizer
 from instructjax.scoring.rows import ScoredRow
-from instructjax.scoring.table import to_record, to_table
-from instructjax.scoring.table_files import open_table
+from instructjax.scoring.tables.files import open_table
+from instructjax.scoring.tables.table import to_record, to_table
 
 if TYPE_CHECKING:
     import pandas
@@ -86,6 +86,11 @@ class Scores:
     def token_log_probs(self) -> list[Float[np.ndarray, " n"]]:
         """float32, nats."""
         return self._tokenwise("token_log_probs")
+
+    @property
+    def surprisal_bits(self) -> list[Float[np.ndarray, " n"]]:
+        """-log2 p of each token, bits."""
+        return [-log_probs / np.float32(np.log(2)) for log_probs in self.token_log_probs]
 
     @property
     def token_ids(self) -> list[Int32[np.ndarray, " n"]]:

@@ -19,7 +19,17 @@ from instructjax.errors import DataError, UsageError
 from instructjax.prompts import options
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy", "pyarrow", "pandas")
+HEAVY = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+    "pandas",
+    "lm_eval",
+)
 
 
 def run_python(*args: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +42,7 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys; from instructjax.cli.main import main; code = main(sys.argv[1:]); "
         f"print('LOADED', code, *[m for m in {HEAVY} if m in sys.modules])"
     )
-    for args in (["--help"], ["score", "--help"], ["demo", "--help"], ["score"]):
+    for args in (["--help"], ["score", "--help"], ["lm-eval", "--help"], ["score"]):
         result = run_python("-c", code, *args)
         wanted = "LOADED 2" if args == ["score"] else "LOADED 0"
         assert result.stdout.splitlines()[-1] == wanted, result

@@ -16,8 +16,9 @@ from instructjax.cli.main import main
 from instructjax.cli.rank import Rank
 from instructjax.data import Example
 from instructjax.scoring import rank, read_metadata
-from instructjax.scoring.rank_prompts import PREMISES, Normalization
 from instructjax.scoring.ranking import RANK_SCHEMA
+from instructjax.scoring.ranking.options import PREMISES, Normalization
+from instructjax.scoring.runs import chunks
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
 Run = Callable[..., int]
@@ -147,7 +148,66 @@ def test_a_cache_gives_the_same_table(
     for name in ("a.csv", "b.csv"):
         assert run(data, "--out", tmp_path / name, "--cache", cache) == 0
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-    assert "18 of 18 scores were in" in capsys.readouterr().out
+    assert "18 of 18 scores were found in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_stopped_run_goes_on(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 3)
+    bad = {**ROWS[0], "output": ["1", "1"]}
+    rows = [bad if i % 7 == 3 else {**ROWS[i % 6], "input": f"{i} and {i}"} for i in range(14)]
+    data = write(tmp_path / "d.jsonl", rows)
+    args = (data, "--answer", "gold", "--normalization", "calibrated")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    out, calm = (tmp_path / name / f"r.{suffix}" for name in ("b", "a"))
+    assert run(*args, "--out", calm) == 0
+    summary = capsys.readouterr().out
+    real, encoded = rank_run.encode_candidates, []
+
+    def encode(model: Any, encoder: Any, example: Any, row: int, options: Any) -> Any:
+        encoded.append(row)
+        if len(encoded) == 9:
+            raise KeyboardInterrupt
+        return real(model, encoder, example, row, options)
+
+    monkeypatch.setattr(rank_run, "encode_candidates", encode)
+    assert run(*args, "--out", out) == 130
+    kept = "interrupted: 6 rows are ranked and kept; the same command goes on from there"
+    assert kept in capsys.readouterr().err
+    assert not out.exists()
+    # Of another normalization, it is another run.
+    assert run(data, "--answer", "gold", "--out", out) == 2
+    assert "normalization was calibrated and is sum" in capsys.readouterr().err
+    encoded[:] = []
+    monkeypatch.setattr(rank_run, "encode_candidates", lambda *x: encoded.append(x[3]) or real(*x))
+    assert run(*args, "--out", out) == 0
+    assert encoded == list(range(6, 14))
+    again = capsys.readouterr()
+    assert "going on after 6 rows that are ranked" in again.err
+    shown = [line for line in again.out.splitlines() if " tokens in " not in line]
+    assert shown == [
+        line.replace("/a/", "/b/") for line in summary.splitlines() if " tokens in " not in line
+    ]
+    assert " computed, as prefixes are shared" in summary
+    files = {file.name for file in (tmp_path / "a").iterdir()}
+    assert files == {file.name for file in (tmp_path / "b").iterdir()}
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "example: instructjax rank rows.jsonl --out ranks.parquet" in text
+    for name in get_args(Normalization):
+        assert name in text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -276,6 +278,20 @@ def test_a_folder_of_files(run: Run, tmp_path: Path) -> None:
     pq.write_table(pa.table({"instruction": ["c"], "output": ["d"]}), folder / "b.parquet")
     assert run(folder, "--out", tmp_path / "s.jsonl") == 0
     assert read_scores(tmp_path / "s.jsonl").column("id").to_pylist() == ["a:1", "b:1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode here")
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv"])
+def test_a_file_name_that_is_not_utf8(run: Run, tmp_path: Path, format: str) -> None:
+    data = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    layout = tmp_path / os.fsdecode(b"caf\xe9.jinja")
+    data.write_text('{"instruction": "a", "output": "b"}\n')
+    layout.write_text("{{ instruction }}")
+    out = tmp_path / f"s.{format}"
+    assert run(data, "--out", out, "--layout", layout) == 0
+    table = read_scores(out)
+    assert table.column("id").to_pylist() == ["caf\\xe9:1"]
+    assert read_metadata(table)["layout"] == str(layout)
 
 
 def test_rows_are_counted_where_it_is_cheap(tmp_path: Path) -> None:

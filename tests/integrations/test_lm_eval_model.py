@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from instructjax.data import Example
-from instructjax.errors import PromptError, UsageError
-from instructjax.models import load_model
-from instructjax.scoring import score
-
-pytest.importorskip("lm_eval", minversion="0.4.13")
-
+from instructjax.display.progress import ScoringProgress
+from instructjax.errors import DataError, PromptError, UsageError
+from instructjax.integrations import lm_eval as integration
 from instructjax.integrations.lm_eval import InstructJaxLM
-from instructjax.integrations.windows import cut_windows
+from instructjax.models import load_model
+from instructjax.prompts import Request
+from instructjax.scoring import score
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[2]
-FIXTURES = ROOT / "tests" / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 PAIRS = [
     ("Is the sea wet?", " yes"),
     ("Is the sea wet?", " of course not"),
@@ -53,8 +49,9 @@ def encode(model: Any, text: str) -> list[int]:
 
 
 def test_numbers_are_those_of_score(lm: Any, ask: Callable[..., Any]) -> None:
-    answers = lm.loglikelihood([ask(*pair) for pair in PAIRS])
-    examples = [Example(instruction=c, output=y) for c, y in PAIRS]
+    pairs = [pair for pair in PAIRS if pair[0]]
+    answers = lm.loglikelihood([ask(*pair) for pair in pairs])
+    examples = [Example(instruction=c, output=y) for c, y in pairs]
     scores = score(lm.model, examples, layout="raw", include_eos=False, progress=False)
     np.testing.assert_allclose([a for a, _ in answers], scores.log_prob, rtol=0, atol=1e-5)
     assert [greedy for _, greedy in answers] == scores.greedy.tolist()
@@ -196,39 +193,31 @@ def test_a_model_without_a_chat_template() -> None:
         lm.apply_chat_template([{"role": "user", "content": "Is it?"}])
 
 
+@pytest.mark.parametrize("bos", ["every", "first"])
 @pytest.mark.parametrize("words", [1, 5, 12, 40])
-def test_rolling_windows_are_the_harness_with_bos_in_each(
-    tiny_model: Any, ask: Callable[..., Any], sum_by_hand: Callable[..., float], words: int
+def test_rolling_windows_are_the_harness_own(
+    tiny_model: Any,
+    ask: Callable[..., Any],
+    sum_by_hand: Callable[..., float],
+    words: int,
+    bos: Any,
 ) -> None:
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-    width, bos = 16, tiny_model.tokenizer.bos_id
+    """With `rolling_bos="first"`; else BOS is where the oldest token of later windows was."""
+    width, bos_id = 16, tiny_model.tokenizer.bos_id
     text = "the sea and more. " * words
     ids = encode(tiny_model, text)
     expected, count = 0.0, 0
-    windows = get_rolling_token_windows(ids, bos, width, 1)
+    windows = get_rolling_token_windows(ids, bos_id, width, 1)
     for seen, predicted in map(make_disjoint_window, windows):
-        if count:
-            seen = [bos, *seen[1:]]
+        if bos == "every":
+            seen = [bos_id, *seen[1:]]
         expected += sum_by_hand(tiny_model, seen + predicted, len(predicted))
         count += len(predicted)
     assert count == len(ids)
-    lm = InstructJaxLM(tiny_model, max_length=width)
+    lm = InstructJaxLM(tiny_model, max_length=width, rolling_bos=bos)
     short, found = lm.loglikelihood_rolling([ask("sea"), ask(text)])
     assert found == pytest.approx(expected, abs=2e-4)
-    assert short == lm.loglikelihood_rolling([ask("sea")])[0]
-
-
-@pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 9, 11, 12])
-def test_every_token_of_a_text_is_predicted_once(length: int) -> None:
-    ids = np.arange(length, dtype=np.int32)
-    windows = list(cut_windows(ids, start_id=99, width=4))
-    assert np.concatenate([window.target_ids for window in windows]).tolist() == ids.tolist()
-    for window in windows:
-        assert window.ids[0] == 99
-        assert (np.diff(window.ids[1:]) == 1).all()
-        # The model sees all but the last token, and no fewer than it could.
-        assert len(window.ids) - 1 == min(4, length)
+    assert short == pytest.approx(lm.loglikelihood_rolling([ask("sea")])[0], abs=1e-5)
 
 
 def test_rolling_texts_that_spell_bos_or_are_empty(
@@ -240,33 +229,47 @@ def test_rolling_texts_that_spell_bos_or_are_empty(
     for text in ("the sea", "<s>the sea"):
         assert lm.loglikelihood_rolling([ask(text)])[0] == pytest.approx(expected, abs=1e-4)
     for text in ("", "<s>"):
-        with pytest.raises(PromptError, match="task made, document 4, request 0: .*empty"):
+        with pytest.raises(DataError, match="task made, document 4, request 0: there is no token"):
             lm.loglikelihood_rolling([ask("a"), ask(text, document=4)])
+
+
+def test_a_chunk_counts_what_is_computed() -> None:
+    """Not what a request begins with in common with the one before it."""
+    ids = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [9, 2], [9, 2, 3]]
+    requests = [
+        Request(ids=np.asarray(one, np.int32), spans=((1, len(one)),), num_bytes=0) for one in ids
+    ]
+    for tokens, sizes in ((1, [1, 1, 1, 1]), (5, [2, 2]), (7, [3, 1]), (99, [4])):
+        stream = iter(requests)
+        chunks = iter(lambda n=tokens, s=stream: integration._take(s, n), [])
+        assert [len(chunk) for chunk in chunks] == sizes
+
+
+def test_progress_goes_from_none_to_all(
+    tiny_model: Any, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[tuple[int, int]] = []
+
+    class Bar(ScoringProgress):
+        def update(self, rows: int, tokens: int) -> None:
+            updates.append((rows, tokens))
+
+    monkeypatch.setattr(integration, "ScoringProgress", Bar)
+    monkeypatch.setattr(integration, "CHUNK_TOKENS", 40)
+    lm = InstructJaxLM(tiny_model, max_length=64)
+    lm.loglikelihood([ask(*pair) for pair in PAIRS[:5]])
+    lm.loglikelihood_rolling([ask("the sea and more. " * count) for count in (40, 1, 9)])
+    ends = [k for k, (rows, _) in enumerate(updates, 1) if [*updates, (0, 0)][k][0] < rows]
+    assert len(ends) == 2 and [updates[end - 1][0] for end in ends] == [5, 3]
+    for part in (updates[: ends[0]], updates[ends[0] :]):
+        assert len(part) > 1 and part == sorted(part)
+    assert lm.num_scored == 8
 
 
 def test_what_it_does_not_do(lm: Any, ask: Callable[..., Any], tiny_model: Any) -> None:
     with pytest.raises(UsageError, match="task made: .*generate_until.*does not sample yet"):
         lm.generate_until([ask("a", "b")])
     assert lm.generate_until([]) == [] == lm.loglikelihood([]) == lm.loglikelihood_rolling([])
-    with pytest.raises(UsageError, match="JAX_PLATFORMS"):
-        InstructJaxLM(tiny_model, device="cuda:0")
     with pytest.raises(UsageError, match="max_length is 257"):
         InstructJaxLM(tiny_model, max_length=257)
     assert (lm.rank, lm.world_size) == (0, 1)
-
-
-def test_torch_is_not_needed() -> None:
-    """Where torch is installed, transformers imports it; here it cannot."""
-    code = (
-        "import sys\n"
-        "sys.modules['torch'] = None\n"
-        "from instructjax.integrations.lm_eval import InstructJaxLM, Instance\n"
-        f"lm = InstructJaxLM({str(FIXTURES / 'llama-tied')!r})\n"
-        "context = lm.apply_chat_template([{'role': 'user', 'content': 'a'}])\n"
-        "lm.loglikelihood([Instance('loglikelihood', {}, (context, 'b'), 0)])\n"
-        "lm.loglikelihood_rolling([Instance('loglikelihood_rolling', {}, ('b',), 0)])\n"
-        "print(lm.num_scored, [name for name in sys.modules if name.startswith('torch')])\n"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert result.stdout == "2 ['torch']\n", result.stderr

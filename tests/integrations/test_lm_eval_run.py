@@ -12,20 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import numpy as np
 import pytest
 
 from instructjax.data import Example
 from instructjax.errors import DataError, UsageError
+from instructjax.integrations.lm_eval import InstructJaxLM
+from instructjax.integrations.lm_eval_tasks import ScoringTasks, find_tasks
 from instructjax.models import load_model
 from instructjax.scoring import score
 
-lm_eval = pytest.importorskip("lm_eval", minversion="0.4.13")
-
-from instructjax.integrations.lm_eval import InstructJaxLM  # noqa: E402
-from instructjax.integrations.lm_eval_tasks import ScoringTasks, find_tasks  # noqa: E402
-
-from .conftest import QUESTIONS, TEXTS  # noqa: E402
+from .conftest import QUESTIONS, TEXTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -36,7 +34,8 @@ NUM_CHOICES = sum(len(question["choices"]) for question in QUESTIONS)
 
 def evaluate(manager: Any, task: str, **options: Any) -> Any:
     given = {"model": "instructjax", "model_args": {"pretrained": str(TINY)}, **options}
-    return lm_eval.simple_evaluate(
+    run: Any = lm_eval.simple_evaluate
+    return run(
         tasks=[task], task_manager=manager, bootstrap_iters=0, torch_random_seed=None, **given
     )
 
@@ -52,12 +51,18 @@ def answers_of(results: Any, task: str) -> list[tuple[str, str, float]]:
 
 def test_by_name_with_arguments(manager: Any, tiny_model: Any) -> None:
     arguments = f"pretrained={TINY},dtype=float32,max_length=200"
-    results = evaluate(manager, "tiny_choice", model_args=arguments, batch_size=8)
+    # What the harness' command line gives by default, a device included.
+    given = {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"}
+    results = evaluate(manager, "tiny_choice", model_args=arguments, **given)
     found = answers_of(results, "tiny_choice")
     # Each choice after its question, and for the mutual information after nothing.
     assert len(found) == 2 * NUM_CHOICES
-    examples = [Example(instruction=c, output=y) for c, y, _ in found]
-    wanted = score(tiny_model, examples, layout="raw", include_eos=False, progress=False)
+    encode, bos_id = tiny_model.tokenizer.encode, tiny_model.tokenizer.bos_id
+    examples = [
+        Example(prompt_ids=encode(c).tolist() or [bos_id], output_ids=encode(y).tolist())
+        for c, y, _ in found
+    ]
+    wanted = score(tiny_model, examples, progress=False)
     np.testing.assert_allclose([x for *_, x in found], wanted.log_prob, rtol=0, atol=1e-5)
     right = []
     for question in QUESTIONS:
@@ -195,6 +200,7 @@ def test_a_cache_belongs_to_one_model_and_its_options(
         InstructJaxLM(load_model(TINY.with_name("llama-untied"))),
         InstructJaxLM(tiny_model, boundary="joint"),
         InstructJaxLM(tiny_model, max_length=99),
+        InstructJaxLM(tiny_model, rolling_bos="first"),
         InstructJaxLM(str(TINY), dtype="bfloat16"),
     ]
     for other in others:

@@ -85,6 +85,8 @@ def test_numbers_a_token(scores: Scores) -> None:
     assert all(x.dtype == np.float32 for x in scores.token_log_probs)
     assert [x.tolist() for x in scores.token_ids] == [[20, 21, 22], [20], [20, 21]]
     assert [x.tolist() for x in scores.token_greedy] == [[True] * 3, [False], [True, False]]
+    for bits, nats in zip(scores.surprisal_bits, scores.token_log_probs, strict=True):
+        assert bits.tolist() == pytest.approx([-math.log2(math.exp(x)) for x in nats])
     assert scores.entropy[0].tolist() == [0.5] * 3
     assert scores.rank[0].tolist() == [2, 3, 4]
     assert [len(x) for x in scores.tokens] == [3, 1, 2]

@@ -1,0 +1,232 @@
+"""From a data file to a table, as a stream that can be stopped: what verbs that write one share."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from instructjax.cli.messages import escape_controls, say_error
+from instructjax.cli.rank import Rank
+from instructjax.cli.row_count import estimate_rows
+from instructjax.cli.score import Score
+from instructjax.cli.score_checks import check_all, check_apart, make_reject
+from instructjax.data import Example, Reject, RejectsFile, read_examples
+from instructjax.data.files import find_files
+from instructjax.display.progress import ScoringProgress
+from instructjax.errors import DataError, PromptError, UsageError
+from instructjax.models import Model, parse_spec
+from instructjax.prompts import PromptEncoder, Request
+from instructjax.scoring.cache import ScoreCache
+from instructjax.scoring.engine import Work
+from instructjax.scoring.runs import chunks
+from instructjax.scoring.runs.folder import is_finished
+from instructjax.scoring.runs.manifest import describe_files
+from instructjax.scoring.runs.parts import Parts, open_parts
+from instructjax.scoring.runs.stream import Headway, ScoredChunk, score_chunks
+from instructjax.scoring.tables.files import check_target
+
+Rows = Iterator[Example | Reject]
+Records = Iterable[Mapping[str, Any]]
+TableOptions = Rank | Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableJob:
+    """What a verb does with rows.
+
+    Attributes:
+      done: what they are then, such as "scored".
+      schema, metadata: of the table.
+      encode: requests of an example, given its index.
+      record: the records of a chunk, and its counts as a JSON value.
+      count: takes the counts of a part, in the order of the input, earlier runs' parts too.
+    """
+
+    done: str
+    schema: pa.Schema
+    metadata: Mapping[str, str]
+    encode: Callable[[Example, int], list[Request]]
+    record: Callable[[ScoredChunk], tuple[Records, Any]]
+    count: Callable[[Any], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """How a table came to be."""
+
+    headway: Headway
+    work: Work
+    rejects: RejectsFile
+    cache: ScoreCache | None
+
+
+def open_rows(options: TableOptions, fields: Mapping[str, str]) -> Rows:
+    """The rows of the data, after checks of all that needs no model.
+
+    Raises:
+      InstructJaxError: a file cannot be read or written, or the model's name is none.
+    """
+    check_target(options.out, overwrite=options.overwrite or is_finished(options.out))
+    # Files are opened and their columns checked here, before any time goes into the model.
+    rows = read_examples(options.data, format=options.format, fields=fields)
+    check_apart(options.data, options.out)
+    parse_spec(options.model)
+    if sys.stderr.isatty():
+        print(f"loading {escape_controls(options.model)}", file=sys.stderr)
+    return rows
+
+
+def write_table(
+    options: TableOptions,
+    job: TableJob,
+    rows: Rows,
+    *,
+    model: Model,
+    encoder: PromptEncoder,
+    fields: Mapping[str, str],
+) -> Written | int:
+    """Writes the table of a data file, or goes on with what an earlier run left of it.
+
+    Returns:
+      How it was done; or an exit code, after having said why there is nothing to tell.
+
+    Raises:
+      InstructJaxError: there is no new table; see the message. What was done is kept.
+    """
+    with open_parts(
+        options.out,
+        job.metadata,
+        _describe_inputs(options, fields),
+        overwrite=options.overwrite,
+        schema=job.schema,
+    ) as parts:
+        if parts.complete:
+            print(escape_controls(f"{options.out} is complete: an earlier run had written it"))
+            return 0
+        if parts.done:
+            say_error(f"going on after {parts.rows:,} rows that are {job.done}", label="")
+        elif options.strict:
+            again = read_examples(options.data, format=options.format, fields=fields)
+            if not check_all(again, lambda row: job.encode(row, 0)):
+                parts.discard()
+                return 1
+        caching = nullcontext() if options.cache is None else ScoreCache(options.cache, model)
+        with caching as cache:
+            headway, work = _run(options, job, rows, model, encoder, parts, cache)
+        with RejectsFile(options.out) as rejects:
+            for note in parts.read_notes():
+                job.count(note["counts"])
+                for reject in note["rejects"]:
+                    rejects.write(Reject(**reject))
+        if rejects.total == parts.rows:
+            parts.discard()
+            say_error(
+                f"no row could be {job.done}, and {options.out} was not written; "
+                f"{rejects.summarize()}"
+            )
+            return 1
+        parts.finish()
+    return Written(headway=headway, work=work, rejects=rejects, cache=cache)
+
+
+def show_end(done: str, written: Written) -> None:
+    """Prints the last lines: what the cache gave, what was done, and what was left out and why."""
+    cache, rejects = written.cache, written.rejects
+    if cache is not None:
+        asked = cache.hits + cache.misses
+        print(escape_controls(f"{cache.hits:,} of {asked:,} scores were found in {cache.path}"))
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in rejects.counts.most_common())
+    left_out = f"left out {rejects.total:,} ({kinds})" if kinds else "nothing was left out"
+    print(escape_controls(f"{done}; {left_out}"), flush=True)
+    if rejects.total:
+        say_error(rejects.summarize(), label="warning: ")
+
+
+def _run(
+    options: TableOptions,
+    job: TableJob,
+    rows: Rows,
+    model: Model,
+    encoder: PromptEncoder,
+    parts: Parts,
+    cache: ScoreCache | None,
+) -> tuple[Headway, Work]:
+    """Does what is not done yet; a thread writes each chunk while the next one is scored."""
+    checked = False
+
+    def encode(row: Example | Reject, place: int) -> list[Request] | Reject:
+        nonlocal checked
+        if isinstance(row, Reject):
+            return row
+        try:
+            return job.encode(row, place)
+        except (DataError, PromptError) as error:
+            if not checked and row.prompt_ids is None:
+                # What no text could pass, such as a missing chat template, is no fault of the row.
+                encoder.check()
+                checked = True
+            return make_reject(row, error)
+
+    def write(chunk: ScoredChunk) -> None:
+        records, counts = job.record(chunk)
+        rejects = [dataclasses.asdict(row) for row in chunk.failures if isinstance(row, Reject)]
+        parts.add(chunk.first, chunk.stop, records, {"counts": counts, "rejects": rejects})
+
+    headway, work = Headway(rows=parts.rows), Work()
+    progress = ScoringProgress(estimate_rows(options.data), log=True)
+    scored = score_chunks(
+        model,
+        chunks.make_chunks(rows, encode, done=parts.done.copy()),
+        cache=cache,
+        headway=headway,
+        work=work,
+        on_progress=lambda: progress.update(headway.rows, work.useful),
+    )
+    writing: Future[None] | None = None
+    with progress, ThreadPoolExecutor(1, thread_name_prefix="write") as writer, closing(scored):
+        for chunk in scored:
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(write, chunk)
+        if writing is not None:
+            writing.result()
+    return headway, work
+
+
+def _describe_inputs(options: TableOptions, fields: Mapping[str, str]) -> dict[str, str]:
+    """What the rows of the table depend on beside the model and the rules of its prompts."""
+    return {
+        "format": options.format or "detected",
+        "field": ", ".join(f"{name}={column}" for name, column in sorted(fields.items())) or "none",
+        "strict": str(options.strict).lower(),
+        "chunks": f"{chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} tokens",
+        **describe_files(find_files(options.data)),
+    }
+
+
+def parse_fields(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Column names by the contract's names.
+
+    Raises:
+      UsageError: a part without "=", or one name twice.
+
+    >>> parse_fields(("instruction=question", "output=a=b"))
+    {'instruction': 'question', 'output': 'a=b'}
+    """
+    fields: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, column = pair.partition("=")
+        if not (name and sign and column) or name in fields:
+            raise UsageError(
+                f"--field {pair!r} " + ("comes twice" if name in fields else "is no NAME=COLUMN"),
+                remedy="write for example --field instruction=question --field output=answer",
+            )
+        fields[name] = column
+    return fields

@@ -1,0 +1,82 @@
+"""Chunks: every row once, ends told from the rows alone, nothing encoded that is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructjax.data import Example, Reject
+from instructjax.errors import DataError
+from instructjax.prompts import Request
+from instructjax.scoring.runs import chunks
+from instructjax.scoring.runs.chunks import Failure, make_chunks
+
+REJECT = Reject(file="a", row="line 1", reason="no response")
+
+
+class Encoder:
+    """Each example is as many tokens long as its instruction; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, row: Any, place: int) -> list[Request] | Failure | Reject:
+        self.asked.append(place)
+        if isinstance(row, Reject):
+            return row
+        if not row.instruction:
+            return Failure(example=row, error=DataError("no"))
+        n = len(row.instruction) + 1
+        return [Request(ids=np.arange(n, dtype=np.int32), spans=((n - 1, n),), num_bytes=1)]
+
+
+def make_rows(lengths: list[int]) -> list[Any]:
+    return [REJECT if n < 0 else Example(instruction="x" * n, output="y") for n in lengths]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK_ROWS", 4)
+        patch.setattr(chunks, "CHUNK_TOKENS", 20)
+        yield
+
+
+def test_a_chunk_ends_with_its_rows_or_its_tokens() -> None:
+    found = list(make_chunks(make_rows([1, 1, 1, 1, 19, 2, 30, -1, 0, 5]), Encoder()))
+    assert [(c.first, c.stop) for c in found] == [(0, 4), (4, 6), (6, 7), (7, 10)]
+    assert [row.row for row in found[3].rows] == [9]
+    assert [type(f).__name__ for f in found[3].failures] == ["Reject", "Failure"]
+
+
+@given(st.lists(st.integers(-1, 25), max_size=30), st.data())
+def test_parts_left_out_change_nothing_of_the_others(lengths: list[int], data: Any) -> None:
+    rows = make_rows(lengths)
+    whole = list(make_chunks(rows, Encoder()))
+    assert [c.first for c in whole] == [0, *(c.stop for c in whole)][: len(whole)]
+    assert sum(c.stop - c.first for c in whole) == len(rows)
+    kept = data.draw(st.lists(st.booleans(), min_size=len(whole), max_size=len(whole)))
+    done = {c.first: c.stop for c, keep in zip(whole, kept, strict=True) if keep}
+    encoder = Encoder()
+    rest = list(make_chunks(iter(rows), encoder, done=done))
+    assert [(c.first, c.stop) for c in rest] == [
+        (c.first, c.stop) for c in whole if c.first not in done
+    ]
+    for chunk in rest:
+        twin = next(c for c in whole if c.first == chunk.first)
+        assert [r.row for r in chunk.rows] == [r.row for r in twin.rows]
+        assert [r.example for r in chunk.rows] == [r.example for r in twin.rows]
+    # What is done is not encoded again.
+    assert not set(encoder.asked) & {n for first, stop in done.items() for n in range(first, stop)}
+
+
+def test_an_error_of_the_encoder_ends_the_stream() -> None:
+    def refuse(row: Any, place: int) -> list[Request]:
+        raise DataError("no", row=f"row {place + 1}")
+
+    with pytest.raises(DataError, match="row 1"):
+        next(make_chunks(make_rows([3]), refuse))
