@@ -25,9 +25,10 @@ def load(gguf: str, threads: int, dtype: str) -> Any:
 
 def run_lm_eval(model, tokenizer, pairs, batch_size: int) -> list[float]:
     """lm-evaluation-harness `hf`, given ids so that it scores the same tokens."""
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    make_lm: Any = huggingface.HFLM
+    lm = make_lm(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     requests = [((f"{i}", ""), prompt, response) for i, (prompt, response) in enumerate(pairs)]
     return [answer[0] for answer in lm._loglikelihood_tokens(requests, disable_tqdm=True)]
 

@@ -64,7 +64,8 @@ def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None
 
     >>> import numpy as np
     >>> def request(*ids):
-    ...     return Request(ids=np.array(ids, np.int32), spans=((len(ids) - 1, len(ids)),), num_bytes=1)
+    ...     span = (len(ids) - 1, len(ids))
+    ...     return Request(ids=np.array(ids, np.int32), spans=(span,), num_bytes=1)
     >>> prompt = tuple(range(20))
     >>> tree = build_tree([request(*prompt, 5, 0), request(7, 7), request(*prompt, 4, 0)])
     >>> tree.order, tree.lengths, tree.shared, tree.num_tokens

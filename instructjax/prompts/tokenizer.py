@@ -149,7 +149,7 @@ class Tokenizer:
     def _bytes(self) -> list[bytes]:
         return vocabulary.bytes_of_tokens(self.backend)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the greatest id, added tokens included."""
         return len(self._bytes)

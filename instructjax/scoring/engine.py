@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +23,6 @@ from instructjax.batching.prefix_tree import build_tree, input_length
 from instructjax.errors import InstructJaxError, ModelError, PromptError
 from instructjax.models.model import Model
 from instructjax.prompts.request import Request
-from instructjax.scoring.head import TokenScores
 from instructjax.scoring.log_probs import token_scores
 
 WINDOW = 4096
@@ -105,7 +105,7 @@ def score_requests(
       PromptError: a request is longer than the model takes, or holds an id that it does not know.
       ModelError: a row does not fit into the device's memory.
     """
-    waiting: deque[tuple[_Window, PackedRow, Future[TokenScores]]] = deque()
+    waiting: deque[tuple[_Window, PackedRow, Future[Any]]] = deque()
     stream = (_checked(request, model) for request in requests)
     pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="instructjax-row")
     try:
@@ -119,8 +119,8 @@ def score_requests(
         pool.shutdown(cancel_futures=True)
 
 
-def _score_row(model: Model, row: PackedRow, top_k: int) -> TokenScores:
-    """The scores of a row, on the host."""
+def _score_row(model: Model, row: PackedRow, top_k: int) -> Any:
+    """The `TokenScores` of a row, on the host."""
     try:
         with _dispatch:  # or both threads compile the same program
             scores = _token_scores(model.graphdef, model.params, row.batch, top_k=top_k)
@@ -158,7 +158,7 @@ def _pack_windows(
 def _collect(
     window: _Window,
     row: PackedRow,
-    scores: Future[TokenScores],
+    scores: Future[Any],
     on_row: Callable[[int], None] | None,
 ) -> Iterator[ScoredRequest]:
     """Waits for a row; gives the requests of its window if it was the last of them."""

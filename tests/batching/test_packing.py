@@ -12,7 +12,6 @@ from instructjax.batching.packing import (
     ROW_LENGTHS,
     SMALL_TILE,
     pack,
-    row_length_for,
 )
 from instructjax.batching.prefix_tree import input_length
 from instructjax.prompts.request import Request
@@ -195,7 +194,9 @@ def test_the_tile_of_a_request_is_its_own_and_not_its_neighbours():
     check_rows(made, rows)
     for row in rows:
         for index, _ in row.members:
-            assert row.batch.tile == (SMALL_TILE if input_length(made[index]) <= LONG else LARGE_TILE)
+            assert row.batch.tile == (
+                SMALL_TILE if input_length(made[index]) <= LONG else LARGE_TILE
+            )
     assert {row.batch.tile for row in rows} == {SMALL_TILE, LARGE_TILE}
 
 

@@ -109,8 +109,9 @@ def test_law_1_gradients_of_the_mean_log_prob_are_those_of_pytorch(tiny_model, g
     @jax.jit
     def gradient(params, batch, times):
         return jax.grad(
-            lambda params: (times * token_log_probs(tiny_model.graphdef, params, batch)).sum()
-            / count
+            lambda params: (
+                (times * token_log_probs(tiny_model.graphdef, params, batch)).sum() / count
+            )
         )(params)
 
     # A token of a shared prefix is scored once; it counts for every request that scores it.

@@ -19,7 +19,7 @@ from instructjax.errors import InstructJaxError
 from instructjax.prompts.request import Request
 
 CHUNK_ROWS = 4096
-CHUNK_TOKENS = 1 << 19
+CHUNK_TOKENS = 1 << 17
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
