@@ -67,8 +67,10 @@ def blaming(path: Path) -> Iterator[None]:
 
 
 def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    (application,) = database.execute("PRAGMA application_id").fetchone()
+    database.execute("BEGIN")  # both are read of one state: another process may be making the file
     (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application,) = database.execute("PRAGMA application_id").fetchone()
+    database.execute("COMMIT")
     if application != _APPLICATION and (application or tables):
         raise UsageError("is not a score cache", file=path, remedy="give another folder")
     _use_wal(database)
