@@ -15,7 +15,7 @@ from instructjax.batching.batch import batch_from_lengths
 from instructjax.models.model import load_model
 from instructjax.prompts.request import Request
 from instructjax.scoring.api import make_encoder
-from instructjax.scoring.engine import score_requests
+from instructjax.scoring.engine import Work, score_requests
 from instructjax.scoring.log_probs import next_token_log_probs
 from instructjax.scoring.metadata import describe_run
 
@@ -102,6 +102,25 @@ def test_law_2_a_long_neighbour_does_not_change_a_short_request_of_a_real_model(
         ids = rng.integers(17, model.config.vocab_size, length).astype(np.int32)
         made.append(Request(ids=ids, spans=((length - 8, length),), num_bytes=1))
     for result in list(score_requests(model, made)):
+        (alone,) = score_requests(model, [result.request])
+        gap = np.abs(result.token_log_probs - alone.token_log_probs)
+        assert gap.max() <= 1e-5
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_law_2_sharing_a_prompt_changes_nothing_of_a_real_model(dtype):
+    model = load_model("smollm2-135m-instruct", dtype=dtype)
+    rng = np.random.default_rng(1)
+    prompt = rng.integers(17, model.config.vocab_size, 90)
+    made = []
+    for length in (3, 9, 40):
+        ids = np.concatenate([prompt, rng.integers(17, model.config.vocab_size, length)])
+        made.append(Request(ids=ids.astype(np.int32), spans=((90, 90 + length),), num_bytes=1))
+    work = Work()
+    shared = list(score_requests(model, made, work=work))
+    assert work.useful == work.distinct == 90 + 2 + 8 + 39
+    for result in shared:
         (alone,) = score_requests(model, [result.request])
         gap = np.abs(result.token_log_probs - alone.token_log_probs)
         assert gap.max() <= 1e-5
