@@ -65,7 +65,6 @@ def run_rank(options: Rank) -> int:
         return chain.from_iterable(map(to_rank_records, ranked)), counts.to_json()
 
     job = TableJob(
-        done="ranked",
         schema=RANK_SCHEMA,
         metadata={**describe_run(model, encoder, ("cz",)), **how.describe()},
         encode=lambda example, row: encode_candidates(model, encoder, example, row, how),

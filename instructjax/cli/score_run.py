@@ -38,7 +38,6 @@ def run_score(options: Score) -> int:
     encoder = make_encoder(model, **prompt_options)
     counts = Counts()
     job = TableJob(
-        done="scored",
         schema=SCHEMA,
         metadata=describe_run(model, encoder, contexts),
         encode=lambda example, row: encode_row(model, encoder, example, row, contexts),

@@ -13,10 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from instructjax.cli.messages import escape_controls, say_error
-from instructjax.cli.rank import Rank
 from instructjax.cli.row_count import estimate_rows
-from instructjax.cli.score import Score
 from instructjax.cli.score_checks import check_all, check_apart, make_reject
+from instructjax.cli.table_options import TableOptions
 from instructjax.data import Example, Reject, RejectsFile, read_examples
 from instructjax.data.files import find_files
 from instructjax.display.progress import ScoringProgress
@@ -34,7 +33,6 @@ from instructjax.scoring.tables.files import check_target
 
 Rows = Iterator[Example | Reject]
 Records = Iterable[Mapping[str, Any]]
-TableOptions = Rank | Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +40,12 @@ class TableJob:
     """What a verb does with rows.
 
     Attributes:
-      done: what they are then, such as "scored".
       schema, metadata: of the table.
       encode: requests of an example, given its index.
       record: the records of a chunk, and its counts as a JSON value.
       count: takes the counts of a part, in the order of the input, earlier runs' parts too.
     """
 
-    done: str
     schema: pa.Schema
     metadata: Mapping[str, str]
     encode: Callable[[Example, int], list[Request]]
@@ -111,7 +107,7 @@ def write_table(
             print(escape_controls(f"{options.out} is complete: an earlier run had written it"))
             return 0
         if parts.done:
-            say_error(f"going on after {parts.rows:,} rows that are {job.done}", label="")
+            say_error(f"going on after {parts.rows:,} rows that are {options.DONE}", label="")
         elif options.strict:
             again = read_examples(options.data, format=options.format, fields=fields)
             if not check_all(again, lambda row: job.encode(row, 0)):
@@ -128,7 +124,7 @@ def write_table(
         if rejects.total == parts.rows:
             parts.discard()
             say_error(
-                f"no row could be {job.done}, and {options.out} was not written; "
+                f"no row could be {options.DONE}, and {options.out} was not written; "
                 f"{rejects.summarize()}"
             )
             return 1

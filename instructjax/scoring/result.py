@@ -14,11 +14,10 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
 
 from instructjax.display.tokens import render_html, render_legend_html
-from instructjax.errors import UsageError
 from instructjax.prompts.tokenizer import Tokenizer
 from instructjax.scoring.rows import ScoredRow
 from instructjax.scoring.tables.files import open_table
-from instructjax.scoring.tables.table import to_record, to_table
+from instructjax.scoring.tables.table import to_pandas, to_record, to_table
 
 if TYPE_CHECKING:
     import pandas
@@ -192,15 +191,7 @@ class Scores:
         Raises:
           UsageError: pandas is not installed.
         """
-        try:
-            import pandas  # noqa: F401
-        except ImportError:
-            raise UsageError(
-                "pandas is not installed", remedy="run `pip install pandas`, or use to_arrow()"
-            ) from None
-        frame = self.to_arrow().to_pandas()
-        frame.attrs.update(self.metadata)
-        return frame
+        return to_pandas(self.to_arrow())
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes the score table: .parquet, .jsonl or .csv; see `open_table`."""

@@ -12,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float64, Int64
 
-from instructjax.errors import UsageError
 from instructjax.scoring.ranking.metrics import RankMetrics, RankTotals
 from instructjax.scoring.ranking.ranked_example import RankedExample
 from instructjax.scoring.ranking.table import RANK_SCHEMA, to_rank_records
 from instructjax.scoring.tables.files import open_table
-from instructjax.scoring.tables.table import to_table
+from instructjax.scoring.tables.table import to_pandas, to_table
 
 if TYPE_CHECKING:
     import pandas
@@ -107,15 +106,7 @@ class Ranking:
         Raises:
           UsageError: pandas is not installed.
         """
-        try:
-            import pandas  # noqa: F401
-        except ImportError:
-            raise UsageError(
-                "pandas is not installed", remedy="run `pip install pandas`, or use to_arrow()"
-            ) from None
-        frame = self.to_arrow().to_pandas()
-        frame.attrs.update(self.metadata)
-        return frame
+        return to_pandas(self.to_arrow())
 
     def __repr__(self) -> str:
         about = [

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from instructjax.data.example import Example
-from instructjax.errors import DataError, PromptError, UsageError
+from instructjax.errors import UsageError
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
-from instructjax.prompts.request import Request
 from instructjax.prompts.tokenizer import Tokenizer
 from instructjax.scoring.cache import ScoreCache
 from instructjax.scoring.engine import Work
@@ -21,8 +19,7 @@ from instructjax.scoring.ranking.options import RankOptions
 from instructjax.scoring.ranking.prompts import count_candidates, encode_candidates, find_answer
 from instructjax.scoring.ranking.ranked_example import RankedExample
 from instructjax.scoring.rows import ScoredRow
-from instructjax.scoring.runs.chunks import Failure, make_chunks
-from instructjax.scoring.runs.stream import Headway, OnError, ScoredChunk, score_chunks
+from instructjax.scoring.runs.stream import Headway, OnError, ScoredChunk, score_examples
 
 
 def rank_rows(
@@ -60,30 +57,16 @@ def rank_rows(
     how = options or RankOptions()
     check_turns(encoder)
 
-    def encode(example: Any, row: int) -> list[Request] | Failure:
-        if not isinstance(example, Example):
-            raise UsageError(
-                f"row {row + 1} is of type {type(example).__name__}, not an Example",
-                remedy="make Example(instruction=..., input=..., output=[...]) of it",
-            )
-        try:
-            return encode_candidates(model, encoder, example, row, how)
-        except (DataError, PromptError) as error:
-            if on_error is None:
-                raise
-            return Failure(example=example, error=error)
-
-    for chunk in score_chunks(
+    for chunk in score_examples(
         model,
-        make_chunks(examples, encode),
+        examples,
+        lambda example, row: encode_candidates(model, encoder, example, row, how),
+        on_error=on_error,
         cache=cache,
         headway=headway,
         work=work,
         on_progress=on_progress,
     ):
-        for failure in chunk.failures:
-            if on_error is not None and isinstance(failure, Failure):
-                on_error(failure.example, failure.error)
         yield from compare_chunk(chunk, how, model.tokenizer)
 
 

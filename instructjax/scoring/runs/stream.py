@@ -95,14 +95,42 @@ def score_rows(
       DataError, PromptError: an example cannot be scored, and there is no `on_error`.
     """
 
-    def encode(example: Any, row: int) -> list[Request] | Failure:
+    for chunk in score_examples(
+        model,
+        examples,
+        lambda example, row: encode_row(model, encoder, example, row, contexts),
+        top_k=top_k,
+        on_error=on_error,
+        cache=cache,
+        headway=headway,
+        work=work,
+        on_progress=on_progress,
+    ):
+        yield from chunk.rows
+
+
+def score_examples(
+    model: Model,
+    examples: Iterable[Example],
+    encode: Callable[[Example, int], list[Request]],
+    *,
+    top_k: int = 0,
+    on_error: OnError | None = None,
+    cache: ScoreCache | None = None,
+    headway: Headway | None = None,
+    work: Work | None = None,
+    on_progress: Callable[[], None] | None = None,
+) -> Iterator[ScoredChunk]:
+    """Scores the requests that `encode` makes of each example, in chunks; see `score_rows`."""
+
+    def try_encode(example: Any, row: int) -> list[Request] | Failure:
         if not isinstance(example, Example):
             raise UsageError(
                 f"row {row + 1} is of type {type(example).__name__}, not an Example",
                 remedy="make Example(instruction=..., input=..., output=...) of it",
             )
         try:
-            return encode_row(model, encoder, example, row, contexts)
+            return encode(example, row)
         except (DataError, PromptError) as error:
             if on_error is None:
                 raise
@@ -110,7 +138,7 @@ def score_rows(
 
     for chunk in score_chunks(
         model,
-        make_chunks(examples, encode),
+        make_chunks(examples, try_encode),
         top_k=top_k,
         cache=cache,
         headway=headway,
@@ -120,7 +148,7 @@ def score_rows(
         for failure in chunk.failures:
             if on_error is not None and isinstance(failure, Failure):
                 on_error(failure.example, failure.error)
-        yield from chunk.rows
+        yield chunk
 
 
 def score_chunks(

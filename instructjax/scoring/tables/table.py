@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from instructjax.errors import UsageError
 from instructjax.scoring.rows import ScoredRow
+
+if TYPE_CHECKING:
+    import pandas
 
 METADATA_KEY = b"instructjax"
 
@@ -91,3 +95,20 @@ def to_json_values(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_pandas(table: pa.Table) -> pandas.DataFrame:
+    """A table as a data frame, its metadata in `attrs`.
+
+    Raises:
+      UsageError: pandas is not installed.
+    """
+    try:
+        import pandas  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "pandas is not installed", remedy="run `pip install pandas`, or use to_arrow()"
+        ) from None
+    frame = table.to_pandas()
+    frame.attrs.update(read_metadata(table))
+    return frame
