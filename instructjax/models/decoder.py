@@ -22,7 +22,6 @@ from instructjax.models.config import NO_ROPE, DecoderConfig
 from instructjax.models.linear import LayerNorm, Linear, OnePlusRMSNorm, RMSNorm
 from instructjax.models.rotary import inverse_frequencies, rotate, rotation
 
-
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),

@@ -50,15 +50,18 @@ def hidden_divergences(
     table_p: Float[Array, "V E"],
     hidden_q: Float[Array, "M F"],
     table_q: Float[Array, "V F"],
+    softcap_p: float | None = None,
+    softcap_q: float | None = None,
 ) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
     """KL(p || q) and Jensen-Shannon divergence, nats, from hidden states and output tables.
 
     The widths E and F of two models may differ, their vocabularies may not. Logits exist for a
-    chunk of positions at a time.
+    chunk of positions at a time, and are capped where a model caps them.
     """
 
     def divide(p, q):
-        log_p, log_q = log_softmax_of(p, table_p), log_softmax_of(q, table_q)
+        log_p = log_softmax_of(p, table_p, softcap_p)
+        log_q = log_softmax_of(q, table_q, softcap_q)
         return jnp.stack([_kl(log_p, log_q), _js(log_p, log_q)], axis=-1)
 
     both = map_chunks(divide, hidden_p, hidden_q)

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from instructjax.batching.batch import Batch, batch_from_lengths
 from instructjax.batching.packing import row_length_for
-from instructjax.models.linear import precision_of
 from instructjax.models.model import Model
 from instructjax.prompts.request import Request
+from instructjax.scoring.head import cap_logits, compute_logits
 
 CHUNK = 64
 
@@ -71,20 +71,18 @@ def map_chunks(
     return results.reshape(-1, *results.shape[2:])[:rows]
 
 
-def log_softmax_of(hidden: Float[Array, "M E"], table: Float[Array, "V E"]) -> Float[Array, "M V"]:
+def log_softmax_of(
+    hidden: Float[Array, "M E"], table: Float[Array, "V E"], softcap: float | None = None
+) -> Float[Array, "M V"]:
     """log p over the vocabulary, nats, in float32."""
-    logits = jnp.einsum(
-        "me,ve->mv",
-        hidden,
-        table,
-        precision=precision_of(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return jax.nn.log_softmax(logits)
+    return jax.nn.log_softmax(cap_logits(compute_logits(hidden, table), softcap))
 
 
 def set_log_probs(
-    hidden: Float[Array, "M E"], table: Float[Array, "V E"], sets: Bool[Array, "S V"]
+    hidden: Float[Array, "M E"],
+    table: Float[Array, "V E"],
+    sets: Bool[Array, "S V"],
+    softcap: float | None = None,
 ) -> Float[Array, "M S"]:
     """Log-probability that the next token is in each of several sets of tokens, nats.
 
@@ -92,6 +90,7 @@ def set_log_probs(
       hidden: states that predict; logits exist for a chunk of them at a time.
       table: the head's weights.
       sets: which tokens are in which set.
+      softcap: of the logits, if the model has one.
 
     >>> sets = jnp.array([[True, True, False, True]])
     >>> logs = set_log_probs(jnp.zeros((1, 2)), jnp.eye(4, 2), sets)  # uniform over four
@@ -100,7 +99,7 @@ def set_log_probs(
     """
 
     def one_chunk(h):
-        logs = log_softmax_of(h, table)
+        logs = log_softmax_of(h, table, softcap)
         inside = [jnp.where(members, logs, -jnp.inf) for members in sets]
         return jnp.stack([jax.nn.logsumexp(x, axis=-1) for x in inside], axis=-1)
 

@@ -23,7 +23,7 @@ from instructjax.scoring.divergence import hidden_divergences
 from instructjax.scoring.hidden import hidden_before_targets, output_table
 from instructjax.scoring.rows import encode_row, parse_contexts
 
-_hidden_divergences = jax.jit(hidden_divergences)
+_hidden_divergences = jax.jit(hidden_divergences, static_argnums=(4, 5))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -168,6 +168,8 @@ def kl_divergence(
                 table,
                 hidden_before_targets(other, request_q),
                 table_q,
+                model.config.logit_softcap,
+                other.config.logit_softcap,
             )
             count = request.num_tokens
             rows.append(

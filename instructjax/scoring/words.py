@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -183,17 +184,18 @@ def correct_words(
     return log_prob + log_mass_after - np.concatenate([[0.0], log_mass_after[:-1]])
 
 
-@jax.jit
+@partial(jax.jit, static_argnums=(5,))
 def _score_hidden(
     hidden: Float[Array, "M E"],
     table: Float[Array, "V E"],
     targets: Int[Array, " M"],
     count: Int[Array, ""],
     sets: Bool[Array, "S V"],
+    softcap: float | None,
 ) -> tuple[Float[Array, " M"], Float[Array, "M S"]]:
     places = jnp.arange(hidden.shape[0])
-    scores = score_positions(hidden, table, places, targets, count)
-    return jnp.asarray(scores.log_prob), set_log_probs(hidden, table, sets)
+    scores = score_positions(hidden, table, places, targets, count, softcap=softcap)
+    return jnp.asarray(scores.log_prob), set_log_probs(hidden, table, sets, softcap)
 
 
 def _score(
@@ -203,7 +205,8 @@ def _score(
     hidden = hidden_before_targets(model, request, and_after=True)
     ids, count = request.target_ids, request.num_tokens
     targets = jnp.asarray(np.pad(ids, (0, hidden.shape[0] - count)))
-    log_prob, masses = _score_hidden(hidden, table, targets, jnp.asarray(count), sets)
+    cap = model.config.logit_softcap
+    log_prob, masses = _score_hidden(hidden, table, targets, jnp.asarray(count), sets, cap)
     return np.asarray(log_prob)[:count], np.asarray(masses)[: count + 1]
 
 

@@ -1,0 +1,65 @@
+"""Qwen2, Qwen2.5 and Qwen3, the dense models."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from instructjax.models.families.family import Family
+from instructjax.models.families.hf import (
+    HARMLESS,
+    hf_tensors,
+    qk_norms,
+    read_config,
+    sliding_layers,
+    windowed,
+)
+from instructjax.models.families.options import Options
+
+_DEFAULTS = {"max_position_embeddings": 32768, "max_window_layers": 28, "sliding_window": 4096}
+_READS = ("sliding_window", "use_sliding_window", "layer_types")
+
+
+def _layers(options: Options, base: dict[str, Any]):
+    if not options.flag("use_sliding_window", False):
+        return ()
+    first = options.get("max_window_layers")
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+        raise options.error("max_window_layers", "must be a whole number")
+    sliding = sliding_layers(options, base["num_layers"], lambda i: i >= first)
+    return windowed(options, sliding, base["rope"])
+
+
+def _qwen2(options: Options, base: dict[str, Any]) -> dict[str, Any]:
+    layers = _layers(options, base)
+    return {"attention_bias": True, "output_bias": False, "layers": layers}
+
+
+def _qwen3(options: Options, base: dict[str, Any]) -> dict[str, Any]:
+    bias = options.flag("attention_bias", False)
+    return {"attention_bias": bias, "qk_norm": "head", "layers": _layers(options, base)}
+
+
+QWEN2 = Family(
+    model_type="qwen2",
+    architectures=("Qwen2ForCausalLM",),
+    config_from_hf=partial(
+        read_config, family="qwen2", fields=_qwen2, reads=_READS, defaults=_DEFAULTS
+    ),
+    tensors=hf_tensors(),
+    harmless=HARMLESS,
+)
+
+QWEN3 = Family(
+    model_type="qwen3",
+    architectures=("Qwen3ForCausalLM",),
+    config_from_hf=partial(
+        read_config,
+        family="qwen3",
+        fields=_qwen3,
+        reads=(*_READS, "attention_bias"),
+        defaults={**_DEFAULTS, "head_dim": 128},
+    ),
+    tensors=hf_tensors(**qk_norms(("D", "D"))),
+    harmless=HARMLESS,
+)
