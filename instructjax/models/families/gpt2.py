@@ -45,10 +45,10 @@ def _fields(options: Options, base: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(values: Mapping[str, Any], file: Path) -> DecoderConfig:
-    given = {name: value for name, value in values.items() if value is not None}
-    values = {_NAMES.get(name, name): value for name, value in {**_DEFAULTS, **given}.items()}
-    if "intermediate_size" not in values and isinstance(values["hidden_size"], int):
-        values["intermediate_size"] = 4 * values["hidden_size"]
+    values = {_NAMES.get(name, name): value for name, value in {**_DEFAULTS, **values}.items()}
+    width = values["hidden_size"]
+    if values.get("intermediate_size") is None and isinstance(width, int):
+        values["intermediate_size"] = 4 * width
     return read_config(
         values,
         file,

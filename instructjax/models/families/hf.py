@@ -87,7 +87,7 @@ def read_config(
       fields: what the family adds to the fields that all have, or puts in their place; it is given
         the options and the fields read so far.
       reads: options that the family reads; others that change the function are refused.
-      defaults: values of options that a file may leave out.
+      defaults: values of options that a file may leave out; null is a value.
       eps: the option of the norms' epsilon.
       theta: the base of rotary positions where the file has none.
       activations: those that the family is made with.
@@ -96,8 +96,8 @@ def read_config(
     Raises:
       ModelError: an option is missing, wrong or not supported.
     """
-    given = {name: value for name, value in values.items() if value is not None}
-    options = Options({**defaults, **given}, file)
+    # An option that is null is not one that is left out: Gemma 2 without a cap writes null.
+    options = Options({**defaults, **values}, file)
     options.refuse({name: known for name, known in _SUPPORTED.items() if name not in reads})
     for name in ("hidden_act", "hidden_activation"):
         options.refuse({name: tuple(activations)})
