@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 
 FOLDER = Path(__file__).parent / "fixtures" / "families"
 VOCAB = 80
@@ -187,6 +186,34 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "cohere2": ("Cohere2", {"num_hidden_layers": 4, "sliding_window": 8, "logit_scale": 0.7}),
+    "mixtral-window": (
+        "Mixtral",
+        {"num_local_experts": 4, "intermediate_size": 24, "sliding_window": 20},
+    ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 12,
+            "head_dim": 8,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3-moe-normalized": (
+        "Qwen3Moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "head_dim": 12,
+            "norm_topk_prob": True,
+        },
+    ),
+    "olmoe": (
+        "Olmoe",
+        {"num_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 16},
+    ),
 }
 CLASSES = {
     "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
@@ -252,11 +279,13 @@ def write_fixture(name: str, seed: int) -> None:
     mean = torch.cat(logs).mean()
     parameters = dict(model.named_parameters())
     grads = torch.autograd.grad(mean, list(parameters.values()))
-    (folder / "gradients").mkdir()
-    save_file(
-        {key: grad.contiguous() for key, grad in zip(parameters, grads, strict=True)},
-        folder / "gradients" / "model.safetensors",
-    )
+    # Gradients in the place of weights, so that they are saved under the names that weights have.
+    with torch.no_grad():
+        for value, grad in zip(parameters.values(), grads, strict=True):
+            value.copy_(grad)
+    model.save_pretrained(folder / "gradients")
+    for file in (folder / "gradients").glob("*.json"):
+        file.unlink()
     expected = {
         "torch": torch.__version__.partition("+")[0],
         "transformers": transformers.__version__,

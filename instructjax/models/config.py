@@ -87,6 +87,9 @@ class DecoderConfig:
         block adds to the residual stream, of logits.
       activation: in the MLP; "gelu_tanh" is also called gelu_new.
       gated: the MLP is down(act(gate(x)) * up(x)), else down(act(up(x))).
+      num_experts: experts of width `intermediate_size` in place of the MLP; 0 for none.
+      experts_per_token: how many of them a token goes to.
+      normalize_experts: their weights add up to 1.
     """
 
     family: str
@@ -123,6 +126,9 @@ class DecoderConfig:
     logit_multiplier: float = 1.0
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     gated: bool = True
+    num_experts: int = 0
+    experts_per_token: int = 0
+    normalize_experts: bool = False
 
     @property
     def has_output_bias(self) -> bool:
@@ -136,7 +142,8 @@ class DecoderConfig:
         q, kv = self.num_heads * d, self.num_kv_heads * d
         norm = e * (2 if self.norm_bias else 1)
         layer = norm * ((2 - self.shared_norm) * self.pre_norm + 2 * self.post_norm)
-        layer += e * (2 * q + 2 * kv) + (3 if self.gated else 2) * e * f
+        layer += e * (2 * q + 2 * kv) + e * self.num_experts
+        layer += (3 if self.gated else 2) * e * f * (self.num_experts or 1)
         layer += {None: 0, "head": 2 * d, "heads": q + kv, "all": q + kv}[self.qk_norm]
         layer += (q + 2 * kv) * self.attention_bias + e * self.has_output_bias
         layer += ((f if self.gated else 0) + f + e) * self.mlp_bias

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from instructjax.models.attention import Window, attend
 from instructjax.models.attention_tiles import find_tiles
 from instructjax.models.config import NO_ROPE, DecoderConfig
+from instructjax.models.experts import Experts
 from instructjax.models.linear import LayerNorm, Linear, OnePlusRMSNorm, RMSNorm
 from instructjax.models.rotary import inverse_frequencies, rotate, rotation
 
@@ -132,6 +133,17 @@ class MLP(nnx.Module):
         return self.down(act(self.gate(x)) * self.up(x))
 
 
+def _experts(config: DecoderConfig, dtype: jnp.dtype) -> Experts:
+    return Experts(
+        config.hidden_size,
+        config.intermediate_size,
+        experts=config.num_experts,
+        per_token=config.experts_per_token,
+        normalize=config.normalize_experts,
+        dtype=dtype,
+    )
+
+
 class Layer(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); norms after them, or both at once."""
 
@@ -142,7 +154,7 @@ class Layer(nnx.Module):
         self.attention = Attention(config, dtype)
         self.attention_post_norm = _stream_norm(config, dtype) if config.post_norm else None
         self.mlp_norm = _stream_norm(config, dtype) if two else None
-        self.mlp = MLP(config, dtype)
+        self.mlp = _experts(config, dtype) if config.num_experts else MLP(config, dtype)
         self.mlp_post_norm = _stream_norm(config, dtype) if config.post_norm else None
 
     def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window=None):

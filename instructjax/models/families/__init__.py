@@ -18,9 +18,10 @@ from instructjax.models.families.gpt_neox import GPT_NEOX
 from instructjax.models.families.granite import GRANITE
 from instructjax.models.families.llama import LLAMA
 from instructjax.models.families.mistral import MINISTRAL, MISTRAL
-from instructjax.models.families.olmo import OLMO2, OLMO3
+from instructjax.models.families.mixtral import MIXTRAL
+from instructjax.models.families.olmo import OLMO2, OLMO3, OLMOE
 from instructjax.models.families.phi import PHI3
-from instructjax.models.families.qwen import QWEN2, QWEN3
+from instructjax.models.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from instructjax.models.families.smollm3 import SMOLLM3
 from instructjax.models.families.stablelm import STABLELM
 
@@ -45,6 +46,9 @@ FAMILIES: tuple[Family, ...] = (
     STABLELM,
     COHERE,
     COHERE2,
+    MIXTRAL,
+    QWEN3_MOE,
+    OLMOE,
 )
 
 

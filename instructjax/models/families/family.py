@@ -25,6 +25,7 @@ def _sizes(config: DecoderConfig) -> dict[str, int]:
         "E": config.hidden_size,
         "F": config.intermediate_size,
         "P": config.max_positions,
+        "X": config.num_experts,
         "H": config.num_heads,
         "J": config.num_kv_heads,
         "D": config.head_dim,
@@ -40,7 +41,7 @@ class TensorRule:
     Attributes:
       param: dotted path in the parameter tree.
       dims: the shape, outermost first, in letters: V vocabulary, E hidden, F intermediate,
-        P positions, H query heads, J key-value heads, D head width, Q = H D, K = J D.
+        P positions, X experts, H query heads, J key-value heads, D head width, Q = H D, K = J D.
       hf, gguf: its name in either kind of file; "{layer}" stands for the layer's index, and
         "{each}" for an index of what `each` counts. None: such files are not supported.
       transpose: stored [out, in], kept [in, out].

@@ -289,6 +289,9 @@ def hf_tensors(
             ),
         )
 
+    def is_dense(config: DecoderConfig) -> bool:
+        return not config.num_experts
+
     def attention_bias(config: DecoderConfig) -> bool:
         return config.attention_bias
 
@@ -312,11 +315,37 @@ def hf_tensors(
         *linear("attention.k", "KE", k, attention_bias, fused="QKK", rotary="key"),
         *linear("attention.v", "KE", v, attention_bias, fused="QKK"),
         *linear("attention.o", "EQ", o, lambda config: config.has_output_bias),
-        *linear("mlp.gate", "FE", gate, mlp_bias, lambda config: config.gated, fused="FF"),
-        *linear("mlp.up", "FE", up, mlp_bias, fused="FF"),
-        *linear("mlp.down", "EF", down, mlp_bias),
+        *linear("mlp.gate", "FE", gate, mlp_bias, lambda c: c.gated and is_dense(c), fused="FF"),
+        *linear("mlp.up", "FE", up, mlp_bias, is_dense, fused="FF"),
+        *linear("mlp.down", "EF", down, mlp_bias, is_dense),
         *(rule for rule in (q_norm, k_norm) if rule is not None),
     )
+
+
+def expert_tensors(router: str, gate: str, up: str, down: str) -> tuple[TensorRule, ...]:
+    """Rules of a router and of experts that are stored one by one ("{each}" is the expert)."""
+    layer = "model.layers.{layer}."
+    return (
+        TensorRule(param="layers.mlp.router.kernel", dims="XE", hf=layer + router, transpose=True),
+        *(
+            TensorRule(
+                param=f"layers.mlp.{name}", dims=dims, hf=layer + hf, transpose=True, each="X"
+            )
+            for name, dims, hf in (("gate", "FE", gate), ("up", "FE", up), ("down", "EF", down))
+        ),
+    )
+
+
+def experts(options: Options, count: str, normalize: bool) -> dict[str, Any]:
+    """The fields of a mixture of experts; `count` is the option with their number."""
+    number, chosen = options.integer(count), options.integer("num_experts_per_tok")
+    if chosen > number:
+        raise options.error("num_experts_per_tok", f"is more than the {number} experts")
+    return {
+        "num_experts": number,
+        "experts_per_token": chosen,
+        "normalize_experts": normalize,
+    }
 
 
 def qk_norms(dims: tuple[str, str], **more: Any) -> dict[str, TensorRule]:

@@ -1,4 +1,4 @@
-"""OLMo 2 and 3: norms after attention and the MLP, and of whole queries and keys."""
+"""OLMo 2 and 3 (norms after attention and the MLP) and OLMoE; all norm whole queries and keys."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from instructjax.models.families.family import Family
 from instructjax.models.families.hf import (
     HARMLESS,
+    expert_tensors,
+    experts,
     hf_tensors,
     qk_norms,
     read_config,
@@ -48,6 +50,14 @@ def _olmo3(options: Options, base: dict[str, Any]) -> dict[str, Any]:
     return {**_olmo2(options, base), "rope": full, "layers": layers}
 
 
+def _olmoe(options: Options, base: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "qk_norm": "all",
+        "attention_bias": options.flag("attention_bias", False),
+        **experts(options, "num_experts", options.flag("norm_topk_prob", False)),
+    }
+
+
 OLMO2 = Family(
     model_type="olmo2",
     architectures=("Olmo2ForCausalLM",),
@@ -69,5 +79,32 @@ OLMO3 = Family(
         defaults={**_DEFAULTS, "sliding_window": 4096},
     ),
     tensors=_TENSORS,
+    harmless=HARMLESS,
+)
+
+OLMOE = Family(
+    model_type="olmoe",
+    architectures=("OlmoeForCausalLM",),
+    config_from_hf=partial(
+        read_config,
+        family="olmoe",
+        fields=_olmoe,
+        reads=("attention_bias", "num_experts"),
+        defaults={
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "num_experts": 64,
+            "num_experts_per_tok": 8,
+        },
+    ),
+    tensors=(
+        *hf_tensors(**qk_norms(("Q", "K"))),
+        *expert_tensors(
+            "mlp.gate.weight",
+            "mlp.experts.{each}.gate_proj.weight",
+            "mlp.experts.{each}.up_proj.weight",
+            "mlp.experts.{each}.down_proj.weight",
+        ),
+    ),
     harmless=HARMLESS,
 )

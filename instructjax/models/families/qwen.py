@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and Qwen3, the dense models."""
+"""Qwen2, Qwen2.5 and Qwen3, dense and with experts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from instructjax.models.families.family import Family
 from instructjax.models.families.hf import (
     HARMLESS,
+    expert_tensors,
+    experts,
     hf_tensors,
     qk_norms,
     read_config,
@@ -40,6 +42,23 @@ def _qwen3(options: Options, base: dict[str, Any]) -> dict[str, Any]:
     return {"attention_bias": bias, "qk_norm": "head", "layers": _layers(options, base)}
 
 
+def _qwen3_moe(options: Options, base: dict[str, Any]) -> dict[str, Any]:
+    options.refuse({"mlp_only_layers": ([],), "decoder_sparse_step": (1,)})
+    if options.flag("use_sliding_window", False):
+        has_window = (options.get("sliding_window") is not None,) * base["num_layers"]
+        layers = windowed(options, has_window, base["rope"])
+    else:
+        layers = ()
+    options.refuse({"num_local_experts": (options.integer("num_experts"),)})  # another name
+    return {
+        "attention_bias": options.flag("attention_bias", False),
+        "qk_norm": "head",
+        "layers": layers,
+        "intermediate_size": options.integer("moe_intermediate_size", 768),
+        **experts(options, "num_experts", options.flag("norm_topk_prob", False)),
+    }
+
+
 QWEN2 = Family(
     model_type="qwen2",
     architectures=("Qwen2ForCausalLM",),
@@ -61,5 +80,40 @@ QWEN3 = Family(
         defaults={**_DEFAULTS, "head_dim": 128},
     ),
     tensors=hf_tensors(**qk_norms(("D", "D"))),
+    harmless=HARMLESS,
+)
+
+QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    architectures=("Qwen3MoeForCausalLM",),
+    config_from_hf=partial(
+        read_config,
+        family="qwen3_moe",
+        fields=_qwen3_moe,
+        reads=(
+            "attention_bias",
+            "sliding_window",
+            "use_sliding_window",
+            "num_experts",
+            "num_local_experts",
+        ),
+        defaults={
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 4,
+            "intermediate_size": 6144,
+            "sliding_window": 4096,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+        },
+    ),
+    tensors=(
+        *hf_tensors(**qk_norms(("D", "D"))),
+        *expert_tensors(
+            "mlp.gate.weight",
+            "mlp.experts.{each}.gate_proj.weight",
+            "mlp.experts.{each}.up_proj.weight",
+            "mlp.experts.{each}.down_proj.weight",
+        ),
+    ),
     harmless=HARMLESS,
 )
