@@ -49,13 +49,15 @@ def _qwen3_moe(options: Options, base: dict[str, Any]) -> dict[str, Any]:
         layers = windowed(options, has_window, base["rope"])
     else:
         layers = ()
-    options.refuse({"num_local_experts": (options.integer("num_experts"),)})  # another name
+    # transformers 5 writes the second name, older files have the first
+    count = "num_experts" if options.get("num_local_experts") is None else "num_local_experts"
+    options.refuse({"num_experts": (options.get(count),)})
     return {
         "attention_bias": options.flag("attention_bias", False),
         "qk_norm": "head",
         "layers": layers,
         "intermediate_size": options.integer("moe_intermediate_size", 768),
-        **experts(options, "num_experts", options.flag("norm_topk_prob", False)),
+        **experts(options, count, options.flag("norm_topk_prob", False)),
     }
 
 
@@ -102,7 +104,6 @@ QWEN3_MOE = Family(
             "num_key_value_heads": 4,
             "intermediate_size": 6144,
             "sliding_window": 4096,
-            "num_experts": 128,
             "num_experts_per_tok": 8,
         },
     ),
