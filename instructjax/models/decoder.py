@@ -46,6 +46,10 @@ def _stream_norm(config: DecoderConfig, dtype: jnp.dtype):
     return _norm(config, dtype, config.hidden_size, bias=config.norm_bias)
 
 
+def _apply(norm: Callable[[Array], Array] | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
+
+
 class Embedding(nnx.Module):
     """Rows of a [V, E] table and, with learned positions, of a [P, E] table."""
 
@@ -102,10 +106,10 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window):
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.norms_all:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = _apply(self.q_norm, q), _apply(self.k_norm, k)
         q, k, v = (y.reshape(x.shape[0], -1, self.head_dim) for y in (q, k, v))
-        if self.q_norm is not None and not self.norms_all:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if not self.norms_all:
+            q, k = _apply(self.q_norm, q), _apply(self.k_norm, k)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         options: dict[str, Any] = dict(self.options)
@@ -158,17 +162,14 @@ class Layer(nnx.Module):
         self.mlp_post_norm = _stream_norm(config, dtype) if config.post_norm else None
 
     def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window=None):
-        before = x if self.attention_norm is None else self.attention_norm(x)
+        before = _apply(self.attention_norm, x)
         attended = self.attention(before, angles, ends, tiles, tile, window)
-        if self.attention_post_norm is not None:
-            attended = self.attention_post_norm(attended)
+        attended = _apply(self.attention_post_norm, attended)
         if not self.parallel:
             x = before = self._add(x, attended)
         if self.mlp_norm is not None:
             before = self.mlp_norm(x)
-        y = self.mlp(before)
-        if self.mlp_post_norm is not None:
-            y = self.mlp_post_norm(y)
+        y = _apply(self.mlp_post_norm, self.mlp(before))
         return self._add(self._add(x, attended), y) if self.parallel else self._add(x, y)
 
     def _add(self, x: Float[Array, "N E"], y: Float[Array, "N E"]) -> Float[Array, "N E"]:

@@ -60,7 +60,7 @@ COHERE = Family(
         eps="layer_norm_eps",
         theta=500_000.0,
     ),
-    tensors=hf_tensors(interleaved=True, **qk_norms(("HD", "JD"), interleaved=True)),
+    tensors=(*hf_tensors(interleaved=True), *qk_norms(("HD", "JD"), interleaved=True)),
     harmless=HARMLESS,
 )
 

@@ -34,11 +34,11 @@ _READS_SECOND = (
     "attn_logit_softcapping",
     "final_logit_softcapping",
 )
-_POST_NORMS = {
-    "attention_post_norm": "post_attention_layernorm",
-    "mlp_norm": "pre_feedforward_layernorm",
-    "mlp_post_norm": "post_feedforward_layernorm",
-}
+_SECOND_TENSORS = hf_tensors(
+    attention_post_norm="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    mlp_post_norm="post_feedforward_layernorm",
+)
 
 
 def _gemma(options: Options, base: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ GEMMA2 = Family(
         defaults={**_SECOND, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         activations=_TANH,
     ),
-    tensors=hf_tensors(**_POST_NORMS),
+    tensors=_SECOND_TENSORS,
     harmless=HARMLESS,
 )
 
@@ -133,6 +133,6 @@ GEMMA3 = Family(
         defaults={**_SECOND, "max_position_embeddings": 131072},
         activations=_TANH,
     ),
-    tensors=hf_tensors(**_POST_NORMS, **qk_norms(("D", "D"))),
+    tensors=(*_SECOND_TENSORS, *qk_norms(("D", "D"))),
     harmless=HARMLESS,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from instructjax.errors import ModelError
 from instructjax.models.config import DecoderConfig, LayerKind, RopeConfig
-from instructjax.models.families.family import TensorRule
+from instructjax.models.families.family import Spelling, TensorRule
 from instructjax.models.families.options import Options
 from instructjax.models.families.rope import rope_from_hf
 
@@ -60,7 +60,7 @@ _ACTIVATIONS = {
     "relu": "relu",
 }
 
-HARMLESS = {"hf": (r".*rotary_emb\.inv_freq",), "gguf": ()}
+HARMLESS: Mapping[Spelling, Collection[str]] = {"hf": (r".*rotary_emb\.inv_freq",), "gguf": ()}
 
 Fields = Callable[[Options, dict[str, Any]], dict[str, Any]]
 
@@ -226,8 +226,6 @@ def hf_tensors(
     gate: str | tuple[str, int] = "mlp.gate_proj",
     up: str | tuple[str, int] = "mlp.up_proj",
     down: str = "mlp.down_proj",
-    q_norm: TensorRule | None = None,
-    k_norm: TensorRule | None = None,
     transposed: bool = False,
     by_head: bool = False,
     interleaved: bool = False,
@@ -240,7 +238,6 @@ def hf_tensors(
       attention_norm, mlp_norm, attention_post_norm, mlp_post_norm: of the layer; a configuration
         says which of them there are.
       q, k, v, o, gate, up, down: of projections; (name, i) is part i of a fused one.
-      q_norm, k_norm: rules of the norms of queries and keys.
       transposed: projections are stored [in, out].
       by_head: queries, keys and values alternate head by head in a fused projection.
       interleaved: rotary pairs lie side by side in queries and keys.
@@ -318,7 +315,6 @@ def hf_tensors(
         *linear("mlp.gate", "FE", gate, mlp_bias, lambda c: c.gated and is_dense(c), fused="FF"),
         *linear("mlp.up", "FE", up, mlp_bias, is_dense, fused="FF"),
         *linear("mlp.down", "EF", down, mlp_bias, is_dense),
-        *(rule for rule in (q_norm, k_norm) if rule is not None),
     )
 
 
@@ -348,19 +344,24 @@ def experts(options: Options, count: str, normalize: bool) -> dict[str, Any]:
     }
 
 
-def qk_norms(dims: tuple[str, str], **more: Any) -> dict[str, TensorRule]:
-    """Rules of the norms of queries and keys, named as most families do."""
-    names = more.pop("names", ("self_attn.q_norm.weight", "self_attn.k_norm.weight"))
-    return {
-        f"{which}_norm": TensorRule(
+def qk_norms(
+    dims: tuple[str, str],
+    *,
+    names: tuple[str, str] = ("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
+    each: tuple[str, str] = ("", ""),
+    interleaved: bool = False,
+) -> tuple[TensorRule, TensorRule]:
+    """Rules of the norms of queries and keys; arguments are those of `TensorRule`, two of each."""
+
+    def rule(index: int, which: str, heads: Any) -> TensorRule:
+        return TensorRule(
             param=f"layers.attention.{which}_norm.scale",
-            dims=shape,
-            hf=f"model.layers.{{layer}}.{name}",
+            dims=dims[index],
+            hf="model.layers.{layer}." + names[index],
             rotary_heads=heads,
+            interleaved=interleaved,
+            each=each[index],
             when=lambda config: config.qk_norm is not None,
-            **{key: value[index] if key == "each" else value for key, value in more.items()},
         )
-        for index, (which, heads, shape, name) in enumerate(
-            zip("qk", ("query", "key"), dims, names, strict=True)
-        )
-    }
+
+    return rule(0, "q", "query"), rule(1, "k", "key")

@@ -20,10 +20,12 @@ from instructjax.models.families.options import Options
 from instructjax.models.families.rope import rope_from_hf
 
 _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
-_TENSORS = hf_tensors(
-    attention_post_norm="post_attention_layernorm",
-    mlp_post_norm="post_feedforward_layernorm",
-    **qk_norms(("Q", "K")),
+_TENSORS = (
+    *hf_tensors(
+        attention_post_norm="post_attention_layernorm",
+        mlp_post_norm="post_feedforward_layernorm",
+    ),
+    *qk_norms(("Q", "K")),
 )
 
 
@@ -98,7 +100,8 @@ OLMOE = Family(
         },
     ),
     tensors=(
-        *hf_tensors(**qk_norms(("Q", "K"))),
+        *hf_tensors(),
+        *qk_norms(("Q", "K")),
         *expert_tensors(
             "mlp.gate.weight",
             "mlp.experts.{each}.gate_proj.weight",

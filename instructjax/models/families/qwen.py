@@ -81,7 +81,7 @@ QWEN3 = Family(
         reads=(*_READS, "attention_bias"),
         defaults={**_DEFAULTS, "head_dim": 128},
     ),
-    tensors=hf_tensors(**qk_norms(("D", "D"))),
+    tensors=(*hf_tensors(), *qk_norms(("D", "D"))),
     harmless=HARMLESS,
 )
 
@@ -108,7 +108,8 @@ QWEN3_MOE = Family(
         },
     ),
     tensors=(
-        *hf_tensors(**qk_norms(("D", "D"))),
+        *hf_tensors(),
+        *qk_norms(("D", "D")),
         *expert_tensors(
             "mlp.gate.weight",
             "mlp.experts.{each}.gate_proj.weight",

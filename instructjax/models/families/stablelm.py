@@ -44,15 +44,16 @@ STABLELM = Family(
         eps="layer_norm_eps",
         rotary=0.25,
     ),
-    tensors=hf_tensors(
-        **qk_norms(
+    tensors=(
+        *hf_tensors(),
+        *qk_norms(
             ("D", "D"),
             names=(
                 "self_attn.q_layernorm.norms.{each}.weight",
                 "self_attn.k_layernorm.norms.{each}.weight",
             ),
             each=("H", "J"),
-        )
+        ),
     ),
     harmless=HARMLESS,
 )
