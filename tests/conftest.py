@@ -25,7 +25,8 @@ settings.load_profile("compiling")
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-collect_ignore = ["make_fixtures.py"]  # it needs torch, and has no doctests
+# They need torch, and have no doctests.
+collect_ignore = ["make_fixtures.py", "make_family_fixtures.py"]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ shared prefixes laid out depth first (`ends` is where the token's subtree stops)
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +32,39 @@ def visible(ends: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     return causal & (index[:, None] < ends[:, None, :])
 
 
+class Window(NamedTuple):
+    """A query sees keys less than `tokens` before it in its own sequence.
+
+    Attributes:
+      tokens: the width, the query's own place included; may differ from layer to layer.
+      positions: depth of each token in its own sequence.
+    """
+
+    tokens: Int[Array, ""]
+    positions: Int[Array, "B T"]
+
+
 def attend_dense(
     q: Float[Array, "N H D"],
     k: Float[Array, "N K D"],
     v: Float[Array, "N K D"],
     ends: Int[Array, "B T"],
+    *,
+    window: Window | None = None,
+    sinks: Float[Array, " H"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "N H D"]:
-    """The reference: softmax(q k / sqrt(D)) v over visible keys, the softmax in float32."""
+    """The reference: softmax(scale q k) v over visible keys, the softmax in float32.
+
+    Args:
+      q, k, v: N = B * T tokens, flat.
+      ends: who sees whom.
+      window: how far back queries see; all the way if there is none.
+      sinks: one more logit a head, which takes part in the softmax and has no value.
+      scale: of scores, 1 / sqrt(D) if None.
+      softcap: c in c tanh(score / c), after the scale.
+    """
     rows, length = ends.shape
     q, k, v = (x.reshape(rows, length, *x.shape[1:]) for x in (q, k, v))
     kv_heads = k.shape[2]
@@ -45,9 +72,21 @@ def attend_dense(
     einsum = partial(
         jnp.einsum, precision=precision_of(q.dtype), preferred_element_type=jnp.float32
     )
-    scores = einsum("bqhgd,bkhd->bhgqk", q, k) * q.shape[-1] ** -0.5
-    scores = jnp.where(visible(ends)[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    scores = einsum("bqhgd,bkhd->bhgqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    seen = visible(ends)
+    if window is not None:
+        depth = window.positions
+        seen &= depth[:, :, None] - depth[:, None, :] < window.tokens
+    scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    if sinks is None:
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    else:
+        sink = sinks.astype(jnp.float32).reshape(1, kv_heads, -1, 1, 1)
+        sink = jnp.broadcast_to(sink, (*scores.shape[:-1], 1))
+        weights = jax.nn.softmax(jnp.concatenate([scores, sink], -1), axis=-1)[..., :-1]
+        weights = weights.astype(v.dtype)
     out = einsum("bhgqk,bkhd->bqhgd", weights, v).astype(v.dtype)
     return out.reshape(rows * length, -1, out.shape[-1])
 
@@ -60,14 +99,24 @@ def attend(
     tiles: Tiles,
     *,
     tile: int,
+    window: Window | None = None,
+    sinks: Float[Array, " H"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "N H D"]:
-    """Attention in the form that the platform runs best, chosen when the program is lowered."""
-    return lax.platform_dependent(
-        q,
-        k,
-        v,
-        ends,
-        tiles,
-        cpu=lambda q, k, v, ends, tiles: attend_tiles(q, k, v, tiles, tile=tile),
-        default=lambda q, k, v, ends, tiles: attend_dense(q, k, v, ends),
-    )
+    """Attention in the form that the platform runs best, chosen when the program is lowered.
+
+    Arguments are those of `attend_dense` and `attend_tiles`.
+    """
+
+    def in_tiles(q, k, v, ends, tiles, window, sinks):
+        width = None if window is None else window.tokens
+        options = {"window": width, "sinks": sinks, "scale": scale, "softcap": softcap}
+        return attend_tiles(q, k, v, tiles, tile=tile, **options)
+
+    def whole(q, k, v, ends, tiles, window, sinks):
+        options = {"window": window, "sinks": sinks, "scale": scale, "softcap": softcap}
+        return attend_dense(q, k, v, ends, **options)
+
+    operands = (q, k, v, ends, tiles, window, sinks)
+    return lax.platform_dependent(*operands, cpu=in_tiles, default=whole)

@@ -83,9 +83,9 @@ def find_tiles(positions: Int[Array, "B T"], ends: Int[Array, "B T"], tile: int)
     return Tiles(count, starts - own, own, base, before, owner)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q, k, v, tiles, tile):
-    return _forward(q, k, v, tiles, tile)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def _attend(q, k, v, sinks, window, tiles, tile, scale, softcap):
+    return _forward(q, k, v, sinks, window, tiles, tile, scale, softcap)[0]
 
 
 def attend_tiles(
@@ -95,6 +95,10 @@ def attend_tiles(
     tiles: Tiles,
     *,
     tile: int,
+    window: Int[Array, ""] | None = None,
+    sinks: Float[Array, " H"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "N H D"]:
     """As `attend_dense`, with zeros for tokens that nobody sees.
 
@@ -102,8 +106,13 @@ def attend_tiles(
       q, k, v: N = B * T tokens, flat.
       tiles: of `find_tiles` with the same `tile`; one serves all layers.
       tile: queries and keys a tile.
+      window: a query sees keys less than so many tokens before it; tiles beyond are not visited.
+      sinks: one more logit a head, which takes part in the softmax and has no value.
+      scale: of scores, 1 / sqrt(D) if None.
+      softcap: c in c tanh(score / c), after the scale.
     """
-    return _attend(q, k, v, tiles, tile)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _attend(q, k, v, sinks, window, tiles, tile, scale, softcap)
 
 
 def _pad(x, tile):
@@ -190,11 +199,33 @@ def _causal(tile, group):
     return jnp.repeat(lane, group)[:, None] >= lane
 
 
-def _forward(q, k, v, tiles, tile):
-    tokens, heads, dim = q.shape
-    kv_heads = k.shape[1]
+def _in_window(tile, group, window):
+    """(mask, more): of a tile `back` depths before the query's, and whether any of it is seen."""
+    lane = jnp.arange(tile)
+    distance = jnp.repeat(lane, group)[:, None] - lane
+    return lambda back: distance + back < window, lambda back: back - tile + 1 < window
+
+
+def _capped(scores, softcap):
+    """(c tanh(x / c), its slope); the slope is 1 where there is no cap."""
+    if softcap is None:
+        return scores, None
+    bend = jnp.tanh(scores / softcap)
+    return softcap * bend, 1 - bend * bend
+
+
+def _rows_of_heads(x, kv_heads, tile):
+    """A number a head, [H] -> [K, tile * G], as `_split` lays the queries out."""
+    return jnp.tile(x.astype(jnp.float32).reshape(kv_heads, -1), (1, tile))
+
+
+def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
+    heads, kv_heads = q.shape[1], k.shape[1]
     scores_of, values_of, _ = _dots(q.dtype)
     causal = _causal(tile, heads // kv_heads)
+    if window is not None:
+        in_window, more = _in_window(tile, heads // kv_heads, window)
+        causal &= in_window(0)
     q, k, v, owner = (_pad(x, tile) for x in (q, k, v, tiles.owner))
 
     def one_tile(i, carry):
@@ -202,22 +233,43 @@ def _forward(q, k, v, tiles, tile):
 
         def weigh(j, top, mask=None):
             k_tile, v_tile = _gather(j, tiles, tile, k, v)
-            scores = scores_of(q_tile, k_tile) * dim**-0.5
+            scores, _ = _capped(scores_of(q_tile, k_tile) * scale, softcap)
             if mask is not None:
                 scores = jnp.where(mask, scores, MASKED)
             top = jnp.maximum(top, scores.max(-1))
             weights = jnp.exp(scores - top[..., None])
             return top, weights.sum(-1), values_of(weights.astype(v.dtype), v_tile)
 
-        def step(state):
-            j, top, total, acc = state
-            new_top, new_total, value = weigh(j, top)
+        def add(j, top, total, acc, mask=None):
+            new_top, new_total, value = weigh(j, top, mask)
             keep = jnp.exp(top - new_top)
             acc = acc * keep[..., None] + value
-            return tiles.before[j], new_top, total * keep + new_total, acc
+            return new_top, total * keep + new_total, acc
 
-        state = (tiles.before[i], *weigh(i, MASKED, causal))
-        _, top, total, acc = lax.while_loop(lambda state: state[0] >= 0, step, state)
+        sums = weigh(i, MASKED, causal)
+        if window is None:
+            _, *sums = lax.while_loop(
+                lambda state: state[0] >= 0,
+                lambda state: (tiles.before[state[0]], *add(*state)),
+                (tiles.before[i], *sums),
+            )
+        else:
+            _, _, *sums = lax.while_loop(
+                lambda state: (state[0] >= 0) & more(state[1]),
+                lambda state: (
+                    tiles.before[state[0]],
+                    state[1] + tile,
+                    *add(state[0], *state[2:], in_window(state[1])),
+                ),
+                (tiles.before[i], jnp.full_like(tiles.count, tile), *sums),
+            )
+        top, total, acc = sums
+        if sinks is not None:
+            sink = _rows_of_heads(sinks, kv_heads, tile)
+            new_top = jnp.maximum(top, sink)
+            keep = jnp.exp(top - new_top)
+            total, acc = total * keep + jnp.exp(sink - new_top), acc * keep[..., None]
+            top = new_top
         out_tile = _join((acc / total[..., None]).astype(q.dtype), tile)
         norm_tile = _join((top + jnp.log(total))[..., None], tile)
         own = _lanes(owner, tiles.first[i], tile) == i
@@ -234,19 +286,27 @@ def _forward(q, k, v, tiles, tile):
     return out[tile:-tile], log_norm[tile:-tile]
 
 
-def _attend_fwd(q, k, v, tiles, tile):
-    out, log_norm = _forward(q, k, v, tiles, tile)
-    return out, (q, k, v, tiles, out, log_norm)
+def _attend_fwd(q, k, v, sinks, window, tiles, tile, scale, softcap):
+    out, log_norm = _forward(q, k, v, sinks, window, tiles, tile, scale, softcap)
+    return out, (q, k, v, sinks, window, tiles, out, log_norm)
 
 
-def _attend_bwd(tile, saved, d_out):
-    q, k, v, tiles, out, log_norm = saved
-    dtype, dim, kv_heads = q.dtype, q.shape[2], k.shape[1]
+def _attend_bwd(tile, scale, softcap, saved, d_out):
+    q, k, v, sinks, window, tiles, out, log_norm = saved
+    dtype, kv_heads = q.dtype, k.shape[1]
     group = q.shape[1] // kv_heads
     scores_of, values_of, transposed_of = _dots(dtype)
     causal = _causal(tile, group)
+    if window is not None:
+        in_window, more = _in_window(tile, group, window)
+        causal &= in_window(0)
     d_out = jnp.where(tiles.owner[:, None, None] >= 0, d_out, 0)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    d_sinks = None
+    if sinks is not None:  # its weight has no value: the softmax's slope is all that is left
+        used = tiles.owner[:, None] >= 0
+        weight = jnp.where(used, jnp.exp(sinks.astype(jnp.float32) - log_norm[..., 0]), 0)
+        d_sinks = -(weight * delta[..., 0]).sum(0).astype(sinks.dtype)
     queries = [_pad(x, tile) for x in (q, d_out, log_norm, delta)]
     k, v, owner = (_pad(x, tile) for x in (k, v, tiles.owner))
 
@@ -262,9 +322,10 @@ def _attend_bwd(tile, saved, d_out):
 
         def step(j, dq_tile, d_keys, mask):
             k_tile, v_tile = _gather(j, tiles, tile, k, v)
-            scores = scores_of(q_tile, k_tile) * dim**-0.5
+            scores, slope = _capped(scores_of(q_tile, k_tile) * scale, softcap)
             weights = jnp.where(mask, jnp.exp(scores - norm_tile), 0)
-            d_scores = weights * (scores_of(g_tile, v_tile) - delta_tile) * dim**-0.5
+            d_scores = weights * (scores_of(g_tile, v_tile) - delta_tile) * scale
+            d_scores = d_scores if slope is None else d_scores * slope
             d_scores = jnp.where(mask, d_scores, 0).astype(dtype)
             parts = transposed_of(d_scores, q_tile), transposed_of(weights.astype(dtype), g_tile)
             d_keys = _scatter_add(d_keys, parts, j, tiles, tile)
@@ -272,16 +333,26 @@ def _attend_bwd(tile, saved, d_out):
 
         state = (i, jnp.zeros_like(q_tile, jnp.float32), tuple(d_keys))
         state = step(*state, own_rows & causal)
-        _, dq_tile, d_keys = lax.while_loop(
-            lambda state: state[0] >= 0, lambda state: step(*state, own_rows), state
-        )
+        if window is None:
+            _, dq_tile, d_keys = lax.while_loop(
+                lambda state: state[0] >= 0, lambda state: step(*state, own_rows), state
+            )
+        else:
+            _, _, dq_tile, d_keys = lax.while_loop(
+                lambda state: (state[1] >= 0) & more(state[0]),
+                lambda state: (
+                    state[0] + tile,
+                    *step(*state[1:], own_rows & in_window(state[0])),
+                ),
+                (jnp.full_like(tiles.count, tile), *state),
+            )
         dq_tile = _lanes(dq, first, tile) + _join(dq_tile, tile)
         return _put(dq, first, dq_tile), *d_keys
 
     zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (queries[0], k, v))
     grads = lax.fori_loop(0, tiles.count, one_tile, zeros)
     dq, dk, dv = (x[tile:-tile].astype(dtype) for x in grads)
-    return dq, dk, dv, None
+    return dq, dk, dv, d_sinks, None, None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "none"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
@@ -13,17 +15,43 @@ class RopeConfig:
     Attributes:
       theta: the base of the frequencies.
       kind: how frequencies are stretched beyond the context seen in pre-training. "dynamic"
-        equals "default" up to `DecoderConfig.max_positions`, beyond which no request is taken.
-      factor: the stretch, for "linear" and "llama3".
+        equals "default", and "longrope" divides by `divisors`, up to `DecoderConfig.max_positions`,
+        beyond which no request is taken. "none" turns nothing: a layer without positions.
+      factor: the stretch, for "linear", "llama3" and "yarn".
       low_freq_factor, high_freq_factor, original_max_positions: the band of "llama3".
+      beta_fast, beta_slow, truncate: the band of "yarn", in turns within the original context, and
+        whether its ends are rounded to whole planes.
+      divisors: what "longrope" divides each frequency by.
+      attention_factor: cosines and sines are multiplied by it ("yarn", "longrope").
     """
 
     theta: float = 10_000.0
-    kind: Literal["default", "linear", "dynamic", "llama3"] = "default"
+    kind: RopeKind = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    divisors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
+
+
+NO_ROPE = RopeConfig(kind="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """What differs from layer to layer.
+
+    Attributes:
+      window: how many tokens a query sees, its own included; None for all.
+      rope: rotary positions of the layer.
+    """
+
+    window: int | None = None
+    rope: RopeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +63,33 @@ class DecoderConfig:
       vocab_size: rows of the embedding.
       hidden_size, intermediate_size, head_dim: widths in features.
       num_layers, num_heads, num_kv_heads: counts; heads are grouped over key-value heads.
-      norm_eps: added to the mean square in RMSNorm.
+      norm_eps: added to the mean square or the variance in norms.
       max_positions: the longest sequence in tokens.
-      rope: rotary positions.
+      rope: rotary positions, of every layer unless `layers` says otherwise.
+      layers: the kind of each layer; empty where all see everything and have `rope`.
+      rotary_dim: how many features of a head, the first ones, are turned; None for all.
+      learned_positions: positions are rows of a table, added to the embedding.
       tie_embeddings: the head is the embedding.
-      attention_bias, mlp_bias: biases on all projections of the block.
+      attention_bias: biases on the projections to queries, keys and values.
+      output_bias: a bias on the projection out of attention; None: as `attention_bias`.
+      mlp_bias: biases on all projections of the MLP.
+      norm: "rms"; "rms1p", whose scale is 1 + the stored one; or "layer" (LayerNorm).
+      norm_bias: a bias in every LayerNorm of the residual stream.
+      pre_norm, post_norm: norms before attention and the MLP, and of what comes out of them.
+      parallel: attention and the MLP both read the layer's input.
+      shared_norm: with `parallel`, they read it through one and the same norm.
+      qk_norm: queries and keys are normed: each "head" with the scales of all, each head with
+        scales of its own ("heads"), or "all" heads together as one vector.
+      sinks: each head has one more logit, which takes part in the softmax and gives no value.
+      attention_scale: what scores are multiplied by; None for head_dim ** -0.5.
+      attention_softcap, logit_softcap: c in c tanh(x / c) of scores and logits.
+      embedding_multiplier, residual_multiplier, logit_multiplier: of embeddings, of what each
+        block adds to the residual stream, of logits.
+      activation: in the MLP; "gelu_tanh" is also called gelu_new.
+      gated: the MLP is down(act(gate(x)) * up(x)), else down(act(up(x))).
+      num_experts: experts of width `intermediate_size` in place of the MLP; 0 for none.
+      experts_per_token: how many of them a token goes to.
+      normalize_experts: their weights add up to 1.
     """
 
     family: str
@@ -53,19 +103,51 @@ class DecoderConfig:
     norm_eps: float
     max_positions: int
     rope: RopeConfig = field(default_factory=RopeConfig)
+    layers: tuple[LayerKind, ...] = ()
+    rotary_dim: int | None = None
+    learned_positions: bool = False
     tie_embeddings: bool = False
     attention_bias: bool = False
+    output_bias: bool | None = None
     mlp_bias: bool = False
+    norm: Literal["rms", "rms1p", "layer"] = "rms"
+    norm_bias: bool = False
+    pre_norm: bool = True
+    post_norm: bool = False
+    parallel: bool = False
+    shared_norm: bool = False
+    qk_norm: Literal["head", "heads", "all"] | None = None
+    sinks: bool = False
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    gated: bool = True
+    num_experts: int = 0
+    experts_per_token: int = 0
+    normalize_experts: bool = False
+
+    @property
+    def has_output_bias(self) -> bool:
+        """Whether the projection out of attention has a bias."""
+        return self.attention_bias if self.output_bias is None else self.output_bias
 
     @property
     def num_params(self) -> int:
         """Parameters in the checkpoint, a tied head counted once."""
-        e, f = self.hidden_size, self.intermediate_size
-        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        layer = 2 * e + e * (2 * q + 2 * kv) + 3 * e * f
-        if self.attention_bias:
-            layer += q + 2 * kv + e
-        if self.mlp_bias:
-            layer += 2 * f + e
-        embeddings = self.vocab_size * e * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + embeddings + e
+        e, f, d = self.hidden_size, self.intermediate_size, self.head_dim
+        q, kv = self.num_heads * d, self.num_kv_heads * d
+        norm = e * (2 if self.norm_bias else 1)
+        layer = norm * ((2 - self.shared_norm) * self.pre_norm + 2 * self.post_norm)
+        layer += e * (2 * q + 2 * kv) + e * self.num_experts
+        layer += (3 if self.gated else 2) * e * f * (self.num_experts or 1)
+        layer += {None: 0, "head": 2 * d, "heads": q + kv, "all": q + kv}[self.qk_norm]
+        layer += (q + 2 * kv) * self.attention_bias + e * self.has_output_bias
+        layer += ((f if self.gated else 0) + f + e) * self.mlp_bias
+        layer += self.num_heads * self.sinks
+        tables = self.vocab_size * (1 if self.tie_embeddings else 2)
+        tables += self.max_positions * self.learned_positions
+        return self.num_layers * layer + tables * e + norm

@@ -6,27 +6,67 @@ Layers are stacked on a leading axis and scanned, so a program's size does not g
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from instructjax.models.attention import attend
+from instructjax.models.attention import Window, attend
 from instructjax.models.attention_tiles import find_tiles
-from instructjax.models.config import DecoderConfig
-from instructjax.models.linear import Linear, RMSNorm
+from instructjax.models.config import NO_ROPE, DecoderConfig
+from instructjax.models.experts import Experts
+from instructjax.models.linear import LayerNorm, Linear, OnePlusRMSNorm, RMSNorm
 from instructjax.models.rotary import inverse_frequencies, rotate, rotation
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+# A window that no sequence is as long as: of a layer that sees everything.
+_EVERYTHING = 1 << 30
+
+
+def _norm(config: DecoderConfig, dtype: jnp.dtype, *shape: int, bias: bool = False):
+    """A norm of the configuration's kind over the last axis of what has this shape a token."""
+    if config.norm == "layer":
+        return LayerNorm(*shape, eps=config.norm_eps, bias=bias, dtype=dtype)
+    kind = OnePlusRMSNorm if config.norm == "rms1p" else RMSNorm
+    return kind(*shape, eps=config.norm_eps, dtype=dtype)
+
+
+def _stream_norm(config: DecoderConfig, dtype: jnp.dtype):
+    return _norm(config, dtype, config.hidden_size, bias=config.norm_bias)
+
+
+def _apply(norm: Callable[[Array], Array] | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
 
 
 class Embedding(nnx.Module):
-    """Rows of a [V, E] table."""
+    """Rows of a [V, E] table and, with learned positions, of a [P, E] table."""
 
     def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
-        self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.hidden_size), dtype))
+        features = config.hidden_size
+        self.multiplier = config.embedding_multiplier
+        self.embedding = nnx.Param(jnp.zeros((config.vocab_size, features), dtype))
+        self.positions = (
+            nnx.Param(jnp.zeros((config.max_positions, features), dtype))
+            if config.learned_positions
+            else None
+        )
 
-    def __call__(self, tokens: Int[Array, " N"]) -> Float[Array, "N E"]:
-        return self.embedding[...][tokens]
+    def __call__(self, tokens: Int[Array, " N"], positions: Int[Array, " N"]):
+        x = self.embedding[...][tokens]
+        x = x if self.multiplier == 1 else x * jnp.asarray(self.multiplier, x.dtype)
+        return x if self.positions is None else x + self.positions[...][positions]
 
 
 class Head(nnx.Module):
@@ -40,47 +80,100 @@ class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions."""
 
     def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
-        queries = config.num_heads * config.head_dim
-        keys = config.num_kv_heads * config.head_dim
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
         bias = config.attention_bias
-        self.head_dim = config.head_dim
-        self.q = Linear(config.hidden_size, queries, bias=bias, dtype=dtype)
-        self.k = Linear(config.hidden_size, keys, bias=bias, dtype=dtype)
-        self.v = Linear(config.hidden_size, keys, bias=bias, dtype=dtype)
-        self.o = Linear(queries, config.hidden_size, bias=bias, dtype=dtype)
+        self.head_dim = dim
+        self.q = Linear(config.hidden_size, heads * dim, bias=bias, dtype=dtype)
+        self.k = Linear(config.hidden_size, kv_heads * dim, bias=bias, dtype=dtype)
+        self.v = Linear(config.hidden_size, kv_heads * dim, bias=bias, dtype=dtype)
+        self.o = Linear(heads * dim, config.hidden_size, bias=config.has_output_bias, dtype=dtype)
+        self.norms_all = config.qk_norm == "all"
+        self.q_norm = self._qk_norm(config, heads, dtype)
+        self.k_norm = self._qk_norm(config, kv_heads, dtype)
+        self.sinks = nnx.Param(jnp.zeros((heads,), dtype)) if config.sinks else None
+        options = {"scale": config.attention_scale, "softcap": config.attention_softcap}
+        self.options = tuple((name, value) for name, value in options.items() if value is not None)
 
-    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int):
-        q, k, v = (p(x).reshape(x.shape[0], -1, self.head_dim) for p in (self.q, self.k, self.v))
-        q, k = rotate(q, *angles), rotate(k, *angles)
-        return self.o(attend(q, k, v, ends, tiles, tile=tile).reshape(x.shape[0], -1))
+    @staticmethod
+    def _qk_norm(config: DecoderConfig, heads: int, dtype: jnp.dtype):
+        shapes = {
+            "head": (config.head_dim,),
+            "heads": (heads, config.head_dim),
+            "all": (heads * config.head_dim,),
+        }
+        return None if config.qk_norm is None else _norm(config, dtype, *shapes[config.qk_norm])
+
+    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.norms_all:
+            q, k = _apply(self.q_norm, q), _apply(self.k_norm, k)
+        q, k, v = (y.reshape(x.shape[0], -1, self.head_dim) for y in (q, k, v))
+        if not self.norms_all:
+            q, k = _apply(self.q_norm, q), _apply(self.k_norm, k)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        options: dict[str, Any] = dict(self.options)
+        if window is not None:
+            options["window"] = window
+        if self.sinks is not None:
+            options["sinks"] = self.sinks[...]
+        return self.o(attend(q, k, v, ends, tiles, tile=tile, **options).reshape(x.shape[0], -1))
 
 
 class MLP(nnx.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) where there is no gate."""
 
     def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
         wide, narrow, bias = config.intermediate_size, config.hidden_size, config.mlp_bias
-        self.gate = Linear(narrow, wide, bias=bias, dtype=dtype)
+        self.activation = config.activation
+        self.gate = Linear(narrow, wide, bias=bias, dtype=dtype) if config.gated else None
         self.up = Linear(narrow, wide, bias=bias, dtype=dtype)
         self.down = Linear(wide, narrow, bias=bias, dtype=dtype)
 
     def __call__(self, x: Float[Array, "N E"]) -> Float[Array, "N E"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        act = _ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return self.down(act(self.up(x)))
+        return self.down(act(self.gate(x)) * self.up(x))
+
+
+def _experts(config: DecoderConfig, dtype: jnp.dtype) -> Experts:
+    return Experts(
+        config.hidden_size,
+        config.intermediate_size,
+        experts=config.num_experts,
+        per_token=config.experts_per_token,
+        normalize=config.normalize_experts,
+        dtype=dtype,
+    )
 
 
 class Layer(nnx.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); norms after them, or both at once."""
 
     def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
-        features, eps = config.hidden_size, config.norm_eps
-        self.attention_norm = RMSNorm(features, eps=eps, dtype=dtype)
+        self.parallel, self.multiplier = config.parallel, config.residual_multiplier
+        two = config.pre_norm and not config.shared_norm
+        self.attention_norm = _stream_norm(config, dtype) if config.pre_norm else None
         self.attention = Attention(config, dtype)
-        self.mlp_norm = RMSNorm(features, eps=eps, dtype=dtype)
-        self.mlp = MLP(config, dtype)
+        self.attention_post_norm = _stream_norm(config, dtype) if config.post_norm else None
+        self.mlp_norm = _stream_norm(config, dtype) if two else None
+        self.mlp = _experts(config, dtype) if config.num_experts else MLP(config, dtype)
+        self.mlp_post_norm = _stream_norm(config, dtype) if config.post_norm else None
 
-    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int):
-        x = x + self.attention(self.attention_norm(x), angles, ends, tiles, tile)
-        return x + self.mlp(self.mlp_norm(x))
+    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window=None):
+        before = _apply(self.attention_norm, x)
+        attended = self.attention(before, angles, ends, tiles, tile, window)
+        attended = _apply(self.attention_post_norm, attended)
+        if not self.parallel:
+            x = before = self._add(x, attended)
+        if self.mlp_norm is not None:
+            before = self.mlp_norm(x)
+        y = _apply(self.mlp_post_norm, self.mlp(before))
+        return self._add(self._add(x, attended), y) if self.parallel else self._add(x, y)
+
+    def _add(self, x: Float[Array, "N E"], y: Float[Array, "N E"]) -> Float[Array, "N E"]:
+        return x + (y if self.multiplier == 1 else y * jnp.asarray(self.multiplier, y.dtype))
 
 
 class Decoder(nnx.Module):
@@ -90,7 +183,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.embed = Embedding(config, dtype)
         self.layers = nnx.vmap(lambda _: Layer(config, dtype))(jnp.arange(config.num_layers))
-        self.final_norm = RMSNorm(config.hidden_size, eps=config.norm_eps, dtype=dtype)
+        self.final_norm = _stream_norm(config, dtype)
         self.lm_head = None if config.tie_embeddings else Head(config, dtype)
 
     def __call__(
@@ -111,17 +204,37 @@ class Decoder(nnx.Module):
             beyond rounding.
         """
         config = self.config
-        inverse = inverse_frequencies(config.rope, config.head_dim)
-        angles = rotation(positions.reshape(-1), inverse)
+        depth = positions.reshape(-1)
+        ropes = list(dict.fromkeys(kind.rope for kind in config.layers)) or [config.rope]
+        width = config.rotary_dim or config.head_dim
+        angles = [
+            rotation(depth, inverse_frequencies(rope, width), rope.attention_factor)
+            for rope in ropes
+        ]
+        # Layers that differ take their own from a stack; a program for layers alike has no trace
+        # of this.
+        each: dict[str, Array] = {}
+        if len(ropes) > 1:
+            each["rope"] = jnp.array([ropes.index(kind.rope) for kind in config.layers])
+            stack = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
+        if any(kind.window for kind in config.layers):
+            each["window"] = jnp.array([kind.window or _EVERYTHING for kind in config.layers])
+        alike = None if ropes == [NO_ROPE] else angles[0]
         tiles = find_tiles(positions, ends, tile)
         graphdef, stacked = nnx.split(self.layers)
 
-        def step(x, params):
+        def step(x, scanned):
+            params, own = scanned
+            turn = jax.tree.map(lambda s: s[own["rope"]], stack) if "rope" in own else alike
+            window = Window(own["window"], positions) if "window" in own else None
             layer = nnx.merge(graphdef, params)
-            return layer(x, angles, ends, tiles, tile), None
+            return layer(x, turn, ends, tiles, tile, window), None
 
-        x, _ = lax.scan(step, self.embed(tokens.reshape(-1)), stacked)
-        return self.final_norm(x).reshape(*tokens.shape, -1)
+        x = self.embed(tokens.reshape(-1), depth)
+        x, _ = lax.scan(step, x, (stacked, each))
+        x = self.final_norm(x)
+        x = x if config.logit_multiplier == 1 else x * jnp.asarray(config.logit_multiplier, x.dtype)
+        return x.reshape(*tokens.shape, -1)
 
     @property
     def output_table(self) -> Float[Array, "V E"]:

@@ -40,11 +40,41 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, the mean square in float32 (Zhang and Sennrich 2019)."""
 
-    def __init__(self, features: int, *, eps: float, dtype: jnp.dtype):
-        self.scale = nnx.Param(jnp.ones((features,), dtype))
+    def __init__(self, *shape: int, eps: float, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones(shape, dtype))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "N E"]) -> Float[Array, "N E"]:
+    def __call__(self, x: Float[Array, "*rows E"]) -> Float[Array, "*rows E"]:
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return self.scale[...] * normed.astype(x.dtype)
+
+
+class OnePlusRMSNorm(nnx.Module):
+    """x / rms(x) * (1 + scale), all in float32 (Gemma)."""
+
+    def __init__(self, *shape: int, eps: float, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.zeros(shape, dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows E"]) -> Float[Array, "*rows E"]:
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (normed * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean(x)) / std(x) * scale (+ b), all in float32 (Ba et al. 2016)."""
+
+    def __init__(self, *shape: int, eps: float, bias: bool, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones(shape, dtype))
+        self.bias = nnx.Param(jnp.zeros(shape, dtype)) if bias else None
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows E"]) -> Float[Array, "*rows E"]:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...].astype(jnp.float32)
+        y = y if self.bias is None else y + self.bias[...].astype(jnp.float32)
+        return y.astype(x.dtype)

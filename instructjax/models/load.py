@@ -89,7 +89,7 @@ def _load_folder(folder: Path, name: str, dtype: str) -> Checkpoint:
     values = read_json(config_file)
     family = family_for_hf(values, config_file)
     config = family.config_from_hf(values, config_file)
-    weights = SafetensorsFolder(folder)
+    weights = SafetensorsFolder(folder, family.renames)
     check_tensors(family, config, weights)
     with FileDigests(weights.files) as digests:
         tokenizer = tokenizer_from_folder(folder, values, name=name)

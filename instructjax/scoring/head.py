@@ -52,8 +52,11 @@ def score_positions(
     count: Int[Array, ""],
     *,
     top_k: int = 0,
+    softcap: float | None = None,
 ) -> TokenScores:
     """Scores of `targets[i]` given hidden state `sources[i]`, for i < count; zeros after.
+
+    With `softcap` c, logits are c tanh(logit / c).
 
     Raises:
       TypeError: if something other than `log_prob` is differentiated.
@@ -64,7 +67,7 @@ def score_positions(
     (-1.0986, 2)
     """
     hidden, table, sources, targets, count = _vary_alike(hidden, table, sources, targets, count)
-    scores: Any = _score(hidden, table, sources, targets, count, top_k)
+    scores: Any = _score(hidden, table, sources, targets, count, top_k, softcap)
     return TokenScores(*scores)
 
 
@@ -89,9 +92,9 @@ def _varying_axes(x) -> frozenset[str]:
     return kind.manual_axis_type.varying if older is None else older  # type: ignore
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _score(hidden, table, sources, targets, count, top_k):
-    return _forward(hidden, table, sources, targets, count, top_k)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _score(hidden, table, sources, targets, count, top_k, softcap):
+    return _forward(hidden, table, sources, targets, count, top_k, softcap)[0]
 
 
 def _columns(table):
@@ -129,7 +132,16 @@ def compute_logits(
     )
 
 
-def _forward(hidden, table, sources, targets, count, top_k):
+def cap_logits(logits: Float[Array, "*shape"], softcap: float | None) -> Float[Array, "*shape"]:
+    """c tanh(logit / c) (Gemma 2), or the logits as they are where there is no cap.
+
+    >>> cap_logits(jnp.array([0.0, 1e9]), 30.0).tolist()
+    [0.0, 30.0]
+    """
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def _forward(hidden, table, sources, targets, count, top_k, softcap):
     positions = sources.shape[0]
     size, sources, targets = _rows(sources, targets)
     tile, num_tiles = _columns(table)
@@ -139,11 +151,12 @@ def _forward(hidden, table, sources, targets, count, top_k):
         target = lax.dynamic_slice_in_dim(targets, i * size, size)
         h = hidden[at]
         guess = jnp.sum(h.astype(jnp.float32) * table[target].astype(jnp.float32), axis=-1)
+        guess = cap_logits(guess, softcap)
 
         def one_tile(j, running):
             top, total, weighted, best, logit, above, k_logits, k_ids = running
             weights, ids, fresh, _ = tile(j)
-            x = jnp.where(fresh, compute_logits(h, weights), -jnp.inf)
+            x = jnp.where(fresh, cap_logits(compute_logits(h, weights), softcap), -jnp.inf)
             new_top = jnp.maximum(top, x.max(-1))
             keep = jnp.exp(top - new_top)
             e = jnp.exp(x - new_top[:, None])
@@ -204,15 +217,15 @@ def _forward(hidden, table, sources, targets, count, top_k):
     return tuple(scores), log_norm
 
 
-def _score_fwd(hidden, table, sources, targets, count, top_k):
+def _score_fwd(hidden, table, sources, targets, count, top_k, softcap):
     hidden, table, sources, targets, count = (
         x.value for x in (hidden, table, sources, targets, count)
     )
-    scores, log_norm = _forward(hidden, table, sources, targets, count, top_k)
+    scores, log_norm = _forward(hidden, table, sources, targets, count, top_k, softcap)
     return scores, (hidden, table, sources, targets, count, log_norm)
 
 
-def _score_bwd(top_k, saved, cotangents):
+def _score_bwd(top_k, softcap, saved, cotangents):
     hidden, table, sources, targets, count, log_norm = saved
     d_log_prob, *others = cotangents
     if not all(isinstance(x, SymbolicZero) for x in others):
@@ -238,9 +251,13 @@ def _score_bwd(top_k, saved, cotangents):
         def one_tile(j, carry):
             d_h, d_table = carry
             weights, ids, fresh, start = tile(j)
-            p = jnp.where(fresh, jnp.exp(compute_logits(h, weights) - norm[:, None]), 0)
+            logits = cap_logits(compute_logits(h, weights), softcap)
+            p = jnp.where(fresh, jnp.exp(logits - norm[:, None]), 0)
             hit = fresh & (ids == target[:, None])
-            d_logits = (g[:, None] * (hit - p)).astype(hidden.dtype)
+            d_logits = g[:, None] * (hit - p)
+            if softcap is not None:
+                d_logits *= 1 - (logits / softcap) ** 2
+            d_logits = d_logits.astype(hidden.dtype)
             d_h += jnp.matmul(d_logits, weights, precision=precision).astype(jnp.float32)
             part = jnp.einsum(
                 "rv,re->ve",

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.batching.batch import Batch
-from instructjax.scoring.head import TokenScores, compute_logits, score_positions
+from instructjax.scoring.head import TokenScores, cap_logits, compute_logits, score_positions
 
 
 def scored_mask(batch: Batch) -> Bool[Array, "B M"]:
@@ -41,6 +41,7 @@ def token_scores(
         batch.targets.reshape(-1)[order],
         live.sum(),
         top_k=top_k,
+        softcap=model.config.logit_softcap,
     )
     back = jnp.argsort(order)
 
@@ -71,4 +72,5 @@ def next_token_log_probs(
     """
     model = nnx.merge(graphdef, params)
     hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)[:, positions]
-    return jax.nn.log_softmax(compute_logits(hidden, model.output_table))
+    logits = compute_logits(hidden, model.output_table)
+    return jax.nn.log_softmax(cap_logits(logits, model.config.logit_softcap))

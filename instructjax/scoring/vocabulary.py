@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from instructjax.scoring.head import compute_logits
+from instructjax.scoring.head import cap_logits, compute_logits
 
 ROWS = 128
 COLUMNS = 8192
@@ -18,13 +18,14 @@ COLUMNS = 8192
 BLOCKS = (16, ROWS)
 
 T = TypeVar("T")
+Softcap = Float[Array, ""] | float | None
 LogSum = tuple[Float[Array, "*M"], Float[Array, "*M"]]
 
 
 def fold_vocabulary(
     step: Callable[[T, Int[Array, " W"], tuple[Float[Array, "*M W"], ...]], T],
     start: T,
-    *heads: tuple[Float[Array, "*M _"], Float[Array, "V _"]],
+    *heads: tuple[Float[Array, "*M _"], Float[Array, "V _"], Softcap],
 ) -> T:
     """Goes over the vocabulary in tiles of at most `COLUMNS`.
 
@@ -32,7 +33,7 @@ def fold_vocabulary(
       step: takes the result so far, the ids of a tile and its logits by each head; gives the next
         result. The last tile is moved back to fit: logits of ids that came before are -inf.
       start: the first result.
-      heads: hidden states and output tables, of models with one vocabulary.
+      heads: hidden states, output table and soft cap of the logits, of models with one vocabulary.
     """
     vocab = heads[0][1].shape[0]
     width = min(COLUMNS, vocab)
@@ -41,8 +42,10 @@ def fold_vocabulary(
         first = jnp.minimum(j * width, vocab - width)
         ids = first + jnp.arange(width)
         logits = (
-            compute_logits(hidden, lax.dynamic_slice_in_dim(table, first, width))
-            for hidden, table in heads
+            cap_logits(
+                compute_logits(hidden, lax.dynamic_slice_in_dim(table, first, width)), softcap
+            )
+            for hidden, table, softcap in heads
         )
         return step(result, ids, tuple(jnp.where(ids >= j * width, x, -jnp.inf) for x in logits))
 
@@ -75,7 +78,10 @@ def finish_log_sum(running: LogSum) -> Float[Array, "*M"]:
 
 
 def log_mass(
-    hidden: Float[Array, "M E"], table: Float[Array, "V E"], sets: Bool[Array, "S V"]
+    hidden: Float[Array, "M E"],
+    table: Float[Array, "V E"],
+    sets: Bool[Array, "S V"],
+    softcap: Softcap = None,
 ) -> Float[Array, "M S"]:
     """Log-probability that the next token is one of a set of tokens, for several sets, nats.
 
@@ -83,6 +89,7 @@ def log_mass(
       hidden: states that predict.
       table: the head's weights.
       sets: which tokens are in which set.
+      softcap: of the logits, if the model has one.
 
     >>> sets = jnp.array([[True, True, False, True]])
     >>> logs = log_mass(jnp.zeros((1, 2)), jnp.eye(4, 2), sets)  # uniform over four
@@ -96,7 +103,7 @@ def log_mass(
         return add_log_sum(running, inside)
 
     def one_row(h: Float[Array, " E"]) -> Float[Array, " S"]:
-        running = fold_vocabulary(add, start_log_sum(len(with_all)), (h, table))
+        running = fold_vocabulary(add, start_log_sum(len(with_all)), (h, table, softcap))
         every, *some = finish_log_sum(running)
         return jnp.stack(some) - every
 

@@ -1,5 +1,6 @@
-"""Law 1 live: random Llamas in PyTorch, saved, loaded here, and compared token by token."""
+"""Law 1 live: random models in PyTorch, saved, loaded here, and compared token by token."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from flax import nnx
 
 from instructjax.batching.packing import pack
+from instructjax.models.checkpoints.params import load_params
+from instructjax.models.checkpoints.safetensors import SafetensorsFolder
+from instructjax.models.families import FAMILIES
 from instructjax.models.model import load_model
 from instructjax.prompts.request import Request
 from instructjax.scoring.engine import score_requests
@@ -138,3 +142,82 @@ def test_law_1_gradients_are_those_of_pytorch(pair):
         if name.endswith("k_proj.bias"):
             size = 1  # it moves all keys alike, which softmax does not see: but for rotation, 0
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-4 * size, err_msg=name)
+
+
+# What transformers calls each family, with the configuration that has the most parts.
+KINDS = {
+    "qwen2": "qwen2-window-yarn",
+    "qwen3": "qwen3-bias-yarn",
+    "mistral": "mistral-window",
+    "ministral": "ministral-mixed",
+    "smollm3": "smollm3-window-bias",
+    "gemma": "gemma-one-kv-head",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "olmo2": "olmo2-tied-bias",
+    "olmo3": "olmo3",
+    "phi3": "phi3-longrope-partial",
+    "granite": "granite",
+    "gpt_neox": "gpt-neox",
+    "gpt2": "gpt2",
+    "stablelm": "stablelm-parallel",
+    "cohere": "cohere-qk-norm",
+    "cohere2": "cohere2",
+    "mixtral": "mixtral-window",
+    "qwen3_moe": "qwen3-moe",
+    "olmoe": "olmoe",
+}
+
+
+def test_every_family_is_compared_live():
+    assert {*KINDS, "llama"} == {family.model_type for family in FAMILIES}
+
+
+@pytest.mark.parametrize("model_type", KINDS)
+def test_law_1_log_probs_and_gradients_of_every_family(model_type, tmp_path):
+    torch = pytest.importorskip("torch")
+    file = Path(__file__).parents[1] / "make_family_fixtures.py"
+    spec = importlib.util.spec_from_file_location("make_family_fixtures", file)
+    assert spec is not None and spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    kind, changes = maker.ALL[KINDS[model_type]]
+    seed = 100 + list(KINDS).index(model_type)
+    theirs = maker.make_model(kind, changes, seed)
+    theirs.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(FIXTURE / name, tmp_path)
+    ours = load_model(tmp_path)
+    assert ours.config.family == model_type
+    rng = np.random.default_rng(seed)
+    texts = [rng.integers(0, maker.VOCAB, length) for length in (2, 31, 64, 111)]
+
+    each = [maker.token_log_probs(theirs, torch.tensor(ids)) for ids in texts]
+    for expected, result in zip(each, score_requests(ours, requests_of(texts)), strict=True):
+        expected = expected.detach().numpy()
+        np.testing.assert_allclose(result.token_log_probs, expected, rtol=0, atol=1e-4)
+
+    torch.cat(each).mean().backward()
+    with torch.no_grad():
+        for value in theirs.parameters():
+            value.copy_(value.grad)
+    theirs.save_pretrained(tmp_path / "gradients")
+    (family,) = (family for family in FAMILIES if family.model_type == model_type)
+    stored = SafetensorsFolder(tmp_path / "gradients", family.renames)
+    wanted = load_params(family, ours.config, stored, np.float32)
+    count = sum(len(ids) - 1 for ids in texts)
+
+    @jax.jit
+    def gradient(params, batch):
+        return jax.grad(lambda p: token_log_probs(ours.graphdef, p, batch).sum() / count)(params)
+
+    parts = [gradient(ours.params, row.batch) for row in pack(requests_of(texts))]
+    found = nnx.to_pure_dict(jax.tree.map(lambda *leaves: sum(leaves), *parts))
+    for (path, value), theirs_too in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        size = np.abs(theirs_too).max()
+        if name.endswith("['k']['bias']"):
+            size = 1  # as above
+        np.testing.assert_allclose(value, theirs_too, rtol=0, atol=1e-4 * size, err_msg=name)

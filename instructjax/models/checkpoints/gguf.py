@@ -47,9 +47,9 @@ class GgufWeights:
         factors = None
         if "rope_freqs.weight" in self.shapes:
             factors = self.read_rows("rope_freqs.weight", 0, self.shapes["rope_freqs.weight"][0])
-        self.config: DecoderConfig = self.family.config_from_gguf(
-            metadata, self.shapes, factors, path
-        )
+        read_config = self.family.config_from_gguf
+        assert read_config is not None  # `family_for_gguf` names only families that have it
+        self.config: DecoderConfig = read_config(metadata, self.shapes, factors, path)
 
     def _check_kind(self, kind: GGMLQuantizationType) -> None:
         try:

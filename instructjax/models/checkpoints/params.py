@@ -127,21 +127,42 @@ def _fill(
     rule: TensorRule, config: DecoderConfig, source: TensorSource, dtype: np.dtype
 ) -> Shaped[np.ndarray, "*shape"]:
     host = _aligned_empty(rule.param_shape(config), dtype)
-    heads = rule.num_rotary_heads(config, source.spelling)
-    for layer in range(config.num_layers if rule.stacked else 1):
-        name = rule.name(source.spelling, layer)
-        place = host[layer] if rule.stacked else host
+    layers, each = config.num_layers if rule.stacked else 1, rule.count(config)
+    places = host.reshape(layers, each, *host.shape[rule.stacked + bool(rule.each) :])
+    for layer, number in np.ndindex(layers, each):
+        name = rule.name(source.spelling, layer, number)
+        place = places[layer, number]
         place = place.T if rule.transpose else place
-        rows = place.shape[0]
-        step = max(1, _BLOCK_ELEMENTS // max(1, place[0].size))
-        if heads:
-            step = math.ceil(step / config.head_dim) * config.head_dim
-        for start in range(0, rows, step):
-            block = source.read_rows(name, start, min(start + step, rows))
-            place[start : start + step] = _join_halves(block, config.head_dim) if heads else block
+        if rule.fused:
+            stored = source.read_rows(name, 0, rule.stored_shape(config)[0])
+            place[...] = rule.part_of(stored, config)
+        else:
+            _copy_rows(rule, config, source, name, place)
         if not _all_finite(place):
             raise ModelError(f"tensor {name} holds NaN or infinity", file=source.file_of(name))
     return host
+
+
+def _copy_rows(
+    rule: TensorRule,
+    config: DecoderConfig,
+    source: TensorSource,
+    name: str,
+    place: Shaped[np.ndarray, "*shape"],
+) -> None:
+    heads = rule.num_rotary_heads(config, source.spelling)
+    if rule.dims == "HD" or rule.dims == "JD":  # a number for every feature of every head
+        flat = source.read_rows(name, 0, len(place)).reshape(-1)
+        flat = _join_halves(flat, config.head_dim) if heads else flat
+        place[...] = flat.reshape(place.shape)
+        return
+    rows = place.shape[0]
+    step = max(1, _BLOCK_ELEMENTS // max(1, place[0].size))
+    if heads:
+        step = math.ceil(step / config.head_dim) * config.head_dim
+    for start in range(0, rows, step):
+        block = source.read_rows(name, start, min(start + step, rows))
+        place[start : start + step] = _join_halves(block, config.head_dim) if heads else block
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> Shaped[np.ndarray, "*shape"]:

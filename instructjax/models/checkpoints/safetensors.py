@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ class SafetensorsFolder:
 
     Args:
       folder: holds model.safetensors, or shards and model.safetensors.index.json.
+      renames: pairs of a pattern and what replaces it, for older names of tensors; the first
+        that matches a name counts.
 
     Attributes:
       files: the weight files, in order of their names.
@@ -36,9 +40,11 @@ class SafetensorsFolder:
 
     spelling: Spelling = "hf"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, renames: Sequence[tuple[str, str]] = ()) -> None:
         self.folder = folder
-        index = _read_index(folder)
+        self._renames = [(re.compile(pattern), new) for pattern, new in renames]
+        self._stored: dict[str, str] = {}
+        index = {self._rename(name): shard for name, shard in _read_index(folder).items()}
         names = sorted(set(index.values())) if index else [_SINGLE]
         self.files = [folder / name for name in names]
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -52,13 +58,19 @@ class SafetensorsFolder:
                     file=folder / _INDEX,
                 )
 
+    def _rename(self, name: str) -> str:
+        for pattern, new in self._renames:
+            if pattern.search(name):
+                return pattern.sub(new, name)
+        return name
+
     def _read_header(self, file: Path) -> None:
         if not file.is_file():
             raise ModelError("the index names this shard, but it is missing", file=file)
         try:
             with safe_open(file, "numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                    view = tensors.get_slice(name)
+                for stored in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                    view, name = tensors.get_slice(stored), self._rename(stored)
                     if name in self.shapes:
                         raise ModelError(
                             f"tensor {name} is also in {self._file_of[name].name}", file=file
@@ -71,6 +83,7 @@ class SafetensorsFolder:
                         )
                     self.shapes[name] = tuple(view.get_shape())
                     self._file_of[name] = file
+                    self._stored[name] = stored
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from error
 
@@ -84,7 +97,7 @@ class SafetensorsFolder:
         try:
             # Opened anew each time: a map kept open would hold on to every page ever read.
             with safe_open(file, "numpy") as tensors:
-                return tensors.get_slice(name)[start:stop]
+                return tensors.get_slice(self._stored[name])[start:stop]
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from error
 

@@ -10,12 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.errors import ModelError
+from instructjax.models.families.cohere import COHERE, COHERE2
 from instructjax.models.families.family import Family, TensorRule
+from instructjax.models.families.gemma import GEMMA, GEMMA2, GEMMA3
+from instructjax.models.families.gpt2 import GPT2
+from instructjax.models.families.gpt_neox import GPT_NEOX
+from instructjax.models.families.granite import GRANITE
 from instructjax.models.families.llama import LLAMA
+from instructjax.models.families.mistral import MINISTRAL, MISTRAL
+from instructjax.models.families.mixtral import MIXTRAL
+from instructjax.models.families.olmo import OLMO2, OLMO3, OLMOE
+from instructjax.models.families.phi import PHI3
+from instructjax.models.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from instructjax.models.families.smollm3 import SMOLLM3
+from instructjax.models.families.stablelm import STABLELM
 
 __all__ = ["FAMILIES", "Family", "TensorRule", "family_for_gguf", "family_for_hf"]
 
-FAMILIES: tuple[Family, ...] = (LLAMA,)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    MISTRAL,
+    MINISTRAL,
+    SMOLLM3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    OLMO2,
+    OLMO3,
+    PHI3,
+    GRANITE,
+    GPT_NEOX,
+    GPT2,
+    STABLELM,
+    COHERE,
+    COHERE2,
+    MIXTRAL,
+    QWEN3_MOE,
+    OLMOE,
+)
 
 
 def family_for_hf(config: Mapping[str, Any], file: Path) -> Family:
@@ -55,10 +89,10 @@ def family_for_gguf(architecture: object, file: Path) -> Family:
     Raises:
       ModelError: no family covers it.
     """
-    for family in FAMILIES:
-        if architecture == family.gguf_architecture:
-            return family
-    supported = ", ".join(f.gguf_architecture for f in FAMILIES)
+    known = {f.gguf_architecture: f for f in FAMILIES if f.gguf_architecture is not None}
+    if isinstance(architecture, str) and architecture in known:
+        return known[architecture]
+    supported = ", ".join(known)
     raise ModelError(
         f"GGUF architecture {architecture!r} is not supported",
         file=file,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from instructjax.models.config import DecoderConfig
 
@@ -19,27 +19,54 @@ def _always(_: DecoderConfig) -> bool:
     return True
 
 
+def _sizes(config: DecoderConfig) -> dict[str, int]:
+    return {
+        "V": config.vocab_size,
+        "E": config.hidden_size,
+        "F": config.intermediate_size,
+        "P": config.max_positions,
+        "X": config.num_experts,
+        "H": config.num_heads,
+        "J": config.num_kv_heads,
+        "D": config.head_dim,
+        "Q": config.num_heads * config.head_dim,
+        "K": config.num_kv_heads * config.head_dim,
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorRule:
     """Where one tensor (or one a layer) of a checkpoint goes.
 
     Attributes:
       param: dotted path in the parameter tree.
-      dims: the stored shape, outermost first, in letters: V vocabulary, E hidden, F
-        intermediate, Q query heads times head width, K key-value heads times head width.
-      hf, gguf: its name in either kind of file; "{layer}" stands for the layer's index.
+      dims: the shape, outermost first, in letters: V vocabulary, E hidden, F intermediate,
+        P positions, X experts, H query heads, J key-value heads, D head width, Q = H D, K = J D.
+      hf, gguf: its name in either kind of file; "{layer}" stands for the layer's index, and
+        "{each}" for an index of what `each` counts. None: such files are not supported.
       transpose: stored [out, in], kept [in, out].
       rotary_heads: for "query" and "key", GGUF stores the two halves of each head's rotary
         pairs interleaved; they are put back side by side, as Hugging Face has them.
+      interleaved: Hugging Face has them interleaved as well.
+      fused: letters of the parameters that are stored as one tensor, one after the other along
+        the axis `fused_axis`; this one is number `index` among them.
+      by_head: within a fused tensor the parts alternate, head by head.
+      each: a letter; the parameter has a further leading axis, stored as a tensor each.
       when: whether a configuration has this tensor at all.
     """
 
     param: str
     dims: str
     hf: str
-    gguf: str
+    gguf: str | None = None
     transpose: bool = False
     rotary_heads: Literal["query", "key"] | None = None
+    interleaved: bool = False
+    fused: str = ""
+    index: int = 0
+    fused_axis: int = 0
+    by_head: bool = False
+    each: str = ""
     when: Callable[[DecoderConfig], bool] = _always
 
     @property
@@ -47,32 +74,64 @@ class TensorRule:
         """Whether every layer has one, stacked on a leading axis."""
         return "{layer}" in self.hf
 
-    def name(self, spelling: Spelling, layer: int = 0) -> str:
+    def name(self, spelling: Spelling, layer: int = 0, each: int = 0) -> str:
         """The tensor's name in a file of that spelling."""
-        return getattr(self, spelling).replace("{layer}", str(layer))
+        name = self.hf if spelling == "hf" else self.gguf
+        assert name is not None  # a family without GGUF is never asked
+        return name.replace("{layer}", str(layer)).replace("{each}", str(each))
+
+    def count(self, config: DecoderConfig) -> int:
+        """How many tensors a layer hold the parameter."""
+        return _sizes(config)[self.each] if self.each else 1
+
+    def part_shape(self, config: DecoderConfig) -> tuple[int, ...]:
+        """The shape of what is read from one tensor."""
+        sizes = _sizes(config)
+        return tuple(sizes[letter] for letter in self.dims)
 
     def stored_shape(self, config: DecoderConfig) -> tuple[int, ...]:
         """The shape of one tensor as the checkpoint has it."""
-        sizes = {
-            "V": config.vocab_size,
-            "E": config.hidden_size,
-            "F": config.intermediate_size,
-            "Q": config.num_heads * config.head_dim,
-            "K": config.num_kv_heads * config.head_dim,
-        }
-        return tuple(sizes[letter] for letter in self.dims)
+        shape, sizes = list(self.part_shape(config)), _sizes(config)
+        if self.fused:
+            shape[self.fused_axis] = sum(sizes[letter] for letter in self.fused)
+        return tuple(shape)
 
     def param_shape(self, config: DecoderConfig) -> tuple[int, ...]:
         """The shape of the parameter, the axis of layers included."""
-        shape = self.stored_shape(config)
+        shape = self.part_shape(config)
         shape = shape[::-1] if self.transpose else shape
+        shape = (self.count(config), *shape) if self.each else shape
         return (config.num_layers, *shape) if self.stacked else shape
+
+    def part_of(
+        self, stored: Shaped[np.ndarray, "*shape"], config: DecoderConfig
+    ) -> Shaped[np.ndarray, "*part"]:
+        """This parameter's share of a fused tensor."""
+        sizes = _sizes(config)
+        if self.by_head:
+            heads = stored.reshape(config.num_heads, len(self.fused), -1, *stored.shape[1:])
+            return heads[:, self.index].reshape(-1, *stored.shape[1:])
+        before, own = self.fused[: self.index], self.fused[self.index]
+        start = sum(sizes[letter] for letter in before)
+        at = (slice(None),) * self.fused_axis + (slice(start, start + sizes[own]),)
+        return stored[at]
 
     def num_rotary_heads(self, config: DecoderConfig, spelling: Spelling) -> int:
         """Heads whose rotary pairs are interleaved in such a file; 0 where none are."""
-        if spelling == "hf" or self.rotary_heads is None:
+        if self.rotary_heads is None or (spelling == "hf" and not self.interleaved):
             return 0
         return config.num_heads if self.rotary_heads == "query" else config.num_kv_heads
+
+
+ConfigFromGguf = Callable[
+    [
+        Mapping[str, Any],
+        Mapping[str, tuple[int, ...]],
+        Float[np.ndarray, " half"] | None,
+        Path,
+    ],
+    DecoderConfig,
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,31 +141,25 @@ class Family:
     Attributes:
       model_type: Hugging Face's `model_type`.
       architectures: Hugging Face's class names that this family covers.
-      gguf_architecture: `general.architecture` in GGUF files.
+      gguf_architecture: `general.architecture` in GGUF files; None: those are not supported.
       config_from_hf: the configuration from the dict of a config.json. Arguments: the dict,
         the file (for messages).
       config_from_gguf: the configuration from GGUF metadata. Arguments: the metadata, the
         shape of every tensor, the factors of `rope_freqs.weight` or None, the file.
       tensors: the tensors.
       harmless: patterns of full tensor names that carry nothing and are passed over.
+      renames: pairs of a pattern and what replaces it, for older names of tensors.
       tied_copy: the tensor of a Hugging Face file that repeats the embedding when they are tied.
     """
 
     model_type: str
     architectures: tuple[str, ...]
-    gguf_architecture: str
     config_from_hf: Callable[[Mapping[str, Any], Path], DecoderConfig]
-    config_from_gguf: Callable[
-        [
-            Mapping[str, Any],
-            Mapping[str, tuple[int, ...]],
-            Float[np.ndarray, " half"] | None,
-            Path,
-        ],
-        DecoderConfig,
-    ]
     tensors: tuple[TensorRule, ...]
     harmless: Mapping[Spelling, Collection[str]]
+    gguf_architecture: str | None = None
+    config_from_gguf: ConfigFromGguf | None = None
+    renames: tuple[tuple[str, str], ...] = ()
     tied_copy: str = "lm_head.weight"
 
     def rules(self, config: DecoderConfig) -> tuple[TensorRule, ...]:
@@ -117,4 +170,5 @@ class Family:
         """Every tensor name that a checkpoint of this configuration must hold, with its rule."""
         for rule in self.rules(config):
             for layer in range(config.num_layers if rule.stacked else 1):
-                yield rule.name(spelling, layer), rule
+                for each in range(rule.count(config)):
+                    yield rule.name(spelling, layer, each), rule

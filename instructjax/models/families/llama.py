@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from instructjax.errors import ModelError
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families.family import Family, TensorRule
+from instructjax.models.families.hf import check_config, read_config
 from instructjax.models.families.options import Options
-from instructjax.models.families.rope import float32_value, rope_from_gguf, rope_from_hf
-
-# Options that change the function computed, with the values under which this decoder is it.
-# What is not listed here is a matter of training, generation or bookkeeping.
-_SUPPORTED_HF: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "hidden_activation": ("silu", "swish"),
-    "quantization_config": ({},),
-    "sliding_window": (),
-    "use_sliding_window": (False,),
-    "attention_chunk_size": (),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-    "partial_rotary_factor": (1, 1.0),
-    "no_rope_layers": ([],),
-    "no_rope_layer_interval": (0,),
-    "num_experts": (0,),
-    "num_local_experts": (0,),
-    "n_routed_experts": (0,),
-    "qk_norm": (False,),
-    "use_qk_norm": (False,),
-    "clip_qkv": (),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "query_pre_attn_scalar": (),
-    "attention_multiplier": (),
-    "embedding_multiplier": (1, 1.0),
-    "residual_multiplier": (1, 1.0),
-    "logits_scaling": (1, 1.0),
-    "logit_scale": (1, 1.0),
-}
+from instructjax.models.families.rope import float32_value, rope_from_gguf
 
 _HEADER_GGUF: Mapping[str, tuple[Any, ...]] = {
     "expert_count": (0,),
@@ -77,36 +48,11 @@ _KNOWN_GGUF = {
 }
 
 
-def _config_from_hf(values: Mapping[str, Any], file: Path) -> DecoderConfig:
-    options = Options(values, file)
-    options.refuse(_SUPPORTED_HF)
-    layer_types = options.get("layer_types", [])
-    if any(kind != "full_attention" for kind in layer_types):
-        raise options.error("layer_types", "is not supported, only 'full_attention'")
-    num_heads = options.integer("num_attention_heads")
-    hidden_size = options.integer("hidden_size")
-    max_positions = options.integer("max_position_embeddings", 2048)
-    if options.get("head_dim") is None and hidden_size % num_heads:
-        raise options.error("hidden_size", f"is not a multiple of the {num_heads} heads")
-    return _checked(
-        DecoderConfig(
-            family="llama",
-            vocab_size=options.integer("vocab_size"),
-            hidden_size=hidden_size,
-            intermediate_size=options.integer("intermediate_size"),
-            num_layers=options.integer("num_hidden_layers"),
-            num_heads=num_heads,
-            num_kv_heads=options.integer("num_key_value_heads", num_heads),
-            head_dim=options.integer("head_dim", hidden_size // num_heads),
-            norm_eps=options.number("rms_norm_eps", 1e-6),
-            max_positions=max_positions,
-            rope=rope_from_hf(options, default_theta=10_000.0, max_positions=max_positions),
-            tie_embeddings=options.flag("tie_word_embeddings", False),
-            attention_bias=options.flag("attention_bias", False),
-            mlp_bias=options.flag("mlp_bias", False),
-        ),
-        file,
-    )
+def _fields(options: Options, base: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "attention_bias": options.flag("attention_bias", False),
+        "mlp_bias": options.flag("mlp_bias", False),
+    }
 
 
 def _config_from_gguf(
@@ -127,7 +73,7 @@ def _config_from_gguf(
         if options.integer(key, head_dim) != head_dim:
             raise options.error(key, f"differs from the head width {head_dim}")
     embedding = shapes.get("token_embd.weight", (1,))
-    return _checked(
+    return check_config(
         DecoderConfig(
             family="llama",
             vocab_size=options.integer("vocab_size", embedding[0]),
@@ -149,19 +95,6 @@ def _config_from_gguf(
         ),
         file,
     )
-
-
-def _checked(config: DecoderConfig, file: Path) -> DecoderConfig:
-    if config.num_heads % config.num_kv_heads:
-        raise ModelError(
-            f"{config.num_heads} heads do not divide over {config.num_kv_heads} key-value heads",
-            file=file,
-        )
-    if config.head_dim % 2:
-        raise ModelError(
-            f"head width {config.head_dim} is odd: rotary pairs need it even", file=file
-        )
-    return config
 
 
 def _block(
@@ -198,7 +131,9 @@ LLAMA = Family(
     model_type="llama",
     architectures=("LlamaForCausalLM", "LLaMAForCausalLM"),
     gguf_architecture="llama",
-    config_from_hf=_config_from_hf,
+    config_from_hf=partial(
+        read_config, family="llama", fields=_fields, reads=("attention_bias", "mlp_bias")
+    ),
     config_from_gguf=_config_from_gguf,
     tensors=(
         TensorRule(

@@ -21,16 +21,47 @@ _KNOWN = {
     "high_freq_factor",
     "original_max_position_embeddings",
     "partial_rotary_factor",
+    "beta_fast",
+    "beta_slow",
+    "truncate",
+    "mscale",
+    "mscale_all_dim",
+    "attention_factor",
+    "short_factor",
+    "long_factor",
+}
+# What each kind reads; an option of another kind is refused, for nobody says what it would do.
+_SHARED = {"rope_theta", "rope_type", "type", "factor", "original_max_position_embeddings"}
+_SHARED |= {"partial_rotary_factor"}
+_READ: dict[str, set[str]] = {
+    "default": _KNOWN,  # all of them without effect
+    "linear": _SHARED,
+    "dynamic": _SHARED,
+    "llama3": _SHARED | {"low_freq_factor", "high_freq_factor"},
+    "yarn": _SHARED
+    | {"beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim", "attention_factor"},
+    "longrope": _SHARED | {"short_factor", "long_factor", "attention_factor"},
 }
 
 
-def rope_from_hf(options: Options, *, default_theta: float, max_positions: int) -> RopeConfig:
+def rope_from_hf(
+    options: Options,
+    *,
+    default_theta: float,
+    max_positions: int,
+    rotary_dim: int | None = None,
+    layer_type: str | None = None,
+    partial: bool = False,
+) -> RopeConfig:
     """Read `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
 
     Args:
       options: the whole configuration.
       default_theta: the family's base where the file gives none.
       max_positions: the model's longest sequence in tokens.
+      rotary_dim: how many features of a head are turned, where a kind has one number a plane.
+      layer_type: where `rope_parameters` has one object a type of layer, the one to read.
+      partial: `partial_rotary_factor` is read elsewhere; else it must be 1.
 
     Raises:
       ModelError: a kind of scaling that is not supported, or two spellings that disagree.
@@ -38,6 +69,8 @@ def rope_from_hf(options: Options, *, default_theta: float, max_positions: int) 
     new, old = options.get("rope_parameters", {}), options.get("rope_scaling", {})
     if not isinstance(new, dict) or not isinstance(old, dict):
         raise options.error("rope_parameters" if old == {} else "rope_scaling", "must be an object")
+    if layer_type is not None and isinstance(new.get(layer_type), dict):
+        new = new[layer_type]
     if new and old and {**new, **old} != new:
         raise options.error("rope_scaling", "contradicts `rope_parameters`")
     given = {name: value for name, value in (new or old).items() if value is not None}
@@ -46,7 +79,8 @@ def rope_from_hf(options: Options, *, default_theta: float, max_positions: int) 
     rope = Options(given, options.file)
     if unknown := sorted(set(given) - _KNOWN):
         raise rope.error(unknown[0], "is an option of rotary positions that is not supported")
-    rope.refuse({"partial_rotary_factor": (1, 1.0)})
+    if not partial:
+        rope.refuse({"partial_rotary_factor": (1, 1.0)})
 
     theta = options.number("rope_theta", default_theta)
     if rope.get("rope_theta") is not None:
@@ -55,25 +89,67 @@ def rope_from_hf(options: Options, *, default_theta: float, max_positions: int) 
             raise options.error("rope_theta", "contradicts `rope_parameters`")
     key = "rope_type" if "rope_type" in given else "type"
     kind = rope.get(key, "default")
+    if not isinstance(kind, str) or kind not in _READ:
+        raise rope.error(key, f"is not supported, only {', '.join(map(repr, _READ))}")
+    if strange := sorted(set(given) - _READ[kind]):
+        raise rope.error(strange[0], f"is no option of rotary positions of type {kind!r}")
     if kind == "default":
         return RopeConfig(theta=theta)
     if kind == "linear" or kind == "dynamic":
         return RopeConfig(theta=theta, kind=kind, factor=rope.number("factor"))
+    pretrained = options.get("original_max_position_embeddings")
+    original = (
+        rope.integer("original_max_position_embeddings", max_positions)
+        if pretrained is None
+        else options.integer("original_max_position_embeddings")
+    )
     if kind == "llama3":
-        pretrained = options.get("original_max_position_embeddings")
         return RopeConfig(
             theta=theta,
             kind="llama3",
             factor=rope.number("factor"),
             low_freq_factor=rope.number("low_freq_factor"),
             high_freq_factor=rope.number("high_freq_factor"),
-            original_max_positions=(
-                rope.integer("original_max_position_embeddings", max_positions)
-                if pretrained is None
-                else options.integer("original_max_position_embeddings")
-            ),
+            original_max_positions=original,
         )
-    raise rope.error(key, "is not supported, only 'default', 'linear', 'dynamic' and 'llama3'")
+    factor = rope.number("factor", max_positions / original)
+    if kind == "yarn":
+        return RopeConfig(
+            theta=theta,
+            kind="yarn",
+            factor=factor,
+            original_max_positions=original,
+            beta_fast=rope.number("beta_fast", 32.0),
+            beta_slow=rope.number("beta_slow", 1.0),
+            truncate=rope.flag("truncate", True),
+            attention_factor=rope.number("attention_factor", _yarn_attention(rope, factor)),
+        )
+    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return RopeConfig(
+        theta=theta,
+        kind="longrope",
+        original_max_positions=original,
+        divisors=_numbers(rope, "short_factor", rotary_dim),
+        attention_factor=rope.number("attention_factor", attention),
+    )
+
+
+def _yarn_attention(rope: Options, factor: float) -> float:
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return mscale(rope.number("mscale")) / mscale(rope.number("mscale_all_dim"))
+    return mscale(1.0)
+
+
+def _numbers(rope: Options, name: str, rotary_dim: int | None) -> tuple[float, ...]:
+    values = rope.get(name)
+    if not isinstance(values, list):
+        raise rope.error(name, "must be a list of numbers")
+    if rotary_dim is not None and len(values) != rotary_dim // 2:
+        raise rope.error(name, f"must have {rotary_dim // 2} numbers")
+    return tuple(Options({name: value}, rope.file).number(name) for value in values)
 
 
 def rope_from_gguf(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from instructjax.scoring.vocabulary import (
     ROWS,
+    Softcap,
     add_log_sum,
     finish_log_sum,
     fold_vocabulary,
@@ -59,12 +60,14 @@ def hidden_divergences(
     table_p: Float[Array, "V E"],
     hidden_q: Float[Array, "M F"],
     table_q: Float[Array, "V F"],
+    softcap_p: Softcap = None,
+    softcap_q: Softcap = None,
 ) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
     """KL(p || q) and Jensen-Shannon divergence, nats, from hidden states and output tables.
 
     The widths E and F of two models may differ, their vocabularies may not. Logits exist for a
-    tile of positions and vocabulary at a time, and are computed twice: for the normalizers, then
-    for the sums.
+    tile of positions and vocabulary at a time, capped where a model caps them, and are computed
+    twice: for the normalizers, then for the sums.
 
     >>> table = jnp.log(jnp.array([[0.25], [0.75]]))
     >>> kl, js = hidden_divergences(jnp.zeros((1, 1)), table, jnp.ones((1, 1)), table)
@@ -73,7 +76,7 @@ def hidden_divergences(
     """
 
     def divide(states: tuple[Array, Array]) -> tuple[Array, Array]:
-        heads = ((states[0], table_p), (states[1], table_q))
+        heads = ((states[0], table_p, softcap_p), (states[1], table_q, softcap_q))
         sums = fold_vocabulary(
             lambda sums, _, logits: tuple(map(add_log_sum, sums, logits)),
             (start_log_sum(), start_log_sum()),

@@ -112,10 +112,11 @@ def _diverge(model: Model, other: Model, window: list[_Pair]) -> Iterator[Diverg
         states, states_q = both[: len(p)], both[len(p) :]
     else:
         states, states_q = hidden_before_targets(model, p), hidden_before_targets(other, q)
-    table, table_q = output_table(model), output_table(other)
+    tables = output_table(model), output_table(other)
+    caps = model.config.logit_softcap, other.config.logit_softcap
     found = []
     for count, (h, h_q) in make_blocks(np.concatenate(states), np.concatenate(states_q)):
-        divergences = jax.device_get(_hidden_divergences(h, table, h_q, table_q))
+        divergences = jax.device_get(_hidden_divergences(h, tables[0], h_q, tables[1], *caps))
         found.append(np.stack(divergences)[:, :count])
     stops = np.cumsum([request.num_tokens for request in p])[:-1]
     by_row = np.split(np.concatenate(found, axis=1), stops, axis=1)

@@ -210,10 +210,10 @@ def _boundary_masses(
         for request in requests
     ]
     states = np.concatenate(hidden_before_targets(model, longer))
-    table = output_table(model)
+    table, softcap = output_table(model), model.config.logit_softcap
     sets = jnp.asarray(np.stack([kinds.starts_word, kinds.control]))
     found = [
-        jax.device_get(_log_mass(hidden, table, sets))[:count]
+        jax.device_get(_log_mass(hidden, table, sets, softcap))[:count]
         for count, (hidden,) in make_blocks(states)
     ]
     stops = np.cumsum([request.num_tokens for request in longer])[:-1]

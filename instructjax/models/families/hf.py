@@ -1,0 +1,367 @@
+"""What the families of Hugging Face share: how a config.json is read, how tensors are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from instructjax.errors import ModelError
+from instructjax.models.config import DecoderConfig, LayerKind, RopeConfig
+from instructjax.models.families.family import Spelling, TensorRule
+from instructjax.models.families.options import Options
+from instructjax.models.families.rope import rope_from_hf
+
+# Options that change the function computed, with the values under which a decoder without further
+# parts is it. A family takes those off that it reads. What is not listed here is a matter of
+# training, generation or bookkeeping.
+_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "quantization_config": ({},),
+    "sliding_window": (),
+    "use_sliding_window": (False,),
+    "layer_types": (),
+    "attention_chunk_size": (),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "use_bidirectional_attention": (False,),
+    "partial_rotary_factor": (1, 1.0),
+    "rotary_pct": (1, 1.0),
+    "no_rope_layers": ([],),
+    "no_rope_layer_interval": (0,),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
+    "n_routed_experts": (0,),
+    "qk_norm": (False,),
+    "qk_layernorm": (False,),
+    "use_qk_norm": (False,),
+    "clip_qkv": (),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "query_pre_attn_scalar": (),
+    "attention_multiplier": (),
+    "embedding_multiplier": (1, 1.0),
+    "residual_multiplier": (1, 1.0),
+    "logits_scaling": (1, 1.0),
+    "logit_scale": (1, 1.0),
+    "attention_bias": (False,),
+    "use_qkv_bias": (False,),
+    "mlp_bias": (False,),
+    "use_parallel_residual": (False,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+}
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+HARMLESS: Mapping[Spelling, Collection[str]] = {"hf": (r".*rotary_emb\.inv_freq",), "gguf": ()}
+
+Fields = Callable[[Options, dict[str, Any]], dict[str, Any]]
+
+
+def read_config(
+    values: Mapping[str, Any],
+    file: Path,
+    *,
+    family: str,
+    fields: Fields,
+    reads: Collection[str] = (),
+    defaults: Mapping[str, Any] = {},
+    eps: str = "rms_norm_eps",
+    theta: float = 10_000.0,
+    activations: Collection[str] = ("silu", "swish"),
+    rotary: float = 1.0,
+) -> DecoderConfig:
+    """The configuration of a decoder from a config.json.
+
+    Args:
+      values: what the file holds.
+      file: that file, for messages.
+      family: the `model_type`.
+      fields: what the family adds to the fields that all have, or puts in their place; it is given
+        the options and the fields read so far.
+      reads: options that the family reads; others that change the function are refused.
+      defaults: values of options that a file may leave out; null is a value.
+      eps: the option of the norms' epsilon.
+      theta: the base of rotary positions where the file has none.
+      activations: those that the family is made with.
+      rotary: the share of a head's features that is turned, where the file does not say.
+
+    Raises:
+      ModelError: an option is missing, wrong or not supported.
+    """
+    # An option that is null is not one that is left out: Gemma 2 without a cap writes null.
+    options = Options({**defaults, **values}, file)
+    options.refuse({name: known for name, known in _SUPPORTED.items() if name not in reads})
+    for name in ("hidden_act", "hidden_activation"):
+        options.refuse({name: tuple(activations)})
+    if "layer_types" not in reads and any(
+        kind != "full_attention" for kind in options.get("layer_types", [])
+    ):
+        raise options.error("layer_types", "is not supported, only 'full_attention'")
+    num_heads = options.integer("num_attention_heads")
+    hidden_size = options.integer("hidden_size")
+    max_positions = options.integer("max_position_embeddings", 2048)
+    if options.get("head_dim") is None and hidden_size % num_heads:
+        raise options.error("hidden_size", f"is not a multiple of the {num_heads} heads")
+    head_dim = options.integer("head_dim", hidden_size // num_heads)
+    act = options.get("hidden_activation", options.get("hidden_act", next(iter(activations))))
+    rotary_dim = _rotary_dim(options, reads, head_dim, rotary)
+    base: dict[str, Any] = {
+        "family": family,
+        "vocab_size": options.integer("vocab_size"),
+        "hidden_size": hidden_size,
+        "intermediate_size": options.integer("intermediate_size"),
+        "num_layers": options.integer("num_hidden_layers"),
+        "num_heads": num_heads,
+        "num_kv_heads": options.integer("num_key_value_heads", num_heads),
+        "head_dim": head_dim,
+        "norm_eps": options.number(eps, 1e-6),
+        "max_positions": max_positions,
+        "tie_embeddings": options.flag("tie_word_embeddings", False),
+        "activation": _ACTIVATIONS[act],
+        "rotary_dim": None if rotary_dim == head_dim else rotary_dim,
+    }
+    if "rope" not in reads:
+        base["rope"] = rope_from_hf(
+            options,
+            default_theta=theta,
+            max_positions=max_positions,
+            rotary_dim=rotary_dim,
+            partial="partial_rotary_factor" in reads,
+        )
+    config = DecoderConfig(**{**base, **fields(options, base)})
+    return check_config(_within_rope(config), file)
+
+
+def _rotary_dim(options: Options, reads: Collection[str], head_dim: int, default: float) -> int:
+    if "partial_rotary_factor" not in reads:
+        return head_dim
+    rope = options.get("rope_parameters") or options.get("rope_scaling") or {}
+    inner = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
+    outer = [name for name in ("partial_rotary_factor", "rotary_pct") if options.get(name)]
+    factor = options.number(outer[0]) if outer else default
+    if inner is not None:
+        factor = Options(rope, options.file).number("partial_rotary_factor")
+    dim = int(head_dim * factor)
+    if not 0 < dim <= head_dim or dim % 2:
+        raise options.error("partial_rotary_factor", f"turns {dim} of {head_dim} features")
+    return dim
+
+
+def _within_rope(config: DecoderConfig) -> DecoderConfig:
+    """A sequence beyond the original context of LongRoPE has other frequencies from its start."""
+    if config.rope.kind != "longrope":
+        return config
+    longest = min(config.max_positions, config.rope.original_max_positions)
+    return DecoderConfig(**{**vars(config), "max_positions": longest})
+
+
+def check_config(config: DecoderConfig, file: Path) -> DecoderConfig:
+    """The configuration as it is, if its heads fit together.
+
+    Raises:
+      ModelError: heads do not divide over key-value heads, or a head's width is odd.
+    """
+    if config.num_heads % config.num_kv_heads:
+        raise ModelError(
+            f"{config.num_heads} heads do not divide over {config.num_kv_heads} key-value heads",
+            file=file,
+        )
+    if config.head_dim % 2:
+        raise ModelError(
+            f"head width {config.head_dim} is odd: rotary pairs need it even", file=file
+        )
+    return config
+
+
+def sliding_layers(
+    options: Options, num_layers: int, default: Callable[[int], bool]
+) -> tuple[bool, ...]:
+    """Which layers have a window: `layer_types`, or the family's rule where that is absent."""
+    kinds = options.get("layer_types")
+    if kinds is None:
+        return tuple(default(i) for i in range(num_layers))
+    known = {"full_attention": False, "sliding_attention": True}
+    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= set(known):
+        raise options.error("layer_types", f"must name {' or '.join(known)} for each layer")
+    return tuple(known[kind] for kind in kinds)
+
+
+def windowed(
+    options: Options,
+    sliding: tuple[bool, ...],
+    full: RopeConfig,
+    local: RopeConfig | None = None,
+) -> tuple[LayerKind, ...]:
+    """The kind of each layer: those that slide have the window and, if given, `local` rotary."""
+    if not any(sliding) and (local is None or local == full):
+        return ()
+    window = options.integer("sliding_window") if any(sliding) else None
+    far = LayerKind(rope=full)
+    near = LayerKind(window=window, rope=local or full)
+    return tuple(near if slides else far for slides in sliding)
+
+
+def hf_tensors(
+    *,
+    embed: str = "model.embed_tokens",
+    head: str = "lm_head",
+    final_norm: str = "model.norm",
+    layer: str = "model.layers.{layer}.",
+    attention_norm: str = "input_layernorm",
+    mlp_norm: str = "post_attention_layernorm",
+    attention_post_norm: str = "",
+    mlp_post_norm: str = "",
+    q: str | tuple[str, int] = "self_attn.q_proj",
+    k: str | tuple[str, int] = "self_attn.k_proj",
+    v: str | tuple[str, int] = "self_attn.v_proj",
+    o: str = "self_attn.o_proj",
+    gate: str | tuple[str, int] = "mlp.gate_proj",
+    up: str | tuple[str, int] = "mlp.up_proj",
+    down: str = "mlp.down_proj",
+    transposed: bool = False,
+    by_head: bool = False,
+    interleaved: bool = False,
+) -> tuple[TensorRule, ...]:
+    """Tensor rules from names as Hugging Face models have them; the defaults are Llama's.
+
+    Args:
+      embed, head, final_norm: names without ".weight".
+      layer: what stands before the names of a layer's tensors.
+      attention_norm, mlp_norm, attention_post_norm, mlp_post_norm: of the layer; a configuration
+        says which of them there are.
+      q, k, v, o, gate, up, down: of projections; (name, i) is part i of a fused one.
+      transposed: projections are stored [in, out].
+      by_head: queries, keys and values alternate head by head in a fused projection.
+      interleaved: rotary pairs lie side by side in queries and keys.
+    """
+
+    def norm(param: str, name: str, when: Callable[[DecoderConfig], bool]):
+        return (
+            TensorRule(param=f"{param}.scale", dims="E", hf=f"{name}.weight", when=when),
+            TensorRule(
+                param=f"{param}.bias",
+                dims="E",
+                hf=f"{name}.bias",
+                when=lambda config: config.norm_bias and when(config),
+            ),
+        )
+
+    def linear(
+        param: str,
+        dims: str,
+        name: str | tuple[str, int],
+        bias: Callable[[DecoderConfig], bool],
+        when: Callable[[DecoderConfig], bool] = lambda _: True,
+        fused: str = "",
+        rotary: Any = None,
+    ):
+        name, index = name if isinstance(name, tuple) else (name, None)
+        shared: dict[str, Any] = {"rotary_heads": rotary, "interleaved": interleaved}
+        if index is not None:
+            shared |= {"fused": fused, "index": index, "by_head": by_head and fused == "QKK"}
+        return (
+            TensorRule(
+                param=f"layers.{param}.kernel",
+                dims=dims[::-1] if transposed else dims,
+                hf=f"{layer}{name}.weight",
+                transpose=not transposed,
+                fused_axis=int(transposed),
+                when=when,
+                **shared,
+            ),
+            TensorRule(
+                param=f"layers.{param}.bias",
+                dims=dims[0],
+                hf=f"{layer}{name}.bias",
+                when=lambda config: bias(config) and when(config),
+                **shared,
+            ),
+        )
+
+    def is_dense(config: DecoderConfig) -> bool:
+        return not config.num_experts
+
+    def attention_bias(config: DecoderConfig) -> bool:
+        return config.attention_bias
+
+    def mlp_bias(config: DecoderConfig) -> bool:
+        return config.mlp_bias
+
+    return (
+        TensorRule(param="embed.embedding", dims="VE", hf=f"{embed}.weight"),
+        TensorRule(
+            param="lm_head.kernel",
+            dims="VE",
+            hf=f"{head}.weight",
+            when=lambda config: not config.tie_embeddings,
+        ),
+        *norm("final_norm", final_norm, lambda _: True),
+        *norm("layers.attention_norm", layer + attention_norm, lambda c: c.pre_norm),
+        *norm("layers.mlp_norm", layer + mlp_norm, lambda c: c.pre_norm and not c.shared_norm),
+        *norm("layers.attention_post_norm", layer + attention_post_norm, lambda c: c.post_norm),
+        *norm("layers.mlp_post_norm", layer + mlp_post_norm, lambda c: c.post_norm),
+        *linear("attention.q", "QE", q, attention_bias, fused="QKK", rotary="query"),
+        *linear("attention.k", "KE", k, attention_bias, fused="QKK", rotary="key"),
+        *linear("attention.v", "KE", v, attention_bias, fused="QKK"),
+        *linear("attention.o", "EQ", o, lambda config: config.has_output_bias),
+        *linear("mlp.gate", "FE", gate, mlp_bias, lambda c: c.gated and is_dense(c), fused="FF"),
+        *linear("mlp.up", "FE", up, mlp_bias, is_dense, fused="FF"),
+        *linear("mlp.down", "EF", down, mlp_bias, is_dense),
+    )
+
+
+def expert_tensors(router: str, gate: str, up: str, down: str) -> tuple[TensorRule, ...]:
+    """Rules of a router and of experts that are stored one by one ("{each}" is the expert)."""
+    layer = "model.layers.{layer}."
+    return (
+        TensorRule(param="layers.mlp.router.kernel", dims="XE", hf=layer + router, transpose=True),
+        *(
+            TensorRule(
+                param=f"layers.mlp.{name}", dims=dims, hf=layer + hf, transpose=True, each="X"
+            )
+            for name, dims, hf in (("gate", "FE", gate), ("up", "FE", up), ("down", "EF", down))
+        ),
+    )
+
+
+def experts(options: Options, count: str, normalize: bool) -> dict[str, Any]:
+    """The fields of a mixture of experts; `count` is the option with their number."""
+    number, chosen = options.integer(count), options.integer("num_experts_per_tok")
+    if chosen > number:
+        raise options.error("num_experts_per_tok", f"is more than the {number} experts")
+    return {
+        "num_experts": number,
+        "experts_per_token": chosen,
+        "normalize_experts": normalize,
+    }
+
+
+def qk_norms(
+    dims: tuple[str, str],
+    *,
+    names: tuple[str, str] = ("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
+    each: tuple[str, str] = ("", ""),
+    interleaved: bool = False,
+) -> tuple[TensorRule, TensorRule]:
+    """Rules of the norms of queries and keys; arguments are those of `TensorRule`, two of each."""
+
+    def rule(index: int, which: str, heads: Any) -> TensorRule:
+        return TensorRule(
+            param=f"layers.attention.{which}_norm.scale",
+            dims=dims[index],
+            hf="model.layers.{layer}." + names[index],
+            rotary_heads=heads,
+            interleaved=interleaved,
+            each=each[index],
+            when=lambda config: config.qk_norm is not None,
+        )
+
+    return rule(0, "q", "query"), rule(1, "k", "key")
