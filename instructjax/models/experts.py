@@ -27,8 +27,8 @@ def route(
       normalize: the weights of a token add up to 1; else they are probabilities among all experts.
 
     >>> weights, chosen = route(jnp.log(jnp.array([[0.5, 0.125, 0.375]])), 2, normalize=True)
-    >>> weights.round(3).tolist(), chosen.tolist()
-    ([[0.571, 0.429]], [[0, 2]])
+    >>> [round(float(weight), 3) for weight in weights[0]], chosen.tolist()
+    ([0.571, 0.429], [[0, 2]])
     """
     weights, chosen = lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), count)
     weights = weights / weights.sum(-1, keepdims=True) if normalize else weights
