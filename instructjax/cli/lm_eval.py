@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +28,10 @@ class LmEval:
     """Examples before each question; by default what the task says."""
     limit: float | None = None
     """Documents a task, or below 1 a share of them: for a try, not for a result."""
-    apply_chat_template: bool = False
+    apply_chat_template: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write contexts as conversations with the model's chat template."""
     fewshot_as_multiturn: bool = True
-    """In conversations, write the examples into the one user turn, not as turns of their own."""
+    """In conversations, write the examples as turns of their own, not into the one user turn."""
     system_instruction: str | None = None
     """A system turn; without a chat template, text before each context."""
     out: Path | None = None
@@ -47,7 +49,7 @@ class LmEval:
     model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; float32 is exact."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an existing file of results."""
 
     def run(self) -> int:

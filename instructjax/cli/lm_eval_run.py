@@ -11,7 +11,7 @@ from typing import Any
 
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import escape_controls
-from instructjax.errors import DataError, UsageError
+from instructjax.errors import DataError, UsageError, remedy_for_writing
 from instructjax.models import parse_spec
 
 
@@ -102,7 +102,8 @@ def _write(path: Path, text: str) -> None:
         raise DataError(
             f"the results cannot be written: {error.strerror or error}",
             file=path,
-            remedy="make space or choose another place; with --use-cache nothing is scored again",
+            remedy=f"{remedy_for_writing(error)} or choose another place; with --use-cache nothing "
+            "is scored again",
         ) from error
     finally:
         part.unlink(missing_ok=True)

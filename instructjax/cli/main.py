@@ -97,7 +97,6 @@ def _parse(args: list[str]) -> Verb:
         description="Pr(y | c, z) of instruction-tuned language models: c the instruction, z the "
         "user's input, y the response.",
         args=args,
-        config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -22,8 +23,10 @@ def make_reject(example: Example, error: InstructJaxError) -> Reject:
     file, place = example.place or ("", example.id or "")
     kind = "cannot be encoded" if isinstance(error, PromptError) else "cannot be used"
     remedy = f"; {error.remedy}" if error.remedy else ""
-    names = ("instruction", "input", "output", "prompt_ids", "output_ids")
-    values = {name: value for name in names if (value := getattr(example, name))}
+    names = ("id", "task", "system", "history", "instruction", "input", "output")
+    given = {name: getattr(example, name) for name in (*names, "prompt_ids", "output_ids")}
+    given["history"] = [asdict(turn) for turn in example.turns]
+    values = {name: value for name, value in given.items() if value is not None and len(value)}
     return Reject(
         file=file,
         row=place,

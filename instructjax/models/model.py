@@ -29,6 +29,7 @@ class Model:
       tokenizer: text to ids and back, with the chat template.
       dtype: of parameters and activations, "float32" or "bfloat16".
       fingerprint: sha256 over weights and configuration.
+      weights: the type that most of the parameters were stored in, such as "BF16" or "Q4_1".
     """
 
     name: str
@@ -38,6 +39,7 @@ class Model:
     tokenizer: Tokenizer
     dtype: str
     fingerprint: str
+    weights: str
 
     def __repr__(self) -> str:
         return (
@@ -100,4 +102,5 @@ def load_model(spec: str | Path, *, dtype: str = "float32") -> Model:
         tokenizer=checkpoint.tokenizer,
         dtype=dtype,
         fingerprint=checkpoint.fingerprint,
+        weights=checkpoint.weights,
     )

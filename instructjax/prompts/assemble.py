@@ -14,7 +14,7 @@ from instructjax.prompts.layouts import Layout
 from instructjax.prompts.options import PromptOptions
 from instructjax.prompts.prepare import Prompt
 from instructjax.prompts.tokenizer import Tokenizer
-from instructjax.prompts.truncation import cut_prompt, find_contents
+from instructjax.prompts.truncation import TooLong, cut_prompt, find_contents
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -58,9 +58,9 @@ def assemble_rows(
         ids, spans = one.ids, one.spans
         if limit is not None and length > limit:
             if options.truncation == "error":
-                raise PromptError(
+                raise TooLong(
                     f"prompt and response are {length} tokens, more than {limit}",
-                    remedy="raise max_length, or set truncation to left or middle",
+                    remedy="set truncation to left or middle",
                 )
             if cuttable is None:
                 cuttable = _cuttable_bytes(tokenizer, layout, prompt)

@@ -15,6 +15,7 @@ from instructjax.prompts.parts import Parts, select_parts
 from instructjax.prompts.prepare import PromptBuilder
 from instructjax.prompts.request import Request
 from instructjax.prompts.tokenizer import Tokenizer
+from instructjax.prompts.truncation import TooLong
 
 
 class PromptEncoder:
@@ -26,6 +27,7 @@ class PromptEncoder:
       tokenizer: of the model.
       options: how c, z and y become ids.
       vocab_size: how many ids the model knows, for ids given directly; the tokenizer's by default.
+      max_positions: the longest sequence of the model, beyond which no one is told to go.
 
     Raises:
       UsageError: a layout file that cannot be read.
@@ -45,10 +47,12 @@ class PromptEncoder:
         options: PromptOptions | None = None,
         *,
         vocab_size: int | None = None,
+        max_positions: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.options = options or PromptOptions()
         self._vocab_size = vocab_size or tokenizer.vocab_size
+        self._max_positions = max_positions
         self._layout = make_layout(tokenizer, self.options)
         self._builder = PromptBuilder(tokenizer, self._layout, self.options)
 
@@ -84,11 +88,14 @@ class PromptEncoder:
                 )
             return self._encode_text(example, row, context)
         except PromptError as error:
+            remedy = error.remedy
+            if isinstance(error, TooLong) and self.options.max_length != self._max_positions:
+                remedy = f"raise max_length, or {remedy}"
             raise PromptError(
                 error.message,
                 file=error.file,
                 row=example.id or f"row {row + 1}",
-                remedy=error.remedy,
+                remedy=remedy,
             ) from error
 
     def _encode_text(self, example: Example, row: int, context: str) -> list[Request]:

@@ -14,6 +14,7 @@ from instructjax.prompts.options import check_choice
 from instructjax.prompts.parts import CONTEXTS
 from instructjax.prompts.request import Request
 from instructjax.prompts.tokenizer import Tokenizer
+from instructjax.prompts.truncation import TooLong
 
 
 def encode_given(
@@ -64,9 +65,9 @@ def encode_given(
             raise PromptError("the response is empty", remedy="give output_ids")
         length = len(prompt) + len(response)
         if max_length is not None and length > max_length:
-            raise PromptError(
+            raise TooLong(
                 f"prompt_ids and output_ids are {length} tokens, more than {max_length}",
-                remedy="raise max_length, or shorten the ids (given ids are never cut)",
+                remedy="shorten the ids (given ids are never cut)",
             )
         text = response[:-1] if int(response[-1]) in tokenizer.eos_ids else response
         known = [i for i in text.tolist() if i < tokenizer.vocab_size]

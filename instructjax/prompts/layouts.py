@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from instructjax.data.example import Message
 from instructjax.errors import PromptError
 from instructjax.prompts.chat import ChatLayout
 from instructjax.prompts.options import PromptOptions
-from instructjax.prompts.parts import Parts, join_paragraphs
+from instructjax.prompts.parts import Parts, Stands, join_paragraphs
 from instructjax.prompts.templates import read_layout_file, render_template
 from instructjax.prompts.tokenizer import Tokenizer
 
@@ -19,6 +20,14 @@ _ALPACA_WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately "
     "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:"
 )
+
+# How a layout file writes each text of a row.
+_PLACES = {
+    "system turn": "{{ system }}",
+    "history": "{% for turn in history %}{{ turn.content }}{% endfor %}",
+    "instruction": "{{ instruction }}",
+    "input": "{{ input }}",
+}
 
 
 class PlainLayout:
@@ -50,17 +59,59 @@ class FileLayout:
         self._tokenizer = tokenizer
         self._path = path
         self.template = read_layout_file(path)
+        self._checked: set[tuple[tuple[str, bool], ...]] = set()
 
     def frames(self, parts: Parts) -> tuple[str, ...]:
         """The text before y.
 
         Raises:
-          PromptError: the file fails on these parts, or leaves out c or z.
+          PromptError: the file fails on these parts, or leaves out c, z, the system turn or a turn
+            of the history.
         """
+        self._check_places(parts)
+        text = self._render(parts)
+        # A file may do with some words what it does not do with the stand-ins of the check above.
+        for name, content in _name_texts(parts):
+            if content.strip() not in text:
+                raise self._leaves_out(name)
+        return (text,)
+
+    def end_of_turn(self, parts: Parts) -> int:
+        """The primary EOS."""
+        return _primary_eos(self._tokenizer)
+
+    def _check_places(self, parts: Parts) -> None:
+        """Renders stand-ins, since a short text may be found in the frame by accident."""
+        roles = ("system", *(turn.role for turn in parts.history), "instruction", "input")
+        shape = tuple(zip(roles, map(bool, parts.texts), strict=True))
+        if shape in self._checked:
+            return
+        texts = parts.texts
+        stands = Stands([self.template, *texts])
+        marks = [stands[k] if text else "" for k, text in enumerate(texts)]
+        system, *turns, instruction, user = marks
+        history = tuple(
+            Message(role=turn.role, content=mark)
+            for turn, mark in zip(parts.history, turns, strict=True)
+        )
+        marked = Parts(instruction=instruction, input=user, system=system, history=history)
+        text = self._render(marked)
+        for name, mark in _name_texts(marked):
+            if mark not in text:
+                raise self._leaves_out(name)
+        self._checked.add(shape)
+
+    def _leaves_out(self, name: str) -> PromptError:
+        return PromptError(
+            f"the layout file {self._path} leaves out or rewrites the {name}",
+            remedy=f"write {_PLACES[name]} in it, or score rows without it",
+        )
+
+    def _render(self, parts: Parts) -> str:
         history = [{"role": turn.role, "content": turn.content} for turn in parts.history]
         user = {"role": "user", "content": join_paragraphs(parts.instruction, parts.input)}
         system = [{"role": "system", "content": parts.system}] if parts.system else []
-        text = render_template(
+        return render_template(
             self.template,
             [*system, *history, user],
             add_generation_prompt=True,
@@ -74,17 +125,6 @@ class FileLayout:
             name=f"the layout file {self._path}",
             remedy="correct the file",
         )
-        for name, content in (("instruction", parts.instruction), ("input", parts.input)):
-            if content.strip() not in text:
-                raise PromptError(
-                    f"the layout file {self._path} leaves out or rewrites the {name}",
-                    remedy=f"write {{{{ {name} }}}} in it, or ask for a context without it",
-                )
-        return (text,)
-
-    def end_of_turn(self, parts: Parts) -> int:
-        """The primary EOS."""
-        return _primary_eos(self._tokenizer)
 
 
 # Each has frames(parts), the text before each scored turn (one text where only y is scored), and
@@ -140,6 +180,12 @@ def render_raw(parts: Parts) -> str:
 
 
 _PLAIN_LAYOUTS = {"plain": render_plain, "alpaca": render_alpaca, "raw": render_raw}
+
+
+def _name_texts(parts: Parts) -> list[tuple[str, str]]:
+    turns = (("history", turn.content) for turn in parts.history)
+    ends = (("instruction", parts.instruction), ("input", parts.input))
+    return [("system turn", parts.system), *turns, *ends]
 
 
 def _refuse_conversation(parts: Parts, name: str) -> None:

@@ -13,6 +13,10 @@ from instructjax.prompts.layouts import Layout
 from instructjax.prompts.parts import Parts, Stands, stand_for_contents
 
 
+class TooLong(PromptError):
+    """More tokens than the limit; the remedy is what else to do than to raise the limit."""
+
+
 def find_contents(
     layout: Layout, parts: Parts, frames: Sequence[str]
 ) -> tuple[tuple[Span, ...], ...]:
@@ -25,7 +29,7 @@ def find_contents(
       For each frame the (start, stop) of its contents, in characters.
 
     Raises:
-      PromptError: the layout does not simply put the contents into a frame (it changes with them).
+      TooLong: the layout does not simply put the contents into a frame (it changes with them).
     """
     stands = Stands([*parts.texts, *frames])
     marked, contents = stand_for_contents(parts, stands)
@@ -55,9 +59,9 @@ def _match(
         else:
             place = -1
     if place != len(frame):
-        raise PromptError(
+        raise TooLong(
             "the prompt is too long, and the layout does not show which part of it may be cut",
-            remedy="shorten the row, raise max_length, or use the layout plain",
+            remedy="shorten the row, or use the layout plain",
         )
     return tuple(spans)
 
@@ -81,7 +85,7 @@ def cut_prompt(
       bool [n], true for tokens that stay; and how many do not.
 
     Raises:
-      PromptError: there is not so much that may be cut.
+      TooLong: there is not so much that may be cut.
     """
     begins, ends = encoded.starts[:-1], encoded.starts[1:]
     may_go = np.zeros(len(encoded.ids), bool)
@@ -95,10 +99,10 @@ def cut_prompt(
     while 0 < first < len(order) and _is_inside_character(encoded, order[first]):
         first -= 1
     if stop > len(order):
-        raise PromptError(
+        raise TooLong(
             f"{excess} tokens too long, and only {len(order)} of the prompt's tokens may be cut: "
             "the frame and the response alone do not fit",
-            remedy="raise max_length, or shorten the response",
+            remedy="shorten the response",
         )
     keep = np.ones(len(encoded.ids), bool)
     keep[order[first:stop]] = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from instructjax.errors import UsageError
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.prompts.options import Boundary, PromptOptions, Truncation, Turns
-from instructjax.scoring.cache import ScoreCache
+from instructjax.scoring.cache import ScoreCache, open_cache
 from instructjax.scoring.engine import Work
 from instructjax.scoring.metadata import describe_run
 from instructjax.scoring.result import Scores
-from instructjax.scoring.rows import parse_contexts
+from instructjax.scoring.rows import list_examples, parse_contexts
 from instructjax.scoring.runs.stream import Headway, score_rows
 
 
@@ -57,7 +56,7 @@ def score(
       progress: show a bar if it takes more than 2 s; by default on a terminal or in a notebook.
 
     Raises:
-      UsageError: an unknown option.
+      UsageError: an unknown option, no examples, or a cache of another model.
       DataError: an example has no response, or neither instruction nor input.
       PromptError: an example cannot be encoded faithfully, or is longer than `max_length`.
         Both name the example by its id or its number.
@@ -81,16 +80,10 @@ def score(
         max_length=max_length,
         turns=turns,
     )
-    if isinstance(examples, Example):
-        examples = (examples,)
-    if not isinstance(examples, Iterable):
-        raise UsageError(
-            f"examples are of type {type(examples).__name__}", remedy="give an Example or a list"
-        )
+    examples = list_examples(examples)
     total = len(examples) if isinstance(examples, list | tuple) else None
     headway, work = Headway(), Work()
-    opened = ScoreCache(cache, model) if isinstance(cache, str | Path) else nullcontext(cache)
-    with opened as found, ScoringProgress(total, show=progress) as bar:
+    with open_cache(cache, model) as found, ScoringProgress(total, show=progress) as bar:
         rows = score_rows(
             model,
             examples,
@@ -121,7 +114,7 @@ def make_encoder(model: Model, *, max_length: int | None = None, **options: Any)
       UsageError: an unknown option, or a `max_length` that the model does not take.
     """
     longest = model.config.max_positions
-    if max_length is not None and max_length > longest:
+    if isinstance(max_length, int) and max_length > longest:
         raise UsageError(
             f"max_length is {max_length}, and the model takes {longest} tokens at most",
             remedy=f"give {longest} or less",
@@ -130,4 +123,5 @@ def make_encoder(model: Model, *, max_length: int | None = None, **options: Any)
         model.tokenizer,
         PromptOptions(max_length=longest if max_length is None else max_length, **options),
         vocab_size=model.config.vocab_size,
+        max_positions=longest,
     )

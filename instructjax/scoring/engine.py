@@ -6,6 +6,7 @@ last.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -66,8 +67,8 @@ class Work:
     Attributes:
       requested: tokens of all requests dispatched, as if each were computed alone.
       distinct: tokens left when prefixes that requests of a window share are counted once.
-      useful: positions computed that held a token: `distinct`, and prefixes that stand in
-        several rows.
+      useful: positions computed that held a token: `distinct`, prefixes that stand in several
+        rows, and those too short to be worth sharing.
       computed: positions computed, padding included.
       programs: (row length, tile) of every compiled program used.
     """
@@ -109,26 +110,33 @@ def score_requests(
 
     Raises:
       PromptError: a request is longer than the model takes, or holds an id that it does not know.
+        The results of those before it come first.
       ModelError: a row does not fit into the device's memory.
     """
     waiting: deque[tuple[_Window, PackedRow, Future[Any]]] = deque()
     stream = (_checked(request, model) for request in requests)
+    failures: list[Exception] = []
+    device: Any = jax.config.jax_default_device  # type: ignore  # a thread begins without it
     pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="instructjax-row")
     try:
-        for window, row in _pack_windows(stream, work):
-            waiting.append((window, row, pool.submit(_score_row, model, row, top_k)))
+        for window, row in _pack_windows(stream, work, failures):
+            waiting.append((window, row, pool.submit(_score_row, model, row, top_k, device)))
             if len(waiting) > STREAMS:
                 yield from _collect(*waiting.popleft(), on_row)
         while waiting:
             yield from _collect(*waiting.popleft(), on_row)
+        if failures:
+            raise failures[0]
     finally:
-        pool.shutdown(cancel_futures=True)
+        if not sys.is_finalizing():
+            pool.shutdown(cancel_futures=True)
 
 
-def _score_row(model: Model, row: PackedRow, top_k: int) -> Any:
+def _score_row(model: Model, row: PackedRow, top_k: int, device: Any) -> Any:
     """The `TokenScores` of a row, on the host."""
     try:
-        with _dispatch:  # or both threads compile the same program
+        # One dispatches at a time, or both threads compile the same program.
+        with _dispatch, jax.default_device(device):
             scores = _token_scores(model.graphdef, model.params, row.batch, top_k=top_k)
         return jax.device_get(scores)
     except jax.errors.JaxRuntimeError as error:
@@ -145,13 +153,14 @@ class _Window:
 
 
 def _pack_windows(
-    requests: Iterator[Request], work: Work | None
+    requests: Iterator[Request], work: Work | None, failures: list[Exception]
 ) -> Iterator[tuple[_Window, PackedRow]]:
-    while chosen := list(islice(requests, WINDOW)):
+    """Rows of one window after the other; what ends the stream early goes to `failures`."""
+    while chosen := _take(requests, failures):
         window = _Window(chosen)
         tree = build_tree(chosen)
         if work is not None:
-            work.distinct += tree.num_tokens
+            work.distinct += tree.num_distinct
         for row in pack(chosen, tree):
             if work is not None:
                 work.requested += sum(input_length(chosen[i]) for i, _ in row.members)
@@ -159,6 +168,16 @@ def _pack_windows(
                 work.computed += row.batch.tokens.size
                 work.programs.add((row.batch.tokens.shape[1], row.batch.tile))
             yield window, row
+
+
+def _take(requests: Iterator[Request], failures: list[Exception]) -> list[Request]:
+    chosen: list[Request] = []
+    if not failures:
+        try:
+            chosen.extend(islice(requests, WINDOW))
+        except Exception as error:
+            failures.append(error)
+    return chosen
 
 
 def _collect(

@@ -132,7 +132,9 @@ def compute_logits(
     )
 
 
-def cap_logits(logits: Float[Array, "*shape"], softcap: float | None) -> Float[Array, "*shape"]:
+def cap_logits(
+    logits: Float[Array, "*shape"], softcap: Float[Array, ""] | float | None
+) -> Float[Array, "*shape"]:
     """c tanh(logit / c) (Gemma 2), or the logits as they are where there is no cap.
 
     >>> cap_logits(jnp.array([0.0, 1e9]), 30.0).tolist()

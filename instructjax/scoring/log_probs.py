@@ -1,7 +1,12 @@
 """log Pr(y | c, z) as pure functions of (graphdef, params, batch).
 
 They hold no state and do no input or output, so they run unchanged under jit, grad, vmap, pmap,
-shard_map and a sharded mesh. Split a model once (`Model` holds the two halves) and pass them in.
+shard_map and sharded over a mesh with Auto axes (under jit, Explicit axes, which `jax.make_mesh`
+may choose by itself, raise a ShardingTypeError: give it `axis_types`). Split a model once (`Model`
+holds the two halves) and pass them in.
+
+Ids must be of the vocabulary. A traced value cannot be checked, and XLA takes the nearest row for
+an id that has none, which gives a number and no error.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ def describe_run(model: Model, encoder: PromptEncoder, contexts: Sequence[str]) 
         "jax": jax.__version__,
         "model": model.name,
         "model_fingerprint": model.fingerprint,
+        "weights": model.weights,
         "dtype": model.dtype,
         "matmul_precision": precision_of(jnp.dtype(model.dtype)).name.lower(),
         "device": f"{devices[0].device_kind} x{len(devices)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,13 +85,17 @@ def score_documents(
     """
     longest = model.config.max_positions
     length = longest if max_length is None else max_length
-    if not 1 <= length <= longest:
-        raise UsageError(f"max_length is {length}", remedy=f"give a number from 1 to {longest}")
-    if stride is not None and not 1 <= stride <= length:
-        raise UsageError(f"stride is {stride}", remedy=f"give a number from 1 to {length}")
+    if not _is_whole(length) or not 1 <= length <= longest:
+        raise UsageError(f"max_length is {length!r}", remedy=f"give a number from 1 to {longest}")
+    if stride is not None and not (_is_whole(stride) and 1 <= stride <= length):
+        raise UsageError(f"stride is {stride!r}", remedy=f"give a number from 1 to {length}")
     check_choice("bos", bos, ("every", "first", "never"))
     if isinstance(texts, str):
         raise UsageError("one text is given", remedy="give a list of them, or use score_document")
+    if isinstance(texts, Mapping | bytes) or not isinstance(texts, Iterable):
+        raise UsageError(
+            f"texts are of type {type(texts).__name__}", remedy="give a list of texts or of ids"
+        )
     requests = (
         request
         for row, text in enumerate(texts)
@@ -128,6 +132,10 @@ def score_document(
         score.bits_per_byte, score.log_prob_per_token, score.num_tokens
     """
     return next(score_documents(model, [text], stride=stride, max_length=max_length, bos=bos))
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _join(windows: Sequence[ScoredRequest]) -> DocumentScore:

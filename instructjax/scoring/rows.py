@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -121,6 +122,35 @@ def parse_contexts(contexts: str | Iterable[str]) -> tuple[str, ...]:
         wrong = f"unknown context {unknown[0]!r}" if unknown else f"contexts {','.join(found)!r}"
         raise UsageError(wrong, remedy=f"give one or several of {', '.join(CONTEXTS)}, each once")
     return found
+
+
+def list_examples(examples: object, name: str = "examples") -> Iterable[Any]:
+    """One example as a tuple of it, several as they are, to go through once.
+
+    Raises:
+      UsageError: it is neither an `Example` nor an iterable of things that may be some.
+
+    >>> len(list_examples(Example(instruction="Add.", output="2")))
+    1
+    """
+    if isinstance(examples, Example):
+        return (examples,)
+    if isinstance(examples, Mapping | str | bytes) or not isinstance(examples, Iterable):
+        raise UsageError(
+            f"{name} are of type {type(examples).__name__}",
+            remedy="give an Example(instruction=..., input=..., output=...) or a list of them",
+        )
+    return examples
+
+
+def check_example(example: object, row: int) -> Example:
+    """Returns the example, or raises a UsageError if it is none."""
+    if not isinstance(example, Example):
+        raise UsageError(
+            f"row {row + 1} is of type {type(example).__name__}, not an Example",
+            remedy="make Example(instruction=..., input=..., output=...) of it",
+        )
+    return example
 
 
 def encode_row(

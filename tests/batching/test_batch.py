@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from instructjax.batching.batch import batch_from_lengths
+from instructjax.errors import UsageError
 
 WIDTH = 9
 
@@ -47,7 +49,7 @@ def test_pitfall_8_pad_equal_to_eos_changes_nothing():
 
 
 def test_law_6_an_empty_response_scores_nothing():
-    batch = batch_from_lengths(jnp.ones((2, 4), int), jnp.array([4, 3]), jnp.array([4, 3]))
+    batch = make(jnp.ones((2, 4), int), jnp.array([4, 3]), jnp.array([4, 3]))
     assert batch.num_scored.tolist() == [0, 0]
 
 
@@ -67,3 +69,39 @@ def test_it_can_be_called_inside_vmap():
     one = batch_from_lengths(tokens[1], prompts[1], totals[1])
     for a, b in zip(mapped, jax.tree.leaves(one), strict=True):
         np.testing.assert_array_equal(a[1], b)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "length", "words"),
+    [
+        (4, 4, "no response"),
+        (5, 4, "no response"),
+        (0, 1, "no response"),
+        (0, 0, "without tokens"),
+        (1, -2, "without tokens"),
+        (1, 7, "longer than the row, which has 6 tokens"),
+        (-1, 3, "negative"),
+    ],
+)
+def test_known_lengths_that_make_no_sense_are_refused(prompt, length, words):
+    tokens = jnp.ones((3, 6), int)
+    prompts, totals = jnp.array([1, 1, prompt]), jnp.array([6, 2, length])
+    with pytest.raises(UsageError, match=words) as caught:
+        batch_from_lengths(tokens, prompts, totals)
+    assert caught.value.row == "row 3"
+    # Where nothing is known nothing is checked, and what is known is checked inside jit too.
+    make(tokens, prompts, totals)
+    with pytest.raises(UsageError, match=words):
+        jax.jit(lambda t: batch_from_lengths(t, prompts, totals))(tokens)
+
+
+def test_one_length_alone_is_checked_where_the_other_is_traced():
+    tokens, lengths = jnp.ones((1, 6), int), jnp.array([7])
+    run = jax.jit(lambda prompts: batch_from_lengths(tokens, prompts, lengths))
+    with pytest.raises(UsageError, match="prompt length unknown, length 7"):
+        run(jnp.array([1]))
+
+
+def test_the_shortest_and_the_longest_are_taken():
+    batch = batch_from_lengths(jnp.ones((2, 6), int), jnp.array([0, 5]), jnp.array([2, 6]))
+    assert batch.num_scored.tolist() == [1, 1]

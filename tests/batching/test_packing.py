@@ -13,7 +13,7 @@ from instructjax.batching.packing import (
     SMALL_TILE,
     pack,
 )
-from instructjax.batching.prefix_tree import input_length
+from instructjax.batching.prefix_tree import build_tree, input_length
 from instructjax.prompts.request import Request
 
 
@@ -163,6 +163,19 @@ def test_one_token_choices_need_no_positions_and_fit_the_entries_of_a_row():
         assert int(row.batch.num_scored[0]) <= row.batch.tokens.shape[1]
 
 
+def test_requests_that_begin_no_branch_share_at_any_length_and_short_branches_are_counted():
+    prompt = np.arange(11, dtype=np.int32)
+    same = [Request(ids=prompt, spans=((10, 11),), num_bytes=1) for _ in range(300)]
+    assert sum(row.num_tokens for row in pack(same)) == 10
+    fork = [
+        Request(ids=np.array([*range(15), n, 0], np.int32), spans=((16, 17),), num_bytes=1)
+        for n in range(20, 40)
+    ]
+    tree = build_tree(fork)
+    assert (tree.num_distinct, tree.num_tokens) == (15 + 20, 16 * 20)
+    assert sum(row.num_tokens for row in pack(fork)) == tree.num_tokens
+
+
 def test_an_instruction_shared_by_a_whole_window_is_seldom_repeated():
     instruction = np.random.default_rng(1).integers(0, 50_000, 500)
     made = []
@@ -212,7 +225,8 @@ def test_many_short_requests_fill_rows():
     made = [request(2 + n * 37 % 180, seed=n) for n in range(400)]
     rows = list(pack(made))
     useful = sum(row.num_tokens for row in rows)
-    assert useful == sum(len(r.ids) - 1 for r in made)
+    once = {r.ids[:-1].tobytes(): len(r.ids) - 1 for r in made}
+    assert useful == sum(once.values())
     assert useful / sum(row.batch.tokens.size for row in rows) > 0.95
 
 

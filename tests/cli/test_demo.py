@@ -8,12 +8,18 @@ import math
 import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 from instructjax.cli import demo_run, info_run
 from instructjax.cli.main import main
 from instructjax.data import Example
+from instructjax.models import load_model
 from instructjax.scoring import score
+from instructjax.scoring.api import make_encoder
 
 
 def run_demo(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -78,6 +84,7 @@ def test_info(
         f"{tiny_model.config.num_params:,} parameters",
         "256 tokens",
         "352 rows",
+        "F32, kept as float32",
         "tied to the embedding",
         "4 of 8, 2 for keys",
         "<|im_end|>",
@@ -88,6 +95,7 @@ def test_info(
     assert main(["info", "tiny", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert about["num_params"] == tiny_model.config.num_params
+    assert about["weights"] == "F32"
     assert about["num_bytes"] == 4 * about["num_params"]
     assert about["config"]["num_kv_heads"] == 2
     assert about["rendered"]["response"] == "RESPONSE<|im_end|>"
@@ -114,3 +122,42 @@ def test_the_embedded_model_gives_its_number(capsys: pytest.CaptureFixture[str])
     assert found is not None
     assert float(found[1]) == pytest.approx(-8.931, abs=5e-4)
     assert int(found[2]) == 12
+
+
+@pytest.mark.registry
+def test_each_token_of_the_demo_is_that_of_a_pass_over_its_prefix() -> None:
+    model = load_model("smollm2-135m-instruct")
+    example = Example(
+        instruction=demo_run.INSTRUCTION, input=demo_run.INPUT, output=demo_run.RESPONSE
+    )
+    (request,) = make_encoder(model).encode(example, row=0)
+    ((start, stop),) = request.spans
+
+    @jax.jit
+    def last_logits(params: Any, ids: Any, last: Any) -> Any:
+        index = jnp.arange(ids.size)
+        # Nothing behind the prefix is a token: its ids are zero, and no query sees it.
+        live = index <= last
+        ends = jnp.where(live, last + 1, 0)
+        module = nnx.merge(model.graphdef, params)
+        hidden = module(jnp.where(live, ids, 0)[None], index[None], ends[None], tile=64)
+        return jnp.dot(module.output_table, hidden[0, last], precision="highest")
+
+    found = score(model, example, progress=False).token_log_probs[0]
+    assert len(found) == stop - start == 12
+    ids = jnp.zeros(-(-stop // 64) * 64, int).at[:stop].set(request.ids)
+    for k, place in enumerate(range(start, stop)):
+        logits = np.asarray(last_logits(model.params, ids, place - 1), np.float64)
+        top = logits.max()
+        log_prob = logits[request.ids[place]] - top - np.log(np.exp(logits - top).sum())
+        assert found[k] == pytest.approx(log_prob, abs=1e-4), k
+    assert sum(found) == pytest.approx(-8.931, abs=5e-4)
+
+
+@pytest.mark.registry
+def test_info_says_that_the_embedded_model_is_quantized(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["info", "smollm2-135m-instruct"]) == 0
+    assert re.search(r"weights +Q4_1, dequantized to float32", capsys.readouterr().out)

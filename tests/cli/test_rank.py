@@ -83,8 +83,11 @@ def test_answers_in_the_contract_column_and_none(
     out = tmp_path / "r.jsonl"
     assert run(write(tmp_path / "d.jsonl", rows), "--out", out) == 0
     found = [json.loads(line)["correct"] for line in out.read_text().splitlines()]
-    assert found == [False, True, False] + [None] * 6
+    assert found == [False, True, False] + [None] * 3
     assert capsys.readouterr().out.count("sum") == 1
+    # One that is not understood is not taken for one that is not known.
+    (reject,) = (tmp_path / "r.jsonl.rejects.jsonl").read_text().splitlines()
+    assert "is none of the 3 candidates" in json.loads(reject)["reason"]
 
 
 def test_rows_that_cannot_be_ranked_are_named(
@@ -195,7 +198,7 @@ def test_a_stopped_run_goes_on(
     assert shown == [
         line.replace("/a/", "/b/") for line in summary.splitlines() if " tokens in " not in line
     ]
-    assert " computed, as prefixes are shared" in summary
+    assert " computed, as prefixes are shared; " in summary
     files = {file.name for file in (tmp_path / "a").iterdir()}
     assert files == {file.name for file in (tmp_path / "b").iterdir()}
     for name in files:

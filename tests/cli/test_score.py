@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -303,3 +304,60 @@ def test_rows_are_counted_where_it_is_cheap(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text("[]")
     assert estimate_rows(tmp_path / "d.json") is None
     assert estimate_rows(tmp_path) is None
+
+
+def test_a_reject_keeps_the_whole_row(run: Run, tmp_path: Path) -> None:
+    row = {
+        "id": "r1",
+        "task": "t",
+        "system": "s",
+        "history": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        "instruction": "c",
+        "input": "z " * 400,
+        "output": "y",
+    }
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps(row) + "\n" + json.dumps({"instruction": "c", "output": "y"}))
+    assert run(data, "--out", tmp_path / "s.csv") == 0
+    (reject,) = read_lines(tmp_path / "s.csv.rejects.jsonl")
+    assert json.loads(reject["raw"]) == row
+    # 256 tokens are all that the model takes.
+    assert "more than 256; set truncation" in reject["reason"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"), [("--include-eos", "true"), ("--no-include-eos", "false"), (None, "true")]
+)
+def test_eos_is_counted_or_not(run: Run, tmp_path: Path, flag: str | None, wanted: str) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"instruction": "c", "output": "y"}))
+    assert run(data, "--out", tmp_path / "s.jsonl", *([flag] if flag else [])) == 0
+    assert json.loads((tmp_path / "s.jsonl.meta.json").read_text())["include_eos"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make space"),
+        (errno.EDQUOT, "make space"),
+        (errno.EACCES, "see that the folder can be written"),
+        (errno.EROFS, "see that the folder can be written"),
+    ],
+)
+def test_what_to_do_where_nothing_can_be_written(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    remedy: str,
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"instruction": "c", "output": "y"}))
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert run(data, "--out", tmp_path / "s.csv") == 1
+    err = capsys.readouterr().err
+    assert f"{os.strerror(number)}; {remedy} and run the same command again" in err

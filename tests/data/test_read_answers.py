@@ -26,9 +26,14 @@ def test_indices_texts_and_none(tmp_path):
     assert answers(found) == [1, 0, "b", "1", 1, None, None, None, None]
 
 
-def test_a_column_of_another_meaning_is_ignored_unless_it_is_asked_for(tmp_path):
+def test_a_column_of_another_meaning_is_kept_as_text_unless_it_is_asked_for(tmp_path):
     rows = [{**ROW, "answer": value} for value in ([1], {"text": "b"}, True, 0.5)]
-    assert answers(read(tmp_path / "d.jsonl", *rows)) == [None] * 4
+    assert answers(read(tmp_path / "d.jsonl", *rows)) == [
+        "[1]",
+        "{'text': 'b'}",
+        "True",
+        "0.5",
+    ]
     found = read(tmp_path / "d.jsonl", *rows, fields={"answer": "answer"})
     assert all(isinstance(row, Reject) for row in found)
     assert all("wrong type: `answer`" in reason for reason in answers(found))

@@ -254,6 +254,7 @@ SHAPES = {"token_embd.weight": (128256, 2048)}
 
 def from_gguf(factors=None, shapes=SHAPES, **changes) -> DecoderConfig:
     metadata = {**GGUF, **{f"llama.{k.replace('__', '.')}": v for k, v in changes.items()}}
+    assert LLAMA.config_from_gguf is not None
     return LLAMA.config_from_gguf(metadata, shapes, factors, Path("model.gguf"))
 
 

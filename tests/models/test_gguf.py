@@ -336,3 +336,18 @@ def test_bfloat16_of_the_file_is_kept_exactly(tiny, tmp_path):
     params = load(model.write_gguf(tmp_path / "m.gguf", Kind.BF16), "bfloat16")
     found = np.asarray(params["embed"]["embedding"]).astype(np.float32)
     np.testing.assert_array_equal(found, model.tensors[name])
+
+
+def test_the_type_of_the_weights_is_that_of_most_parameters(tiny, tmp_path):
+    model = tiny()
+    for kind in (Kind.Q4_1, Kind.Q8_0, Kind.F32):
+        assert GgufWeights(model.write_gguf(tmp_path / "m.gguf", kind)).kind == kind.name
+    # The many small tensors count less than the few large ones.
+    names = [name for _, name, _, _ in model.names()]
+    few = [name for name in names if ".ffn_" in name]
+    kinds = {name: Kind.Q8_0 if name in few else Kind.F32 for name in names}
+    found = GgufWeights(model.write_gguf(tmp_path / "m.gguf", kinds))
+    large = sum(int(np.prod(found.shapes[name])) for name in few)
+    assert 2 * len(few) < len(found.shapes)
+    assert 2 * large > sum(int(np.prod(shape)) for shape in found.shapes.values())
+    assert found.kind == "Q8_0"

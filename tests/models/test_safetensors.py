@@ -230,3 +230,16 @@ def test_a_config_that_claims_a_billion_layers_allocates_nothing(tiny, tmp_path)
     model.config["num_hidden_layers"] = 10**9
     with pytest.raises(ModelError, match=r"missing tensors: model\.layers\.3\."):
         load(model.write_hf(tmp_path, tokenizer=False))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(np.float32, "F32"), (np.float16, "F16"), (ml_dtypes.bfloat16, "BF16")]
+)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_type_of_the_weights_is_told(tiny, tmp_path, dtype, kind, shards):
+    folder = tiny().write_hf(tmp_path / "m", dtype=dtype, shards=shards)
+    other = np.float16 if kind == "F32" else np.float32
+    if shards == 1:
+        norm = {"model.norm.weight": np.ones(tiny().config["hidden_size"], other)}
+        rewrite(folder, lambda tensors: tensors.update(norm))
+    assert SafetensorsFolder(folder).kind == kind

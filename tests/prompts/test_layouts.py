@@ -130,6 +130,71 @@ class TestLayoutFile:
                 make_tokenizer(), Example(instruction="c", input="zzz", output="y"), layout=path
             )
 
+    @pytest.mark.parametrize(
+        ("more", "name"),
+        [
+            ({"system": "Speak French."}, "system turn"),
+            ({"history": (Message(role="user", content="q"),)}, "history"),
+            ({"history": (Message(role="system", content="s"),)}, "history"),
+        ],
+    )
+    def test_a_file_without_place_for_a_conversation_refuses_it(
+        self, make_tokenizer, tmp_path, more, name
+    ):
+        path = self.write(tmp_path, "Quick Instructions: {{ instruction }}\n\n")
+        encoder = PromptEncoder(make_tokenizer(), PromptOptions(layout=path))
+        encoder.encode(Example(instruction="c", output="y"), row=0)
+        with pytest.raises(PromptError, match=f"leaves out or rewrites the {name}"):
+            encoder.encode(Example(instruction="c", output="y", **more), row=1)
+
+    def test_a_file_that_drops_turns_of_one_role_refuses_them(self, make_tokenizer, tmp_path):
+        text = "{% for t in history if t.role == 'user' %}a{{ t.content }}{% endfor %}"
+        path = self.write(tmp_path, text + "{{ instruction }}")
+        encoder = PromptEncoder(make_tokenizer(), PromptOptions(layout=path))
+        user, assistant = (Message(role=r, content="a") for r in ("user", "assistant"))
+        encoder.encode(Example(instruction="c", output="y", history=(user,)), row=0)
+        with pytest.raises(PromptError, match="leaves out or rewrites the history"):
+            encoder.encode(Example(instruction="c", output="y", history=(assistant, user)), row=1)
+        with pytest.raises(PromptError, match="leaves out or rewrites the history"):
+            encoder.encode(Example(instruction="a", output="y", history=(assistant,)), row=2)
+
+    def test_only_the_last_turn_of_a_history_is_not_all_of_it(self, make_tokenizer, tmp_path):
+        path = self.write(tmp_path, "{{ history[-1].content }} {{ instruction }}")
+        turns = (Message(role="user", content="a"), Message(role="assistant", content="ba"))
+        with pytest.raises(PromptError, match="leaves out or rewrites the history"):
+            prompt_of(
+                make_tokenizer(),
+                Example(instruction="c", output="y", history=turns),
+                layout=path,
+            )
+
+    @pytest.mark.parametrize("text", ["Answer: ", "Answer: {{ input }} {# {{ instruction }} #}"])
+    def test_a_text_that_the_frame_holds_by_accident_is_left_out(
+        self, make_tokenizer, tmp_path, text
+    ):
+        example = Example(instruction="A", input="z", output="y")
+        with pytest.raises(PromptError, match="leaves out or rewrites the in"):
+            prompt_of(make_tokenizer(), example, layout=self.write(tmp_path, text))
+
+    def test_a_text_that_the_file_drops_for_its_words_is_left_out(self, make_tokenizer, tmp_path):
+        text = "{{ instruction }}{% if 'skip' not in input %} {{ input }}{% endif %}"
+        encoder = PromptEncoder(make_tokenizer(), PromptOptions(layout=self.write(tmp_path, text)))
+        encoder.encode(Example(instruction="c", input="keep", output="y"), row=0)
+        with pytest.raises(PromptError, match="leaves out or rewrites the input"):
+            encoder.encode(Example(instruction="c", input="skip", output="y"), row=1)
+
+    def test_a_file_may_trim_and_use_messages(self, make_tokenizer, tmp_path):
+        text = "{% for m in messages %}[{{ m.role }} {{ m.content | trim }}]{% endfor %}"
+        example = Example(
+            instruction=" c ",
+            input="z ",
+            output="y",
+            system=" s",
+            history=(Message(role="assistant", content="a\n"),),
+        )
+        prompt = prompt_of(make_tokenizer(), example, layout=self.write(tmp_path, text))
+        assert prompt == "[system s][assistant a][user c \n\nz]"
+
     def test_the_sandbox_holds(self, make_tokenizer, tmp_path):
         path = self.write(tmp_path, "{{ instruction.__class__.__mro__ }}")
         with pytest.raises(PromptError, match="mine.jinja fails"):

@@ -19,6 +19,29 @@ def encode(tokenizer, example, **options):
     return PromptEncoder(tokenizer, PromptOptions(**options)).encode(example, row=0)
 
 
+@pytest.mark.parametrize(
+    "example",
+    [
+        Example(instruction="c", input="z " * 50, output="y"),
+        Example(prompt_ids=[1] * 30, output_ids=[2] * 30),
+    ],
+)
+@pytest.mark.parametrize("truncation", ["error", "left"])
+def test_the_limit_of_the_model_is_not_to_be_raised(make_tokenizer, example, truncation):
+    # Under "left" the response alone is too long.
+    if truncation == "left" and example.output is not None:
+        example = Example(instruction="c", output="y " * 50)
+    options = PromptOptions(max_length=40, truncation=truncation)
+    remedies = []
+    for longest in (None, 41, 40):
+        encoder = PromptEncoder(make_tokenizer(), options, max_positions=longest)
+        with pytest.raises(PromptError) as caught:
+            encoder.encode(example, row=0)
+        remedies.append(caught.value.remedy)
+    assert remedies[0] == remedies[1] == f"raise max_length, or {remedies[2]}"
+    assert "max_length" not in remedies[2]
+
+
 def test_too_long_is_an_error_by_default(make_tokenizer):
     example = Example(id="r3", instruction="c", input="z " * 50, output="y")
     (whole,) = encode(make_tokenizer(), example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from instructjax.data import Example, Reject
 from instructjax.errors import DataError, PromptError, UsageError
 from instructjax.prompts import PromptEncoder, PromptOptions
 from instructjax.scoring import score, score_rows
+from instructjax.scoring.api import make_encoder
 from instructjax.scoring.engine import WINDOW
 
 C, Z = "Add the numbers.", "1 and 2"
@@ -102,6 +104,7 @@ def test_metadata_says_how_the_number_was_made(tiny_model: Any) -> None:
     wanted = {
         "model": "llama-tied",
         "model_fingerprint": tiny_model.fingerprint,
+        "weights": "F32",
         "dtype": "float32",
         "matmul_precision": "highest",
         "layout": "plain",
@@ -202,3 +205,16 @@ def test_truncation_is_flagged(tiny_model: Any) -> None:
     assert scores.status[0].startswith("truncated=")
     shorter = score(tiny_model, example, truncation="middle", max_length=64, progress=False)
     assert len(shorter[0].scored.request.ids) <= 64
+
+
+@pytest.mark.parametrize("examples", [None, {"instruction": "Add."}, "Add."])
+def test_examples_that_are_none(tiny_model: Any, examples: Any) -> None:
+    # Without its check of types, which a user does not have.
+    with pytest.raises(UsageError, match=r"examples are of type \w+; give an Example"):
+        inspect.unwrap(score)(tiny_model, examples, progress=False)
+
+
+def test_a_length_that_is_no_number(tiny_model: Any) -> None:
+    length: Any = "5"
+    with pytest.raises((UsageError, TypeCheckError), match="max_length"):
+        inspect.unwrap(make_encoder)(tiny_model, max_length=length)

@@ -110,7 +110,9 @@ def test_work_and_rows_are_counted(model):
     work, rows = Work(), []
     list(score_requests(model, requests, work=work, on_row=rows.append))
     assert sum(rows) == 3
-    assert work.requested == work.distinct == work.useful == 99 + 89 + 19
+    assert work.requested == work.useful == 99 + 89 + 19
+    prefixes = {tuple(r.ids[:n]) for r in requests for n in range(1, len(r.ids))}
+    assert work.distinct == len(prefixes)
     assert work.computed == 512 and work.useful_share == pytest.approx(207 / 512)
     assert work.programs == {(512, SMALL_TILE)}
     assert Work().useful_share == 1.0
@@ -169,3 +171,28 @@ def test_a_request_that_the_model_cannot_take_is_refused_by_its_row(model):
     with pytest.raises(PromptError) as caught:
         list(score_requests(model, [unknown]))
     assert caught.value.row == "row 3"
+
+
+def test_what_comes_before_a_bad_request_is_scored_first(model):
+    good = [request(9, seed=n) for n in range(3)]
+    bad = Request(ids=np.array([0, 10**6], np.int32), spans=((1, 2),), num_bytes=0)
+    results = score_requests(model, [*good, bad, *good])
+    assert [next(results).request for _ in good] == good
+    with pytest.raises(PromptError, match="not one of the model's"):
+        next(results)
+
+
+def test_rows_are_computed_on_the_device_that_the_caller_chose(model, monkeypatch):
+    seen = []
+    real = engine._token_scores
+
+    def spy(*args, **options):
+        scores = real(*args, **options)
+        seen.append(scores.log_prob.devices())
+        return scores
+
+    monkeypatch.setattr(engine, "_token_scores", spy)
+    device = jax.devices()[2]
+    with jax.default_device(device):
+        list(score_requests(model, [request(9)]))
+    assert seen == [{device}]

@@ -619,7 +619,8 @@ def test_law_6_every_request_of_the_encoder_has_scored_tokens(tiny_model):
 
 
 def test_law_6_a_batch_with_nothing_to_score_says_so(tiny_model):
-    batch = batch_from_lengths(jnp.ones((2, 5), int), jnp.array([5, 3]), jnp.array([5, 3]))
+    lengths = jnp.array([5, 3])
+    batch = jax.jit(batch_from_lengths)(jnp.ones((2, 5), int), lengths, lengths)
     scores = jax.jit(token_scores)(*halves(tiny_model), batch)
     assert batch.num_scored.tolist() == [0, 0]
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(scores))

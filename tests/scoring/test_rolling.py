@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -113,3 +114,20 @@ def test_wrong_documents(tiny_model: Any) -> None:
         unchecked(tiny_model, "a b")
     with pytest.raises(UsageError, match="there is no bos 'always'"):
         unchecked(tiny_model, ["a b"], bos="always")
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "words"),
+    [
+        (None, {}, "texts are of type NoneType"),
+        ({"text": "a"}, {}, "texts are of type dict"),
+        (["a"], {"max_length": 1.5}, "max_length is 1.5"),
+        (["a"], {"max_length": "9"}, "max_length is '9'"),
+        (["a"], {"stride": 1.5}, "stride is 1.5"),
+    ],
+)
+def test_wrong_calls_without_a_check_of_types(
+    tiny_model: Any, texts: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        inspect.unwrap(score_documents)(tiny_model, texts, **options)

@@ -11,6 +11,7 @@ from jaxtyping import Float32, UInt8
 
 from instructjax.errors import ModelError
 from instructjax.models.checkpoints.gguf_file import GgufFile, read_gguf_file
+from instructjax.models.checkpoints.params import most_common
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families import Family, family_for_gguf
 from instructjax.models.families.family import Spelling
@@ -28,6 +29,7 @@ class GgufWeights:
     Attributes:
       header: metadata and directory.
       shapes: the shape of every tensor, outermost first.
+      kind: the type that most of the parameters are stored in, such as "Q4_1".
       family, config: what the metadata describes.
 
     Raises:
@@ -42,6 +44,9 @@ class GgufWeights:
         self.shapes = {name: tensor.shape for name, tensor in self.header.tensors.items()}
         for kind in {tensor.kind for tensor in self.header.tensors.values()}:
             self._check_kind(kind)
+        self.kind = most_common(
+            (tensor.kind.name, tensor.shape) for tensor in self.header.tensors.values()
+        )
         metadata = self.header.metadata
         self.family: Family = family_for_gguf(metadata.get("general.architecture"), path)
         factors = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -207,3 +208,15 @@ def _check_tied_copy(
             file=source.file_of(name),
             remedy="set `tie_word_embeddings` to false in config.json if that head is meant",
         )
+
+
+def most_common(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """The type that most elements are of, among the (type, shape) of tensors.
+
+    >>> most_common([("F32", (64,)), ("F32", (64,)), ("Q4_1", (64, 64))])
+    'Q4_1'
+    """
+    sizes: Counter[str] = Counter()
+    for kind, shape in tensors:
+        sizes[kind] += math.prod(shape)
+    return sizes.most_common(1)[0][0] if sizes else "none"

@@ -13,6 +13,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from instructjax.errors import ModelError
+from instructjax.models.checkpoints.params import most_common
 from instructjax.models.families.family import Spelling
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -32,6 +33,7 @@ class SafetensorsFolder:
     Attributes:
       files: the weight files, in order of their names.
       shapes: the shape of every tensor.
+      kind: the type that most of the parameters are stored in, such as "BF16".
 
     Raises:
       ModelError: no safetensors, a damaged file, an index that does not fit its shards, or a
@@ -49,8 +51,10 @@ class SafetensorsFolder:
         self.files = [folder / name for name in names]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, Path] = {}
+        kinds: dict[str, str] = {}
         for file in self.files:
-            self._read_header(file)
+            kinds |= self._read_header(file)
+        self.kind = most_common((kind, self.shapes[name]) for name, kind in kinds.items())
         for name, file_name in index.items():
             if self._file_of.get(name) != folder / file_name:
                 raise ModelError(
@@ -64,7 +68,9 @@ class SafetensorsFolder:
                 return pattern.sub(new, name)
         return name
 
-    def _read_header(self, file: Path) -> None:
+    def _read_header(self, file: Path) -> dict[str, str]:
+        """Enters the tensors of a file; returns the type of each."""
+        kinds: dict[str, str] = {}
         if not file.is_file():
             raise ModelError("the index names this shard, but it is missing", file=file)
         try:
@@ -84,8 +90,10 @@ class SafetensorsFolder:
                     self.shapes[name] = tuple(view.get_shape())
                     self._file_of[name] = file
                     self._stored[name] = stored
+                    kinds[name] = view.get_dtype()
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from error
+        return kinds
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor; the folder for a tensor that is in none."""

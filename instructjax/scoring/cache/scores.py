@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import json
 import os
+import sqlite3
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import jax
@@ -50,7 +52,7 @@ class ScoreCache:
       model: whose scores are kept.
 
     Raises:
-      UsageError: the folder cannot be made, or the file is of another program.
+      UsageError: it is no folder, it cannot be made, or the file is of another program.
       DataError: the file is damaged or cannot be opened.
 
     Attributes:
@@ -60,6 +62,10 @@ class ScoreCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str], model: Model) -> None:
+        if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+            raise UsageError(
+                f"the score cache is {folder!r}", remedy="give the folder that it is to be in"
+            )
         self.path = Path(folder) / FILE_NAME
         self.hits = self.misses = 0
         try:
@@ -70,8 +76,21 @@ class ScoreCache:
                 file=self.path.parent,
                 remedy="give another one",
             ) from None
+        self._model = model
         self._model_key = _describe(model)
-        self._database = open_database(self.path)
+        self._database: sqlite3.Connection | None = open_database(self.path)
+
+    def check_model(self, model: Model) -> None:
+        """Raises a UsageError unless the scores of this model are those that are kept."""
+        if model is self._model:
+            return
+        if _describe(model) != self._model_key:
+            raise UsageError(
+                f"the score cache was opened for another model than {model.name}",
+                file=self.path,
+                remedy="give the folder, or open one for this model",
+            )
+        self._model = model  # the weights of a model are looked through once, not at every call
 
     def key(self, request: Request, *, top_k: int = 0) -> bytes:
         """What a score is found by, 32 bytes."""
@@ -88,7 +107,7 @@ class ScoreCache:
           DataError: the file is damaged.
         """
         with blaming(self.path):
-            found = self._database.execute("SELECT value FROM scores WHERE key = ?", (key,))
+            found = self._connection.execute("SELECT value FROM scores WHERE key = ?", (key,))
             row = found.fetchone()
             return None if row is None else _unpack(row[0], request, top_k)
 
@@ -101,18 +120,44 @@ class ScoreCache:
         if not scores:
             return
         packed = [(key, _pack(scored)) for key, scored in scores.items()]
-        with blaming(self.path), transaction(self._database):
-            self._database.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", packed)
+        with blaming(self.path), transaction(self._connection):
+            self._connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?)", packed)
 
     def close(self) -> None:
         """Lets go of the file."""
-        self._database.close()
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        if self._database is None:
+            raise UsageError("the score cache is closed", file=self.path, remedy="open it again")
+        return self._database
 
     def __enter__(self) -> ScoreCache:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def open_cache(
+    cache: str | os.PathLike[str] | ScoreCache | None, model: Model
+) -> AbstractContextManager[ScoreCache | None]:
+    """The cache in a folder, closed after the block; one that is open, left open; or none.
+
+    Raises:
+      UsageError: it is no folder, or was opened for another model.
+      DataError: the file is damaged or cannot be opened.
+    """
+    if isinstance(cache, ScoreCache):
+        cache.check_model(model)
+    return (
+        nullcontext(cache)
+        if cache is None or isinstance(cache, ScoreCache)
+        else ScoreCache(cache, model)
+    )
 
 
 def score_cached(
@@ -128,7 +173,12 @@ def score_cached(
 
     Of equal requests one is computed. New scores are added together at the end, so that a run
     which is stopped and goes on finds either all of them or none.
+
+    Raises:
+      UsageError: the cache was opened for another model, or is closed.
+      DataError: its file is damaged or cannot be written.
     """
+    cache.check_model(model)
     keys = [cache.key(request, top_k=top_k) for request in requests]
     found: dict[bytes, ScoredRequest] = {}
     missing: dict[bytes, Request] = {}

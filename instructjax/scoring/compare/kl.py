@@ -20,10 +20,11 @@ from instructjax.scoring.api import make_encoder
 from instructjax.scoring.compare.divergence import hidden_divergences
 from instructjax.scoring.compare.result import DivergedRow, Divergences
 from instructjax.scoring.hidden import cut_windows, hidden_before_targets, output_table
-from instructjax.scoring.rows import encode_row, parse_contexts
+from instructjax.scoring.rows import check_example, encode_row, list_examples, parse_contexts
 from instructjax.scoring.vocabulary import make_blocks
 
 _hidden_divergences = jax.jit(hidden_divergences)
+_ABSENT: Any = object()
 
 
 def kl_divergence(
@@ -61,7 +62,7 @@ def kl_divergence(
       A row for each y, with a number for each of its tokens.
 
     Raises:
-      UsageError: an unknown option, or not as many `examples_q` as examples.
+      UsageError: an unknown option, no examples, or not as many `examples_q` as examples.
       ModelError: the models have different vocabularies.
       DataError: the two sides have different y.
       PromptError: an example cannot be encoded faithfully.
@@ -74,6 +75,9 @@ def kl_divergence(
     (context_q,) = parse_contexts([context if context_q is None else context_q])
     other = model if model_q is None else model_q
     check_same_vocabulary(model, other)
+    examples = list_examples(examples)
+    if examples_q is not None:
+        examples_q = list_examples(examples_q, "examples_q")
     options: dict[str, Any] = {
         "layout": layout,
         "include_eos": include_eos,
@@ -147,20 +151,19 @@ def check_same_vocabulary(p: Model, q: Model) -> None:
 
 
 def _match_examples(
-    examples: Example | Iterable[Example], examples_q: Example | Iterable[Example] | None
+    examples: Iterable[Any], examples_q: Iterable[Any] | None
 ) -> Iterator[tuple[Example, Example]]:
-    one = [examples] if isinstance(examples, Example) else examples
     if examples_q is None:
-        yield from ((example, example) for example in one)
+        for row, example in enumerate(examples):
+            yield check_example(example, row), example
         return
-    two = [examples_q] if isinstance(examples_q, Example) else examples_q
-    for p, q in zip_longest(one, two):
-        if p is None or q is None:
+    for row, (p, q) in enumerate(zip_longest(examples, examples_q, fillvalue=_ABSENT)):
+        if p is _ABSENT or q is _ABSENT:
             raise UsageError(
-                f"there are {'more' if p is None else 'fewer'} examples_q than examples",
+                f"there are {'more' if p is _ABSENT else 'fewer'} examples_q than examples",
                 remedy="give one for each example, in the same order",
             )
-        yield p, q
+        yield check_example(p, row), check_example(q, row)
 
 
 def _check_same_responses(p: list[Request], q: list[Request], name: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -15,12 +14,13 @@ from instructjax.errors import UsageError
 from instructjax.models.model import Model
 from instructjax.prompts.options import Boundary, Truncation
 from instructjax.scoring.api import make_encoder
-from instructjax.scoring.cache import ScoreCache
+from instructjax.scoring.cache import ScoreCache, open_cache
 from instructjax.scoring.engine import Work
 from instructjax.scoring.metadata import describe_run
 from instructjax.scoring.ranking.options import CONTENT_FREE, Normalization, RankOptions
 from instructjax.scoring.ranking.result import Ranking
 from instructjax.scoring.ranking.stream import rank_rows
+from instructjax.scoring.rows import list_examples
 from instructjax.scoring.runs.stream import Headway
 
 _ABSENT: Any = object()
@@ -73,7 +73,8 @@ def rank(
       progress: show a bar if it takes more than 2 s; by default on a terminal or in a notebook.
 
     Raises:
-      UsageError: an unknown option, or not as many answers as examples.
+      UsageError: an unknown option, not as many answers as examples, or a cache of another
+        model.
       DataError: an example has fewer than two candidates, two that are the same, an answer that is
         none of them, or not what the normalization divides by or replaces.
       PromptError: an example cannot be encoded faithfully.
@@ -94,14 +95,17 @@ def rank(
         truncation=truncation,
         max_length=max_length,
     )
-    if isinstance(examples, Example):
-        examples = (examples,)
+    examples = list_examples(examples)
     total = len(examples) if isinstance(examples, list | tuple) else None
     if answers is not None:
+        if isinstance(answers, str | Mapping) or not isinstance(answers, Iterable):
+            raise UsageError(
+                f"answers are of type {type(answers).__name__}",
+                remedy="give a list of one answer an example",
+            )
         examples = _with_answers(examples, answers)
     headway, work = Headway(), Work()
-    opened = ScoreCache(cache, model) if isinstance(cache, str | Path) else nullcontext(cache)
-    with opened as found, ScoringProgress(total, show=progress) as bar:
+    with open_cache(cache, model) as found, ScoringProgress(total, show=progress) as bar:
         ranked = rank_rows(
             model,
             examples,

@@ -41,14 +41,16 @@ class RankOptions:
     def __post_init__(self) -> None:
         check_choice("normalization", self.normalization, get_args(Normalization))
         premise = self.premise
-        if isinstance(premise, str) and premise not in PREMISES:
+        if not isinstance(premise, Example) and premise not in PREMISES:
             raise UsageError(
                 f"there is no premise {premise!r}",
                 remedy=f"choose one of {', '.join(PREMISES)}, or give an Example(instruction=...)",
             )
-        if isinstance(self.content_free, str) or not self.content_free:
+        texts: object = self.content_free
+        listed = isinstance(texts, Sequence) and not isinstance(texts, str) and len(texts) > 0
+        if not listed or not all(isinstance(text, str) for text in self.content_free):
             raise UsageError(
-                f"content_free is {self.content_free!r}", remedy="give a list of at least one text"
+                f"content_free is {texts!r}", remedy="give a list of at least one text"
             )
 
     def describe(self) -> dict[str, str]:

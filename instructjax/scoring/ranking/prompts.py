@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from instructjax.data.example import Example
 from instructjax.errors import DataError
 from instructjax.models.model import Model
@@ -27,7 +29,8 @@ def find_answer(example: Example, row: int) -> int | None:
       row: index of the example in the input, to name it by where it has no id.
 
     Raises:
-      DataError: there are fewer than two candidates, or the answer is none of them.
+      DataError: there are fewer than two candidates, or the answer is none of them, or neither
+        an integer nor a text.
 
     >>> find_answer(Example(output=["2", "3"], answer="3"), 0)
     1
@@ -50,12 +53,23 @@ def find_answer(example: Example, row: int) -> int | None:
     if isinstance(answer, str):
         if answer in example.outputs:
             return example.outputs.index(answer)
-        index = int(answer) if answer.strip().isdecimal() else -1
-    else:
+        digits = answer.strip()
+        index = int(digits) if digits.isdecimal() and len(digits) < 10 else -1
+    elif isinstance(answer, int | np.integer) and not isinstance(answer, bool):
         index = int(answer)
-    if not 0 <= index < count:
+    else:
         raise DataError(
-            f"the answer {answer!r:.80} is none of the {count} candidates",
+            f"the answer is of type {type(answer).__name__}, neither an index nor a text",
+            row=name,
+            remedy="give an index as an integer from 0, and None where it is not known",
+        )
+    if not 0 <= index < count:
+        if isinstance(answer, str):
+            shown = f"{answer!r:.80}"
+        else:  # Python does not write integers of thousands of digits
+            shown = str(index) if abs(index) < 10**80 else "of more than 80 digits"
+        raise DataError(
+            f"the answer {shown} is none of the {count} candidates",
             row=name,
             remedy="give its index from 0, or its text exactly as in `output`",
         )
@@ -120,4 +134,11 @@ def _other_prompts(
                 remedy="give what is asked as `input`, and the task as `instruction`",
             )
         for text in options.content_free:
+            if not (text or example.instruction or example.system or example.history):
+                raise DataError(
+                    f"the content-free input {text!r} leaves no prompt",
+                    row=name,
+                    remedy="give `content_free` (--content-free) other texts, or the row an "
+                    "instruction",
+                )
             yield replace(example, input=text), "cz"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ SHOWN_EXAMPLES = 10
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Ranking:
     """Ranked examples in the order of the input.
+
+    A slice, a mask or a list of indices gives a `Ranking`, an index one `RankedExample`.
 
     Attributes:
       examples: one a row of the input.
@@ -85,8 +87,19 @@ class Ranking:
     def __iter__(self) -> Iterator[RankedExample]:
         return iter(self.examples)
 
-    def __getitem__(self, index: int) -> RankedExample:
-        return self.examples[index]
+    @overload
+    def __getitem__(self, index: int | np.integer) -> RankedExample: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> Ranking: ...
+    def __getitem__(self, index: Any) -> RankedExample | Ranking:
+        if isinstance(index, int | np.integer):
+            return self.examples[index]
+        if isinstance(index, slice):
+            examples = self.examples[index]
+        else:
+            places = np.arange(len(self))[np.asarray(index)]
+            examples = tuple(self.examples[i] for i in places)
+        return Ranking(examples=examples, metadata=self.metadata)
 
     def to_arrow(self) -> pa.Table:
         """One row a (example, candidate), with the metadata in its schema."""

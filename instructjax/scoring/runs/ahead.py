@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
@@ -61,5 +62,6 @@ def run_ahead(items: Iterable[T], *, depth: int = 1) -> Generator[T, None, None]
             yield value
     finally:
         stop.set()
-        # Not for ever: the thread may be waiting for a pipe that nobody writes to.
-        thread.join(_PATIENCE)
+        if not sys.is_finalizing():
+            # Not for ever: the thread may be waiting for a pipe that nobody writes to.
+            thread.join(_PATIENCE)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from instructjax.errors import DataError, UsageError
+from instructjax.errors import DataError, UsageError, remedy_for_writing
 from instructjax.scoring.runs.folder import (
     check_ours,
     clear_folder,
@@ -179,7 +179,7 @@ class Parts:
             raise DataError(
                 f"the scores cannot be written: {error.strerror or error}",
                 file=self._out,
-                remedy=f"make space and run the same command again: {kept}",
+                remedy=f"{remedy_for_writing(error)} and run the same command again: {kept}",
             ) from error
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from instructjax.data.example import Example
 from instructjax.data.rejects import Reject
-from instructjax.errors import DataError, InstructJaxError, PromptError, UsageError
+from instructjax.errors import DataError, InstructJaxError, PromptError
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.prompts.request import Request
 from instructjax.scoring.cache import ScoreCache, score_cached
 from instructjax.scoring.engine import ScoredRequest, Work, score_requests
-from instructjax.scoring.rows import ScoredRow, encode_row
+from instructjax.scoring.rows import ScoredRow, check_example, encode_row
 from instructjax.scoring.runs.ahead import run_ahead
 from instructjax.scoring.runs.chunks import Chunk, EncodedRow, Failure, make_chunks
 
@@ -124,11 +124,7 @@ def score_examples(
     """Scores the requests that `encode` makes of each example, in chunks; see `score_rows`."""
 
     def try_encode(example: Any, row: int) -> list[Request] | Failure:
-        if not isinstance(example, Example):
-            raise UsageError(
-                f"row {row + 1} is of type {type(example).__name__}, not an Example",
-                remedy="make Example(instruction=..., input=..., output=...) of it",
-            )
+        check_example(example, row)
         try:
             return encode(example, row)
         except (DataError, PromptError) as error:

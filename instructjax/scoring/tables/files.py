@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from instructjax.errors import DataError, UsageError
+from instructjax.errors import DataError, UsageError, remedy_for_writing
 from instructjax.scoring.tables.disk import to_disk, write_whole
 from instructjax.scoring.tables.table import SCHEMA
 from instructjax.scoring.tables.writers import SUFFIXES, WRITERS
@@ -132,7 +132,8 @@ def _blaming(path: Path) -> Iterator[None]:
         raise DataError(
             f"the scores cannot be written: {error.strerror or error}",
             file=path,
-            remedy="nothing of them is kept; make space or choose another place, and run again",
+            remedy=f"nothing of them is kept; {remedy_for_writing(error)} or choose another place, "
+            "and run again",
         ) from error
 
 

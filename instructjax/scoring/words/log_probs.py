@@ -32,7 +32,7 @@ from instructjax.prompts.request import Request
 from instructjax.scoring.api import make_encoder
 from instructjax.scoring.engine import score_requests
 from instructjax.scoring.hidden import cut_windows, hidden_before_targets, output_table
-from instructjax.scoring.rows import encode_row, parse_contexts
+from instructjax.scoring.rows import check_example, encode_row, list_examples, parse_contexts
 from instructjax.scoring.vocabulary import log_mass, make_blocks
 from instructjax.scoring.words.spans import (
     Ending,
@@ -113,7 +113,7 @@ def word_log_probs(
       One for each y: by example, within it by candidate.
 
     Raises:
-      UsageError: an unknown option.
+      UsageError: an unknown option, or no examples.
       DataError: an example has no response.
       PromptError: an example cannot be encoded faithfully.
 
@@ -132,11 +132,11 @@ def word_log_probs(
         max_length=max_length,
     )
     kinds = describe_vocabulary(model.tokenizer, model.config.vocab_size)
-    if isinstance(examples, Example):
-        examples = (examples,)
+    listed = list_examples(examples)
 
     def encode() -> Iterator[tuple[str, Request]]:
-        for row, example in enumerate(examples):
+        for row, given in enumerate(listed):
+            example = check_example(given, row)
             for request in encode_row(model, encoder, example, row, (context,)):
                 yield example.id or f"row {row + 1}", request
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import shutil
 import sqlite3
@@ -19,7 +20,7 @@ import pytest
 from instructjax.data import Example
 from instructjax.errors import DataError, UsageError
 from instructjax.prompts import Request
-from instructjax.scoring import ScoreCache, Work, score, score_requests
+from instructjax.scoring import ScoreCache, Work, rank, score, score_requests
 from instructjax.scoring.cache import score_cached
 from instructjax.scoring.cache.database import open_database
 
@@ -255,3 +256,42 @@ def test_an_interrupted_addition_leaves_none_of_it(
     with ScoreCache(copy, model) as cache:
         score_cached(model, requests, cache)
         assert cache.hits == 4
+
+
+def test_a_cache_of_another_model_is_refused(
+    tmp_path: Path, random_model: Callable[..., Any], tiny_model: Any
+) -> None:
+    one, other, requests = random_model(), random_model(seed=1), make_requests(3)
+    with ScoreCache(tmp_path, one) as cache:
+        score_cached(one, requests, cache)
+        with pytest.raises(UsageError, match=r"opened for another model.*give the folder"):
+            score_cached(other, requests, cache)
+        example = Example(instruction="Add.", output=["2", "3"])
+        for verb in (score, rank):
+            with pytest.raises(UsageError, match="opened for another model"):
+                verb(tiny_model, example, cache=cache, progress=False)
+        # The same numbers under another name.
+        twin = dataclasses.replace(one, name="twin")
+        score_cached(twin, requests, cache)
+        assert (cache.hits, cache.misses) == (3, 3)
+
+
+def test_a_closed_cache_says_so(tmp_path: Path, random_model: Callable[..., Any]) -> None:
+    model, requests = random_model(), make_requests(2)
+    with ScoreCache(tmp_path, model) as cache:
+        (scored, _) = score_cached(model, requests, cache)
+    cache.close()
+    with pytest.raises(UsageError, match=r"the score cache is closed; open it again"):
+        score_cached(model, requests, cache)
+    with pytest.raises(UsageError, match="closed"):
+        cache.write({cache.key(requests[0]): scored})
+
+
+def test_what_is_no_folder(tiny_model: Any) -> None:
+    example = Example(instruction="Add.", output=["2", "3"])
+    for verb in (score, rank):
+        with pytest.raises(UsageError, match="the score cache is ''; give the folder"):
+            verb(tiny_model, example, cache="", progress=False)
+    # Without its check of types, which a user does not have.
+    with pytest.raises(UsageError, match="the score cache is 3"):
+        inspect.unwrap(ScoreCache.__init__)(object.__new__(ScoreCache), 3, tiny_model)  # type: ignore

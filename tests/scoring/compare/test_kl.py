@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -218,3 +219,23 @@ def test_what_cannot_be_compared(models: Any, tiny_model: Any) -> None:
         kl_divergence(models[0], [ids, ids], examples_q=[ids])
     with pytest.raises(UsageError, match="unknown context"):
         kl_divergence(models[0], ids, context_q="zc")
+
+
+@pytest.mark.parametrize(
+    ("examples", "examples_q", "words"),
+    [
+        (None, None, "examples are of type NoneType"),
+        (
+            Example(instruction="Add.", output="2"),
+            {"instruction": "Add."},
+            "examples_q are of type dict",
+        ),
+        ([Example(instruction="Add.", output="2"), "Add."], None, "row 2 is of type str"),
+        ([Example(instruction="Add.", output="2")], [None], "row 1 is of type NoneType"),
+        ([Example(instruction="Add.", output="2")], [], "there are fewer examples_q"),
+    ],
+)
+def test_what_is_no_example(tiny_model: Any, examples: Any, examples_q: Any, words: str) -> None:
+    # Without its check of types, which a user does not have.
+    with pytest.raises(UsageError, match=words):
+        inspect.unwrap(kl_divergence)(tiny_model, examples, examples_q=examples_q)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -147,6 +148,12 @@ def test_answers_by_index_by_text_and_unknown(tiny_model: Any) -> None:
             {"normalization": "calibrated"},
             DataError,
             "row 2: there is no input",
+        ),
+        (
+            Example(input=Z, output=YS),
+            {"normalization": "calibrated"},
+            DataError,
+            "row 2: the content-free input '' leaves no prompt; give `content_free`",
         ),
         (
             Example(instruction=C, output=YS),
@@ -354,6 +361,73 @@ def test_unknown_options(tiny_model: Any, options: dict[str, Any]) -> None:
         rank(tiny_model, EXAMPLE, progress=False, **options)
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (1.5, "is of type float"),
+        (1.0, "is of type float"),
+        (math.nan, "is of type float"),
+        (True, "is of type bool"),
+        (np.True_, "is of type bool"),
+        ([1], "is of type list"),
+        pytest.param("1" * 5000, "the answer '111", id="digits"),
+        pytest.param(10**5000, "of more than 80 digits is none", id="greatest"),
+        pytest.param(-(10**5000), "of more than 80 digits is none", id="least"),
+        (np.int64(3), "the answer 3 is none of the 3 candidates"),
+    ],
+)
+def test_an_answer_that_is_none_leaves_the_run_whole(
+    tiny_model: Any, answer: Any, words: str
+) -> None:
+    broken = dataclasses.replace(EXAMPLE)
+    object.__setattr__(broken, "answer", answer)  # around the check of types that users do not have
+    failures: list[InstructJaxError] = []
+    (found,) = rank_rows(
+        tiny_model,
+        [broken, dataclasses.replace(EXAMPLE, answer=2)],
+        encoder=PromptEncoder(tiny_model.tokenizer),
+        on_error=lambda example, error: failures.append(error),
+    )
+    (error,) = failures
+    assert isinstance(error, DataError) and error.row == "row 1" and words in error.message
+    assert found.answer == 2
+
+
+def test_an_answer_may_be_a_numpy_integer(tiny_model: Any) -> None:
+    example = dataclasses.replace(EXAMPLE)
+    object.__setattr__(example, "answer", np.int64(1))
+    (found,) = rank(tiny_model, example, progress=False)
+    assert type(found.answer) is int and found.answer == 1
+
+
+@pytest.mark.parametrize(
+    ("examples", "options", "words"),
+    [
+        (None, {}, "examples are of type NoneType"),
+        ({"instruction": C}, {}, "examples are of type dict"),
+        (EXAMPLE, {"answers": 3}, "answers are of type int"),
+        (EXAMPLE, {"answers": "0"}, "answers are of type str"),
+    ],
+)
+def test_wrong_calls_without_a_check_of_types(
+    tiny_model: Any, examples: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        inspect.unwrap(rank)(tiny_model, examples, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"premise": None}, {"premise": ["c"]}, {"content_free": 3}, {"content_free": [3]}]
+)
+def test_wrong_options_without_a_check_of_types(options: dict[str, Any]) -> None:
+    options = {"normalization": "sum", "premise": "none", "content_free": ("",)} | options
+    made = object.__new__(RankOptions)
+    for name, value in options.items():
+        object.__setattr__(made, name, value)
+    with pytest.raises(UsageError, match=r"there is no premise|content_free is"):
+        inspect.unwrap(RankOptions.__post_init__)(made)
+
+
 def make_ranked(scores: list[float], *, answer: int | None = None) -> RankedExample:
     k = len(scores)
     return RankedExample(
@@ -391,6 +465,21 @@ def test_the_table(tmp_path: Any) -> None:
     text = repr(ranking)
     assert text.startswith("Ranking(2 examples, tiny), accuracy 0.000") and "tie" in text
     assert "correct=False" in repr(one)
+
+
+def test_a_part_of_a_ranking_is_one() -> None:
+    ranked = [make_ranked([0.0, -float(n)], answer=n % 2) for n in range(1, 5)]
+    ranking = Ranking(examples=tuple(ranked), metadata={"model": "tiny"})
+    for index, expected in (
+        (slice(0, 2), ranked[:2]),
+        ([3, -4], [ranked[3], ranked[0]]),
+        (ranking.best == np.array([0, 1, 0, 1]), [ranked[0], ranked[2]]),
+    ):
+        part = ranking[index]
+        assert isinstance(part, Ranking) and part.metadata == ranking.metadata
+        assert list(part) == expected
+    assert ranking[1:2].metrics.accuracy == 1.0 and ranking.metrics.accuracy == 0.5
+    assert ranking[np.int64(-1)] is ranked[3]
 
 
 def test_where_the_model_gave_no_number() -> None:

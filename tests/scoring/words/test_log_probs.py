@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructjax.data import Example
+from instructjax.errors import UsageError
 from instructjax.prompts import Tokenizer
 from instructjax.scoring import score, word_log_probs
 from instructjax.scoring.words.spans import describe_vocabulary, find_words
@@ -174,3 +176,16 @@ def test_texts_candidates_and_contexts(tiny_model: Any) -> None:
     # Without its end, y's probability times that of the last word being over.
     plain = word_log_probs(tiny_model, example, include_eos=False, context="c")
     assert math.fsum(open_end[0].log_prob) < math.fsum(plain[0].log_prob)
+
+
+@pytest.mark.parametrize(
+    ("examples", "words"),
+    [
+        (None, "examples are of type NoneType"),
+        ([Example(instruction="Add.", output="2"), "Add."], "row 2 is of type str"),
+    ],
+)
+def test_what_is_no_example(tiny_model: Any, examples: Any, words: str) -> None:
+    # Without its check of types, which a user does not have.
+    with pytest.raises(UsageError, match=words):
+        inspect.unwrap(word_log_probs)(tiny_model, examples)
