@@ -267,7 +267,7 @@ def test_law_2_pitfall_11_row_length_and_tile_do_not_matter(width, tile, tiny_mo
 def test_law_2_shared_prefixes_change_no_number(data, seed, tiny_model):
     """Instructions, inputs and candidates that share whatever they share, against each alone."""
     rng = np.random.default_rng(seed)
-    requests = []
+    drawn = []
     for _ in range(data.draw(st.integers(1, 2))):
         instruction = rng.integers(0, 352, data.draw(st.integers(1, 60)))
         for _ in range(data.draw(st.integers(1, 3))):
@@ -276,11 +276,14 @@ def test_law_2_shared_prefixes_change_no_number(data, seed, tiny_model):
             for _ in range(data.draw(st.integers(1, 4))):
                 own = rng.integers(0, 352, data.draw(st.integers(1, 6)))
                 ids = [*prompt, *stem[: data.draw(st.integers(0, 3))], *own]
-                requests.append(request(ids, [(len(prompt), len(ids))]))
+                drawn.append((ids, len(prompt)))
+    # Made when all is drawn: type checks use the same source of chance.
+    requests = [request(ids, [(start, len(ids))]) for ids, start in drawn]
     work = Work()
     together = list(score_requests(tiny_model, requests, work=work))
     assert work.requested == sum(len(r.ids) - 1 for r in requests)
-    assert work.useful == work.distinct <= work.requested
+    prefixes = {tuple(ids[:n]) for ids, _ in drawn for n in range(1, len(ids))}
+    assert work.distinct == len(prefixes) <= work.useful <= work.requested
     for result in together:
         (alone,) = score_requests(tiny_model, [result.request])
         np.testing.assert_allclose(result.token_log_probs, alone.token_log_probs, rtol=0, atol=1e-5)
