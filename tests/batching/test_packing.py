@@ -119,7 +119,7 @@ def build(drawn):
 
 @settings(max_examples=100)
 @given(trees())
-def test_a_tree_of_requests_keeps_every_path(drawn):
+def test_law_5_a_tree_of_requests_keeps_every_path(drawn):
     made = build(drawn)
     check_rows(made, pack(made))
 

@@ -502,6 +502,17 @@ def test_law_4_probabilities_over_the_vocabulary_sum_to_one(tiny_model):
     np.testing.assert_allclose(np.exp(np.asarray(logs, np.float64)).sum(-1), 1, atol=1e-5)
 
 
+def test_law_4_every_next_token_of_a_shared_prompt_together_has_probability_one(tiny_model):
+    """Two prompts with a stem in common, each followed by every token of the vocabulary."""
+    stem = np.random.default_rng(3).integers(0, 352, 40).tolist()
+    prompts = [[*stem, 7, 8], [*stem, 9]]
+    requests = [request([*p, v], [(len(p), len(p) + 1)]) for p in prompts for v in range(352)]
+    work = Work()
+    logs = np.array([s.log_prob for s in score_requests(tiny_model, requests, work=work)])
+    assert work.useful == work.distinct == 40 + 2 + 1
+    np.testing.assert_allclose(np.exp(logs.reshape(2, 352)).sum(-1), 1, atol=1e-5)
+
+
 def test_law_4_pitfall_9_the_scored_number_is_that_of_the_next_token(tiny_model):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 352, (1, 12)))
     batch = batch_from_lengths(tokens, jnp.array([1]), jnp.array([12]))

@@ -169,3 +169,21 @@ def test_score_requests_is_what_scores(tiny_model: Any, by_chunk: Any) -> None:
     assert [t.token_log_probs.tobytes() for t in twins] == [
         row.scored.token_log_probs.tobytes() for row in by_chunk[0]
     ]
+
+
+def test_law_5_what_a_run_that_goes_on_scores_is_y_and_nothing_else(tiny_model: Any) -> None:
+    decode = tiny_model.tokenizer.decode
+    for rows in run_from(tiny_model, {0: 8, 16: 24}).values():
+        for row in rows:
+            request = row.scored.request
+            example = EXAMPLES[request.row]
+            # the last token scored is the end of turn
+            assert decode(request.target_ids[:-1]) == example.outputs[request.candidate]
+            assert len(request.target_ids) == row.num_tokens == len(row.scored.token_log_probs)
+            assert request.spans[0][1] == len(request.ids)
+
+
+def test_law_4_token_log_probs_sum_to_log_prob_in_a_stream(tiny_model: Any) -> None:
+    encoder = PromptEncoder(tiny_model.tokenizer)
+    for row in score_rows(tiny_model, EXAMPLES[:12], encoder=encoder, contexts=CONTEXTS):
+        assert row.log_prob == sum(map(float, row.scored.token_log_probs))
