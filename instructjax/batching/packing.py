@@ -30,9 +30,10 @@ ROW_LENGTHS = (128, 512, 1024, 1792, 2048)
 # Where a long prefix serves many requests, rows of this length repeat it less often. They run a
 # little slower a token, so they must save more than LONG_ROW_COST of the tokens.
 LONG_ROW, LONG_ROW_COST = 8192, 1.1
-# Queries and keys a tile of attention. Small tiles follow short sequences closely, large ones take
-# fewer steps: on CPU they are level at LONG tokens. Other platforms do not attend in tiles.
-SMALL_TILE, LARGE_TILE, LONG = 64, 256, 512
+# Queries and keys a tile of attention. Small tiles follow short sequences and branches closely,
+# large ones take fewer steps: on CPU they pay from LONG tokens on. Other platforms do not attend
+# in tiles.
+SMALL_TILE, LARGE_TILE, LONG = 64, 256, 1024
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +66,7 @@ def row_length_for(tokens: int) -> int:
 def tile_for(length: int) -> int:
     """The tile that attends over a sequence of `length` tokens in the least time.
 
-    >>> tile_for(150), tile_for(1000)
+    >>> tile_for(150), tile_for(1500)
     (64, 256)
     """
     return SMALL_TILE if length <= LONG else LARGE_TILE
