@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -88,20 +89,23 @@ def pack(requests: Sequence[Request], tree: PrefixTree | None = None) -> Iterato
         members = [i for i, own in zip(tree.order, tiles, strict=True) if own == tile]
         same = len(members) == len(tiles)
         part = tree if same else build_tree(requests, members)
-        for members in _plan(part):
-            yield _fill(requests, members, tile)
+        for places in _plan(part):
+            yield _fill(requests, part, places, tile)
 
 
 def _plan(tree: PrefixTree) -> Iterator[list[int]]:
-    """Members of each row: the tree is cut into subtrees that fit one, coarsely (most sharing) or
-    finely (fullest rows), whichever computes the fewest positions."""
+    """The places in the tree of each row's requests.
+
+    The tree is cut into subtrees that fit a row, coarsely (most sharing) or finely (fullest rows),
+    whichever computes the fewest positions.
+    """
     standard = ROW_LENGTHS[-1]
     plans = [_place(tree, standard, limit) for limit in (standard, standard // 4, 0)]
     if tree.num_tokens > standard and jax.default_backend() == "cpu":
         # Elsewhere attention takes memory and time by the square of the row.
         plans.append(_place(tree, LONG_ROW, LONG_ROW))
     for runs in min(plans, key=_cost):
-        yield [tree.order[place] for run, _ in sorted(runs, key=_first) for place in run]
+        yield [place for run, _ in sorted(runs, key=_first) for place in run]
 
 
 def _first(run: tuple[range, int]) -> int:
@@ -210,11 +214,15 @@ class _Row:
         )
 
 
-def _fill(requests: Sequence[Request], members: list[int], tile: int) -> PackedRow:
+def _fill(requests: Sequence[Request], tree: PrefixTree, places: list[int], tile: int) -> PackedRow:
+    members = [tree.order[place] for place in places]
     shared = [0]
-    for before, after in zip(members, members[1:], strict=False):
-        common = common_prefix(requests[before], requests[after])
-        shared.append(worth_sharing(common, input_length(requests[after])))
-    row = _Row(sum(input_length(requests[i]) for i in members) - sum(shared))
+    for before, after in pairwise(places):
+        if after == before + 1:
+            shared.append(tree.shared[after])
+        else:
+            common = common_prefix(requests[tree.order[before]], requests[tree.order[after]])
+            shared.append(worth_sharing(common, tree.lengths[after]))
+    row = _Row(sum(tree.lengths[place] for place in places) - sum(shared))
     slots = tuple((i, row.add(requests[i], n)) for i, n in zip(members, shared, strict=True))
     return PackedRow(batch=row.finish(tile), members=slots, num_tokens=row.stop)

@@ -39,13 +39,7 @@ def run_rank(options: Rank) -> int:
       InstructJaxError: there is no new table; see the message. What was ranked is kept.
     """
     how = parse_rank_options(options)
-    prompt_options: dict[str, Any] = {
-        "layout": options.layout,
-        "include_eos": options.include_eos,
-        "boundary": options.boundary,
-        "truncation": options.truncation,
-        "max_length": options.max_length,
-    }
+    prompt_options = options.prompt_options()
     PromptOptions(**prompt_options)
     fields = parse_fields(options.field)
     if options.answer is not None:

@@ -23,14 +23,7 @@ def run_score(options: Score) -> int:
       InstructJaxError: there is no new table; see the message. What was scored is kept.
     """
     contexts = parse_contexts(options.contexts)
-    prompt_options: dict[str, Any] = {
-        "layout": options.layout,
-        "include_eos": options.include_eos,
-        "boundary": options.boundary,
-        "truncation": options.truncation,
-        "max_length": options.max_length,
-        "turns": options.turns,
-    }
+    prompt_options = {**options.prompt_options(), "turns": options.turns}
     PromptOptions(**prompt_options)
     fields = parse_fields(options.field)
     rows = open_rows(options, fields)

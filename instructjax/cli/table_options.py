@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -49,6 +49,11 @@ class TableOptions:
     cache: Path | None = None
     """A folder: scores of earlier runs with the same weights and ids are taken from it, and those
     of this run are added."""
+
+    def prompt_options(self) -> dict[str, Any]:
+        """What `PromptOptions` takes of them."""
+        names = ("layout", "include_eos", "boundary", "truncation", "max_length")
+        return {name: getattr(self, name) for name in names}
 
     def describe_interrupt(self) -> str:
         """What an interrupt leaves."""

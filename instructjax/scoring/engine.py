@@ -1,16 +1,9 @@
-"""Requests in, scored requests out, in the same order: packing, dispatch and sums.
-
-The device works on rows while the host packs the next, of the next window if need be, and reads the
-last.
-"""
+"""Requests in, scored requests out, in the same order: windows, packing, sums."""
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,20 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from instructjax.batching.batch import Batch
 from instructjax.batching.packing import PackedRow, pack
 from instructjax.batching.prefix_tree import build_tree, input_length
-from instructjax.errors import InstructJaxError, ModelError, PromptError
+from instructjax.errors import PromptError
 from instructjax.models.model import Model
 from instructjax.prompts.request import Request
+from instructjax.scoring.dispatch import compute_rows
+from instructjax.scoring.head import TokenScores
 from instructjax.scoring.log_probs import token_scores
 
 WINDOW = 4096
-# Rows computed at a time, each in a thread of its own: programs started by one thread run one after
-# the other, and on a CPU one program alone leaves cores idle in its sequential parts.
-STREAMS = 2
 
 _token_scores = jax.jit(token_scores, static_argnames="top_k")
-_dispatch = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -113,34 +105,17 @@ def score_requests(
         The results of those before it come first.
       ModelError: a row does not fit into the device's memory.
     """
-    waiting: deque[tuple[_Window, PackedRow, Future[Any]]] = deque()
     stream = (_checked(request, model) for request in requests)
     failures: list[Exception] = []
-    device: Any = jax.config.jax_default_device  # type: ignore  # a thread begins without it
-    pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="instructjax-row")
-    try:
-        for window, row in _pack_windows(stream, work, failures):
-            waiting.append((window, row, pool.submit(_score_row, model, row, top_k, device)))
-            if len(waiting) > STREAMS:
-                yield from _collect(*waiting.popleft(), on_row)
-        while waiting:
-            yield from _collect(*waiting.popleft(), on_row)
-        if failures:
-            raise failures[0]
-    finally:
-        if not sys.is_finalizing():
-            pool.shutdown(cancel_futures=True)
 
+    def compute(batch: Batch) -> TokenScores:
+        return _token_scores(model.graphdef, model.params, batch, top_k=top_k)
 
-def _score_row(model: Model, row: PackedRow, top_k: int, device: Any) -> Any:
-    """The `TokenScores` of a row, on the host."""
-    try:
-        # One dispatches at a time, or both threads compile the same program.
-        with _dispatch, jax.default_device(device):
-            scores = _token_scores(model.graphdef, model.params, row.batch, top_k=top_k)
-        return jax.device_get(scores)
-    except jax.errors.JaxRuntimeError as error:
-        raise _explain(error, row) from error
+    with closing(compute_rows(_pack_windows(stream, work, failures), compute)) as rows:
+        for window, row, scores in rows:
+            yield from _collect(window, row, scores, on_row)
+    if failures:
+        raise failures[0]
 
 
 class _Window:
@@ -183,21 +158,20 @@ def _take(requests: Iterator[Request], failures: list[Exception]) -> list[Reques
 def _collect(
     window: _Window,
     row: PackedRow,
-    scores: Future[Any],
+    scores: Any,
     on_row: Callable[[int], None] | None,
 ) -> Iterator[ScoredRequest]:
-    """Waits for a row; gives the requests of its window if it was the last of them."""
-    host = scores.result()
+    """Takes a row's scores apart; gives the requests of its window if it was the last of them."""
     for index, entries in row.members:
         pick = partial(_rows, entries=entries)
         window.results[index] = ScoredRequest(
             request=window.requests[index],
-            token_log_probs=pick(host.log_prob),
-            greedy=pick(host.greedy),
-            entropy=pick(host.entropy),
-            rank=pick(host.rank),
-            top_ids=pick(host.top_ids),
-            top_log_probs=pick(host.top_log_probs),
+            token_log_probs=pick(scores.log_prob),
+            greedy=pick(scores.greedy),
+            entropy=pick(scores.entropy),
+            rank=pick(scores.rank),
+            top_ids=pick(scores.top_ids),
+            top_log_probs=pick(scores.top_log_probs),
         )
     window.missing -= len(row.members)
     if on_row is not None:
@@ -223,16 +197,6 @@ def _checked(request: Request, model: Model) -> Request:
             row=name,
         )
     return request
-
-
-def _explain(error: Exception, row: PackedRow) -> InstructJaxError:
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
-        return InstructJaxError(f"the device failed: {text}")
-    return ModelError(
-        f"a row of {row.batch.tokens.shape[1]:,} tokens does not fit into memory",
-        remedy="set a smaller max_length with truncation, or load the model in bfloat16",
-    )
 
 
 def _rows(array: np.ndarray, *, entries: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -12,11 +11,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from instructjax.batching.batch import Batch
-from instructjax.batching.packing import PackedRow, pack
+from instructjax.batching.packing import pack
 from instructjax.models.model import Model
 from instructjax.prompts.request import Request
+from instructjax.scoring.dispatch import compute_rows
 
-IN_FLIGHT = 1
 WINDOW_TOKENS = 1 << 13
 
 T = TypeVar("T")
@@ -52,19 +51,13 @@ def hidden_before_targets(
       requests: few enough to hold a state a scored token in memory.
     """
     found: list[np.ndarray] = [np.empty((0, 0))] * len(requests)
-    waiting: deque[tuple[PackedRow, Array]] = deque()
 
-    def take_apart(row: PackedRow, states: Array) -> None:
-        host = jax.device_get(states)
+    def compute(batch: Batch) -> Array:
+        return _states(model.graphdef, model.params, batch)
+
+    for _, row, states in compute_rows(((None, row) for row in pack(requests)), compute):
         for index, entries in row.members:
-            found[index] = host[entries]
-
-    for row in pack(requests):
-        waiting.append((row, _states(model.graphdef, model.params, row.batch)))
-        if len(waiting) > IN_FLIGHT:
-            take_apart(*waiting.popleft())
-    while waiting:
-        take_apart(*waiting.popleft())
+            found[index] = states[entries]
     return found
 
 

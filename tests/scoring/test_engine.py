@@ -10,6 +10,7 @@ from instructjax.batching.packing import LARGE_TILE, LONG_ROW, ROW_LENGTHS, SMAL
 from instructjax.errors import PromptError
 from instructjax.prompts.request import Request
 from instructjax.scoring import engine
+from instructjax.scoring.dispatch import STREAMS
 from instructjax.scoring.engine import ScoredRequest, Work, score_requests
 
 
@@ -59,7 +60,7 @@ def test_windows_change_nothing_and_few_are_read_ahead(model, monkeypatch):
 
     results = score_requests(model, stream())
     first = next(results)
-    assert len(taken) <= 4 * (engine.STREAMS + 1)
+    assert len(taken) <= 4 * (STREAMS + 1)
     rest = list(results)
     for a, b in zip([first, *rest], whole, strict=True):
         assert a.request is b.request

@@ -10,14 +10,8 @@ from typing import Any
 
 from instructjax.models.config import NO_ROPE
 from instructjax.models.families.family import Family
-from instructjax.models.families.hf import (
-    HARMLESS,
-    hf_tensors,
-    qk_norms,
-    read_config,
-    sliding_layers,
-    windowed,
-)
+from instructjax.models.families.hf_config import read_config, sliding_layers, windowed
+from instructjax.models.families.hf_tensors import HARMLESS, hf_tensors, qk_norms
 from instructjax.models.families.options import Options
 
 _DEFAULTS = {

@@ -8,7 +8,8 @@ from typing import Any
 
 from instructjax.models.config import NO_ROPE, DecoderConfig
 from instructjax.models.families.family import Family, TensorRule
-from instructjax.models.families.hf import hf_tensors, read_config
+from instructjax.models.families.hf_config import read_config
+from instructjax.models.families.hf_tensors import hf_tensors
 from instructjax.models.families.options import Options
 
 # Its own names for what others call by the names on the right.

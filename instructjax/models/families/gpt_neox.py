@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from instructjax.models.families.family import Family
-from instructjax.models.families.hf import hf_tensors, read_config
+from instructjax.models.families.hf_config import read_config
+from instructjax.models.families.hf_tensors import hf_tensors
 from instructjax.models.families.options import Options
 
 

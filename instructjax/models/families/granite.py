@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from instructjax.models.families.family import Family
-from instructjax.models.families.hf import HARMLESS, hf_tensors, read_config
+from instructjax.models.families.hf_config import read_config
+from instructjax.models.families.hf_tensors import HARMLESS, hf_tensors
 from instructjax.models.families.options import Options
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families.family import Family, TensorRule
-from instructjax.models.families.hf import check_config, read_config
+from instructjax.models.families.hf_config import check_config, read_config
 from instructjax.models.families.options import Options
 from instructjax.models.families.rope import float32_value, rope_from_gguf
 

@@ -6,14 +6,8 @@ from functools import partial
 from typing import Any
 
 from instructjax.models.families.family import Family
-from instructjax.models.families.hf import (
-    HARMLESS,
-    expert_tensors,
-    experts,
-    hf_tensors,
-    read_config,
-    windowed,
-)
+from instructjax.models.families.hf_config import experts, read_config, windowed
+from instructjax.models.families.hf_tensors import HARMLESS, expert_tensors, hf_tensors
 from instructjax.models.families.options import Options
 
 
@@ -45,10 +39,10 @@ MIXTRAL = Family(
     tensors=(
         *hf_tensors(),
         *expert_tensors(
-            "block_sparse_moe.gate.weight",
-            "block_sparse_moe.experts.{each}.w1.weight",
-            "block_sparse_moe.experts.{each}.w3.weight",
-            "block_sparse_moe.experts.{each}.w2.weight",
+            router="block_sparse_moe.gate.weight",
+            gate="block_sparse_moe.experts.{each}.w1.weight",
+            up="block_sparse_moe.experts.{each}.w3.weight",
+            down="block_sparse_moe.experts.{each}.w2.weight",
         ),
     ),
     harmless=HARMLESS,

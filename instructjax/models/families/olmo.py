@@ -6,16 +6,8 @@ from functools import partial
 from typing import Any
 
 from instructjax.models.families.family import Family
-from instructjax.models.families.hf import (
-    HARMLESS,
-    expert_tensors,
-    experts,
-    hf_tensors,
-    qk_norms,
-    read_config,
-    sliding_layers,
-    windowed,
-)
+from instructjax.models.families.hf_config import experts, read_config, sliding_layers, windowed
+from instructjax.models.families.hf_tensors import HARMLESS, expert_tensors, hf_tensors, qk_norms
 from instructjax.models.families.options import Options
 from instructjax.models.families.rope import rope_from_hf
 
@@ -102,12 +94,7 @@ OLMOE = Family(
     tensors=(
         *hf_tensors(),
         *qk_norms(("Q", "K")),
-        *expert_tensors(
-            "mlp.gate.weight",
-            "mlp.experts.{each}.gate_proj.weight",
-            "mlp.experts.{each}.up_proj.weight",
-            "mlp.experts.{each}.down_proj.weight",
-        ),
+        *expert_tensors(),
     ),
     harmless=HARMLESS,
 )

@@ -7,7 +7,8 @@ from typing import Any
 
 from instructjax.models.config import NO_ROPE, LayerKind
 from instructjax.models.families.family import Family
-from instructjax.models.families.hf import HARMLESS, hf_tensors, read_config, sliding_layers
+from instructjax.models.families.hf_config import read_config, sliding_layers
+from instructjax.models.families.hf_tensors import HARMLESS, hf_tensors
 from instructjax.models.families.options import Options
 
 
