@@ -128,13 +128,13 @@ def _fill(
     rule: TensorRule, config: DecoderConfig, source: TensorSource, dtype: np.dtype
 ) -> Shaped[np.ndarray, "*shape"]:
     host = _aligned_empty(rule.param_shape(config), dtype)
-    layers, each = config.num_layers if rule.stacked else 1, rule.count(config)
-    places = host.reshape(layers, each, *host.shape[rule.stacked + bool(rule.each) :])
-    for layer, number in np.ndindex(layers, each):
-        name = rule.name(source.spelling, layer, number)
-        place = places[layer, number]
+    layers, each = rule.layers(config), rule.count(config)
+    places = host.reshape(len(layers), each, *host.shape[rule.stacked + bool(rule.each) :])
+    for index, number in np.ndindex(len(layers), each):
+        name = rule.name(source.spelling, layers[index], number)
+        place = places[index, number]
         place = place.T if rule.transpose else place
-        if rule.fused:
+        if rule.fused and rule.fused_axis == 0:
             stored = source.read_rows(name, 0, rule.stored_shape(config)[0])
             place[...] = rule.part_of(stored, config)
         else:
@@ -163,6 +163,7 @@ def _copy_rows(
         step = math.ceil(step / config.head_dim) * config.head_dim
     for start in range(0, rows, step):
         block = source.read_rows(name, start, min(start + step, rows))
+        block = rule.part_of(block, config) if rule.fused else block
         place[start : start + step] = _join_halves(block, config.head_dim) if heads else block
 
 
