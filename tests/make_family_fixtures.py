@@ -51,6 +51,20 @@ LONG = {
     "long_factor": [1.5, 3.0, 6.0],
 }
 
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 6,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 6,
+    "n_group": 3,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 8,
+}
+
 # Name: (what transformers calls it, what differs from SHAPE).
 ALL: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-window-yarn": (
@@ -214,6 +228,55 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
         "Olmoe",
         {"num_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 16},
     ),
+    "gpt-oss": (
+        "GptOss",
+        {
+            "head_dim": 8,
+            "intermediate_size": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "swiglu_limit": 1.5,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
+    "gpt-oss-mxfp4": (
+        "GptOss",
+        {
+            "hidden_size": 32,
+            "head_dim": 8,
+            "num_hidden_layers": 1,
+            "intermediate_size": 32,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "layer_types": [FULL],
+            "tie_word_embeddings": True,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
+    "deepseek-v3": (
+        "DeepseekV3",
+        {
+            **LATENT,
+            "num_hidden_layers": 3,
+            "first_k_dense_replace": 1,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7},
+        },
+    ),
+    "deepseek-v3-one-group": (
+        "DeepseekV3",
+        {
+            **LATENT,
+            "first_k_dense_replace": 0,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "n_shared_experts": 2,
+            "attention_bias": True,
+            "rope_interleave": False,
+        },
+    ),
 }
 CLASSES = {
     "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
@@ -244,7 +307,7 @@ def make_model(kind: str, changes: dict[str, Any], seed: int):
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
-            if value.dim() == 1 and name.endswith("bias"):
+            if name.endswith("bias") or name.endswith("sinks"):
                 value.copy_(0.3 * noise)
             elif "norm" in name or ".ln_" in name:
                 value.copy_(0.3 * noise + (0 if kind.startswith("Gemma") else 1))
@@ -253,6 +316,9 @@ def make_model(kind: str, changes: dict[str, Any], seed: int):
             else:
                 inner = value.shape[0] if kind == "GPT2" else value.shape[1]
                 value.copy_(1.1 * noise / inner**0.5)
+        for name, value in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
     return model
 
 
@@ -283,6 +349,9 @@ def write_fixture(name: str, seed: int) -> None:
     with torch.no_grad():
         for value, grad in zip(parameters.values(), grads, strict=True):
             value.copy_(grad)
+        for buffer_name, value in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                value.zero_()
     model.save_pretrained(folder / "gradients")
     for file in (folder / "gradients").glob("*.json"):
         file.unlink()

@@ -19,6 +19,7 @@ from instructjax.models.checkpoints.pypi import fetch_wheel_model
 from instructjax.models.checkpoints.safetensors import SafetensorsFolder, read_json
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families import family_for_hf
+from instructjax.models.families.quantization import read_quantization
 from instructjax.models.spec import parse_spec
 from instructjax.prompts.tokenizer import Tokenizer
 
@@ -91,7 +92,8 @@ def _load_folder(folder: Path, name: str, dtype: str) -> Checkpoint:
     values = read_json(config_file)
     family = family_for_hf(values, config_file)
     config = family.config_from_hf(values, config_file)
-    weights = SafetensorsFolder(folder, family.renames)
+    block = read_quantization(values, config_file)
+    weights = SafetensorsFolder(folder, family.renames, block)
     check_tensors(family, config, weights)
     with FileDigests(weights.files) as digests:
         tokenizer = tokenizer_from_folder(folder, values, name=name)

@@ -71,11 +71,12 @@ def load_params(family: Family, config: DecoderConfig, source: TensorSource, dty
     params: Params = {}
     # Single tensors first: while the largest of them is in flight, little else is held.
     for rule in sorted(family.rules(config), key=lambda rule: rule.stacked):
+        kind = np.dtype(np.float32 if rule.in_float32 else dtype)
         try:
             with np.errstate(all="ignore"):  # what overflows or is no number is found by _fill
-                host = _fill(rule, config, source, np.dtype(dtype))
+                host = _fill(rule, config, source, kind)
         except MemoryError:
-            size = math.prod(rule.param_shape(config)) * np.dtype(dtype).itemsize
+            size = math.prod(rule.param_shape(config)) * kind.itemsize
             raise ModelError(
                 f"not enough memory for {rule.param} ({size / 1e9:.1f} GB)",
                 remedy="load with dtype bfloat16 or take a smaller model",

@@ -64,6 +64,7 @@ class TensorRule:
       by_head: within a fused tensor the parts alternate, head by head.
       in_turns: within a fused tensor the parts alternate along `fused_axis`, index by index.
       each: a letter; the parameter has a further leading axis, stored as a tensor each.
+      in_float32: kept in float32 whatever the other parameters are.
       when: whether a configuration has this tensor at all.
     """
 
@@ -80,6 +81,7 @@ class TensorRule:
     by_head: bool = False
     in_turns: bool = False
     each: str = ""
+    in_float32: bool = False
     when: Callable[[DecoderConfig], bool] = _always
 
     @property

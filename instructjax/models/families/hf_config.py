@@ -9,13 +9,13 @@ from typing import Any
 from instructjax.errors import ModelError
 from instructjax.models.config import DecoderConfig, LayerKind, RopeConfig
 from instructjax.models.families.options import Options
+from instructjax.models.families.quantization import read_quantization
 from instructjax.models.families.rope import rope_from_hf
 
 # Options that change the function computed, with the values under which a decoder without further
 # parts is it. A family takes those off that it reads. What is not listed here is a matter of
 # training, generation or bookkeeping.
 _SUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "quantization_config": ({},),
     "sliding_window": (),
     "use_sliding_window": (False,),
     "layer_types": (),
@@ -95,6 +95,7 @@ def read_config(
     """
     # An option that is null is not one that is left out: Gemma 2 without a cap writes null.
     options = Options({**defaults, **values}, file)
+    read_quantization(values, file)
     options.refuse({name: known for name, known in _SUPPORTED.items() if name not in reads})
     for name in ("hidden_act", "hidden_activation"):
         options.refuse({name: tuple(activations)})
