@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 FOLDER = Path(__file__).parent / "fixtures" / "families"
 VOCAB = 80
@@ -277,6 +278,10 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_interleave": False,
         },
     ),
+    "qwen3-fp8": (
+        "Qwen3",
+        {"head_dim": 8, "num_hidden_layers": 1, "intermediate_size": 48, "attention_bias": True},
+    ),
 }
 CLASSES = {
     "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
@@ -329,15 +334,72 @@ def token_log_probs(model, ids: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits, dim=-1).gather(1, ids[1:, None])[:, 0]
 
 
+def pack_mxfp4(tensors: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
+    """Random experts in MXFP4: any byte is two numbers, scales near those of trained models."""
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        count, inner, outer = tensors.pop(name).shape
+        shape = (count, outer, inner // 32, 16)
+        blocks = torch.randint(0, 256, shape, generator=generator)
+        scales = torch.randint(121, 126, shape[:3], generator=generator)
+        tensors[f"{name}_blocks"] = blocks.to(torch.uint8)
+        tensors[f"{name}_scales"] = scales.to(torch.uint8)
+    return {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+
+
+def pack_fp8(tensors: dict[str, torch.Tensor], _: torch.Generator) -> dict[str, Any]:
+    """Projections in float8 with a scale for every 16 rows and columns."""
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        rows, columns = tensors[name].shape
+        parts = tensors[name].float().reshape(rows // 16, 16, columns // 16, 16)
+        scales = parts.abs().amax((1, 3)) / 448
+        small = (parts / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+        tensors[name] = small.reshape(rows, columns).contiguous()
+        tensors[f"{name}_scale_inv"] = scales
+    return {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [16, 16],
+        "modules_to_not_convert": ["lm_head"],
+    }
+
+
+PACKED = {
+    "gpt-oss-mxfp4": (pack_mxfp4, lambda: transformers.Mxfp4Config(dequantize=True)),
+    "qwen3-fp8": (
+        pack_fp8,
+        lambda: transformers.FineGrainedFP8Config(dequantize=True, weight_block_size=(16, 16)),
+    ),
+}
+
+
+def read_quantized(name: str, folder: Path, seed: int):
+    """Quantizes what lies in a folder; returns what transformers reads of it, as a plain model."""
+    pack, options = PACKED[name]
+    config = json.loads((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    config["quantization_config"] = pack(tensors, torch.Generator().manual_seed(seed))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    auto = transformers.AutoModelForCausalLM
+    read = auto.from_pretrained(folder, dtype=torch.float32, quantization_config=options())
+    config = transformers.AutoConfig.from_pretrained(folder, attn_implementation="eager")
+    del config.quantization_config
+    plain = type(read)(config).float().eval()
+    plain.load_state_dict(read.state_dict())
+    return plain
+
+
 def write_fixture(name: str, seed: int) -> None:
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     kind, changes = ALL[name]
     made = make_model(kind, changes, seed).to(torch.bfloat16)
     made.save_pretrained(folder)
-    model = (
-        type(made).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    )
+    if name in PACKED:
+        model = read_quantized(name, folder, seed)
+    else:
+        read = type(made).from_pretrained
+        model = read(folder, dtype=torch.float32, attn_implementation="eager").eval()
     (folder / "generation_config.json").unlink(missing_ok=True)
     generator = torch.Generator().manual_seed(seed)
     texts = [torch.randint(0, VOCAB, (length,), generator=generator) for length in LENGTHS]
