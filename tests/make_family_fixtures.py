@@ -52,6 +52,12 @@ LONG = {
     "long_factor": [1.5, 3.0, 6.0],
 }
 
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 LATENT = {
     "num_key_value_heads": 4,
     "kv_lora_rank": 12,
@@ -278,6 +284,43 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_interleave": False,
         },
     ),
+    # Texts go past the original context of 32 under each kind of scaling.
+    "llama-past-linear": (
+        "Llama",
+        {**TINY, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    ),
+    "llama-past-dynamic": (
+        "Llama",
+        {
+            **TINY,
+            "max_position_embeddings": 32,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+        },
+    ),
+    "llama-past-llama3": (
+        "Llama",
+        {
+            **TINY,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e3,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "llama-past-yarn": ("Llama", {**TINY, "rope_parameters": YARN, "tie_word_embeddings": True}),
+    "phi3-past-longrope": (
+        "Phi3",
+        {
+            **TINY,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {**LONG, "short_factor": [1.0, 1.1, 1.25, 1.5]}
+            | {"long_factor": [1.25, 2.0, 3.0, 6.0]},
+        },
+    ),
     "qwen3-fp8": (
         "Qwen3",
         {"head_dim": 8, "num_hidden_layers": 1, "intermediate_size": 48, "attention_bias": True},
@@ -328,8 +371,11 @@ def make_model(kind: str, changes: dict[str, Any], seed: int):
 
 
 def token_log_probs(model, ids: torch.Tensor) -> torch.Tensor:
-    """log p of every id after the first, given those before it."""
-    logits = model(ids[None], use_cache=False).logits[0, :-1]
+    """log p of every id after the first, given those before it.
+
+    The last is not fed: dynamic RoPE and LongRoPE would count it.
+    """
+    logits = model(ids[None, :-1], use_cache=False).logits[0]
     assert logits.dtype == torch.float32
     return torch.log_softmax(logits, dim=-1).gather(1, ids[1:, None])[:, 0]
 

@@ -14,14 +14,16 @@ class RopeConfig:
 
     Attributes:
       theta: the base of the frequencies.
-      kind: how frequencies are stretched beyond the context seen in pre-training. "dynamic"
-        equals "default", and "longrope" divides by `divisors`, up to `DecoderConfig.max_positions`,
-        beyond which no request is taken. "none" turns nothing: a layer without positions.
-      factor: the stretch, for "linear", "llama3" and "yarn".
-      low_freq_factor, high_freq_factor, original_max_positions: the band of "llama3".
+      kind: how frequencies are stretched beyond the context seen in pre-training. "dynamic" and
+        "longrope" stretch those of a request longer than `original_max_positions`, from its first
+        token on. "none" turns nothing: a layer without positions.
+      factor: the stretch, for "linear", "dynamic", "llama3" and "yarn".
+      original_max_positions: tokens of that context, but for "default" and "linear".
+      low_freq_factor, high_freq_factor: the band of "llama3".
       beta_fast, beta_slow, truncate: the band of "yarn", in turns within the original context, and
         whether its ends are rounded to whole planes.
-      divisors: what "longrope" divides each frequency by.
+      divisors, long_divisors: what "longrope" divides each frequency by, within the original
+        context and beyond it.
       attention_factor: cosines and sines are multiplied by it ("yarn", "longrope").
     """
 
@@ -35,6 +37,7 @@ class RopeConfig:
     beta_slow: float = 1.0
     truncate: bool = True
     divisors: tuple[float, ...] = ()
+    long_divisors: tuple[float, ...] = ()
     attention_factor: float = 1.0
 
 

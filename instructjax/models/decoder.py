@@ -22,7 +22,14 @@ from instructjax.models.config import NO_ROPE, DecoderConfig
 from instructjax.models.experts import Experts
 from instructjax.models.latent_attention import LatentAttention
 from instructjax.models.linear import LayerNorm, Linear, OnePlusRMSNorm, RMSNorm
-from instructjax.models.rotary import inverse_frequencies, rotate, rotation
+from instructjax.models.rotary import (
+    by_length,
+    frequencies_by_length,
+    inverse_frequencies,
+    rotate,
+    rotation,
+    sequence_lengths,
+)
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -228,8 +235,15 @@ class Decoder(nnx.Module):
         depth = positions.reshape(-1)
         ropes = list(dict.fromkeys(kind.rope for kind in config.layers)) or [config.rope]
         width = config.latent.rotary_dim if config.latent else config.rotary_dim or config.head_dim
+        lengths = sequence_lengths(positions, ends) if any(map(by_length, ropes)) else None
         angles = [
-            rotation(depth, inverse_frequencies(rope, width), rope.attention_factor)
+            rotation(
+                depth,
+                frequencies_by_length(rope, width, lengths)
+                if lengths is not None and by_length(rope)
+                else inverse_frequencies(rope, width),
+                rope.attention_factor,
+            )
             for rope in ropes
         ]
         # Layers that differ take their own from a stack; a program for layers alike has no trace

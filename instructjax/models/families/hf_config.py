@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def read_config(
             partial="partial_rotary_factor" in reads,
         )
     config = DecoderConfig(**{**base, **fields(options, base)})
-    return check_config(_within_rope(config), file)
+    return check_config(_beyond_context(config), file)
 
 
 def _rotary_dim(options: Options, reads: Collection[str], head_dim: int, default: float) -> int:
@@ -153,12 +154,12 @@ def _rotary_dim(options: Options, reads: Collection[str], head_dim: int, default
     return dim
 
 
-def _within_rope(config: DecoderConfig) -> DecoderConfig:
-    """A sequence beyond the original context of LongRoPE has other frequencies from its start."""
-    if config.rope.kind != "longrope":
+def _beyond_context(config: DecoderConfig) -> DecoderConfig:
+    """Dynamic scaling is there for sequences longer than the configuration's context."""
+    if config.rope.kind != "dynamic":
         return config
-    longest = min(config.max_positions, config.rope.original_max_positions)
-    return DecoderConfig(**{**vars(config), "max_positions": longest})
+    longest = int(config.max_positions * config.rope.factor)
+    return replace(config, max_positions=longest)
 
 
 def check_config(config: DecoderConfig, file: Path) -> DecoderConfig:
