@@ -6,13 +6,14 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Shaped
 
 from instructjax.errors import ModelError
@@ -48,7 +49,13 @@ class TensorSource(Protocol):
         ...
 
 
-def load_params(family: Family, config: DecoderConfig, source: TensorSource, dtype: Any) -> Params:
+def load_params(
+    family: Family,
+    config: DecoderConfig,
+    source: TensorSource,
+    dtype: Any,
+    shardings: Callable[[str], NamedSharding] | None = None,
+) -> Params:
     """Read every tensor of a checkpoint into its place.
 
     One parameter at a time is filled on the host, put on the device and let go. On CPU the device
@@ -60,6 +67,7 @@ def load_params(family: Family, config: DecoderConfig, source: TensorSource, dty
       config: the model's configuration.
       source: the open checkpoint.
       dtype: what the parameters become, float32 or bfloat16.
+      shardings: that of each parameter, by its dotted path; None: all on the default device.
 
     Returns:
       A nested dict of jax arrays; layers are stacked on a leading axis, kernels are [in, out].
@@ -87,9 +95,20 @@ def load_params(family: Family, config: DecoderConfig, source: TensorSource, dty
         node = params
         for group in groups:
             node = node.setdefault(group, {})
-        node[leaf] = jax.block_until_ready(jax.device_put(host))
+        node[leaf] = _put(host, shardings and shardings(rule.param))
         del host
     return params
+
+
+def _put(
+    host: Shaped[np.ndarray, "*shape"], sharding: NamedSharding | None
+) -> Shaped[jax.Array, "*shape"]:
+    """On the device, or on each device of this process its share, with nothing sent between them."""
+    if sharding is None:
+        array = jax.device_put(host)
+    else:
+        array = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return jax.block_until_ready(array)
 
 
 def check_tensors(family: Family, config: DecoderConfig, source: TensorSource) -> None:
