@@ -30,7 +30,7 @@ def unpack_mxfp4(
     [[1.0, 2.0, 12.0, -12.0]]
     """
     values = np.stack([_FP4[blocks & 15], _FP4[blocks >> 4]], axis=-1)
-    powers = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+    powers = np.ldexp(np.float32(1), np.minimum(scales, 254).astype(np.int32) - 127)
     powers = np.where(scales == 255, np.float32(np.nan), powers)
     values = values.reshape(*blocks.shape[:-1], -1) * powers[..., None]
     return values.reshape(*blocks.shape[:-2], -1)

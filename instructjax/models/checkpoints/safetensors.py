@@ -169,7 +169,7 @@ class SafetensorsFolder:
 
     def _read(
         self, name: str, start: int = 0, stop: int | None = None
-    ) -> Shaped[np.ndarray, "rows ..."]:
+    ) -> Shaped[np.ndarray, "*shape"]:
         """Rows of a tensor as they are stored; all of them if it is not said which."""
         file, stored, kind = self._file_of[name], self._stored[name], self._kinds[name]
         try:
@@ -186,7 +186,7 @@ class SafetensorsFolder:
 
 def _read_float8(
     file: Path, name: str, start: int, stop: int | None, dtype: np.dtype
-) -> Shaped[np.ndarray, "rows ..."]:
+) -> Shaped[np.ndarray, "*shape"]:
     """Rows of a tensor of bytes, which `safe_open` has no numpy type for.
 
     The header has been checked by `safe_open`: offsets lie within the file and fit the shapes.
