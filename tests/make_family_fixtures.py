@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 FOLDER = Path(__file__).parent / "fixtures" / "families"
 VOCAB = 80
@@ -49,6 +50,26 @@ LONG = {
     "rope_theta": 1e4,
     "short_factor": [1.0, 1.25, 1.5],
     "long_factor": [1.5, 3.0, 6.0],
+}
+
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 6,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_routed_experts": 6,
+    "n_group": 3,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 8,
 }
 
 # Name: (what transformers calls it, what differs from SHAPE).
@@ -214,6 +235,96 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
         "Olmoe",
         {"num_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 16},
     ),
+    "gpt-oss": (
+        "GptOss",
+        {
+            "head_dim": 8,
+            "intermediate_size": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "swiglu_limit": 1.5,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
+    "gpt-oss-mxfp4": (
+        "GptOss",
+        {
+            "hidden_size": 32,
+            "head_dim": 8,
+            "num_hidden_layers": 1,
+            "intermediate_size": 32,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "layer_types": [FULL],
+            "tie_word_embeddings": True,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
+    "deepseek-v3": (
+        "DeepseekV3",
+        {
+            **LATENT,
+            "num_hidden_layers": 3,
+            "first_k_dense_replace": 1,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7},
+        },
+    ),
+    "deepseek-v3-one-group": (
+        "DeepseekV3",
+        {
+            **LATENT,
+            "first_k_dense_replace": 0,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "n_shared_experts": 2,
+            "attention_bias": True,
+            "rope_interleave": False,
+        },
+    ),
+    # Texts go past the original context of 32 under each kind of scaling.
+    "llama-past-linear": (
+        "Llama",
+        {**TINY, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+    ),
+    "llama-past-dynamic": (
+        "Llama",
+        {
+            **TINY,
+            "max_position_embeddings": 32,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+        },
+    ),
+    "llama-past-llama3": (
+        "Llama",
+        {
+            **TINY,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e3,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "llama-past-yarn": ("Llama", {**TINY, "rope_parameters": YARN, "tie_word_embeddings": True}),
+    "phi3-past-longrope": (
+        "Phi3",
+        {
+            **TINY,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {**LONG, "short_factor": [1.0, 1.1, 1.25, 1.5]}
+            | {"long_factor": [1.25, 2.0, 3.0, 6.0]},
+        },
+    ),
+    "qwen3-fp8": (
+        "Qwen3",
+        {"head_dim": 8, "num_hidden_layers": 1, "intermediate_size": 48, "attention_bias": True},
+    ),
 }
 CLASSES = {
     "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
@@ -244,7 +355,7 @@ def make_model(kind: str, changes: dict[str, Any], seed: int):
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
-            if value.dim() == 1 and name.endswith("bias"):
+            if name.endswith("bias") or name.endswith("sinks"):
                 value.copy_(0.3 * noise)
             elif "norm" in name or ".ln_" in name:
                 value.copy_(0.3 * noise + (0 if kind.startswith("Gemma") else 1))
@@ -253,14 +364,75 @@ def make_model(kind: str, changes: dict[str, Any], seed: int):
             else:
                 inner = value.shape[0] if kind == "GPT2" else value.shape[1]
                 value.copy_(1.1 * noise / inner**0.5)
+        for name, value in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
     return model
 
 
 def token_log_probs(model, ids: torch.Tensor) -> torch.Tensor:
-    """log p of every id after the first, given those before it."""
-    logits = model(ids[None], use_cache=False).logits[0, :-1]
+    """log p of every id after the first, given those before it.
+
+    The last is not fed: dynamic RoPE and LongRoPE would count it.
+    """
+    logits = model(ids[None, :-1], use_cache=False).logits[0]
     assert logits.dtype == torch.float32
     return torch.log_softmax(logits, dim=-1).gather(1, ids[1:, None])[:, 0]
+
+
+def pack_mxfp4(tensors: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
+    """Random experts in MXFP4: any byte is two numbers, scales near those of trained models."""
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        count, inner, outer = tensors.pop(name).shape
+        shape = (count, outer, inner // 32, 16)
+        blocks = torch.randint(0, 256, shape, generator=generator)
+        scales = torch.randint(121, 126, shape[:3], generator=generator)
+        tensors[f"{name}_blocks"] = blocks.to(torch.uint8)
+        tensors[f"{name}_scales"] = scales.to(torch.uint8)
+    return {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+
+
+def pack_fp8(tensors: dict[str, torch.Tensor], _: torch.Generator) -> dict[str, Any]:
+    """Projections in float8 with a scale for every 16 rows and columns."""
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        rows, columns = tensors[name].shape
+        parts = tensors[name].float().reshape(rows // 16, 16, columns // 16, 16)
+        scales = parts.abs().amax((1, 3)) / 448
+        small = (parts / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+        tensors[name] = small.reshape(rows, columns).contiguous()
+        tensors[f"{name}_scale_inv"] = scales
+    return {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [16, 16],
+        "modules_to_not_convert": ["lm_head"],
+    }
+
+
+PACKED = {
+    "gpt-oss-mxfp4": (pack_mxfp4, lambda: transformers.Mxfp4Config(dequantize=True)),
+    "qwen3-fp8": (
+        pack_fp8,
+        lambda: transformers.FineGrainedFP8Config(dequantize=True, weight_block_size=(16, 16)),
+    ),
+}
+
+
+def read_quantized(name: str, folder: Path, seed: int):
+    """Quantizes what lies in a folder; returns what transformers reads of it, as a plain model."""
+    pack, options = PACKED[name]
+    config = json.loads((folder / "config.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    config["quantization_config"] = pack(tensors, torch.Generator().manual_seed(seed))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    auto = transformers.AutoModelForCausalLM
+    read = auto.from_pretrained(folder, dtype=torch.float32, quantization_config=options())
+    config = transformers.AutoConfig.from_pretrained(folder, attn_implementation="eager")
+    del config.quantization_config
+    plain = type(read)(config).float().eval()
+    plain.load_state_dict(read.state_dict())
+    return plain
 
 
 def write_fixture(name: str, seed: int) -> None:
@@ -269,9 +441,11 @@ def write_fixture(name: str, seed: int) -> None:
     kind, changes = ALL[name]
     made = make_model(kind, changes, seed).to(torch.bfloat16)
     made.save_pretrained(folder)
-    model = (
-        type(made).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    )
+    if name in PACKED:
+        model = read_quantized(name, folder, seed)
+    else:
+        read = type(made).from_pretrained
+        model = read(folder, dtype=torch.float32, attn_implementation="eager").eval()
     (folder / "generation_config.json").unlink(missing_ok=True)
     generator = torch.Generator().manual_seed(seed)
     texts = [torch.randint(0, VOCAB, (length,), generator=generator) for length in LENGTHS]
@@ -283,6 +457,9 @@ def write_fixture(name: str, seed: int) -> None:
     with torch.no_grad():
         for value, grad in zip(parameters.values(), grads, strict=True):
             value.copy_(grad)
+        for buffer_name, value in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                value.zero_()
     model.save_pretrained(folder / "gradients")
     for file in (folder / "gradients").glob("*.json"):
         file.unlink()

@@ -8,7 +8,7 @@ a run compiles a handful of programs whatever its data.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -73,7 +73,12 @@ def tile_for(length: int) -> int:
     return SMALL_TILE if length <= LONG else LARGE_TILE
 
 
-def pack(requests: Sequence[Request], tree: PrefixTree | None = None) -> Iterator[PackedRow]:
+def pack(
+    requests: Sequence[Request],
+    tree: PrefixTree | None = None,
+    *,
+    apart: Callable[[int], Hashable] | None = None,
+) -> Iterator[PackedRow]:
     """Rows that together hold every request once, the fullest subtrees first.
 
     Requests of different tiles never share a row, so that the tile that computes a request does
@@ -82,12 +87,14 @@ def pack(requests: Sequence[Request], tree: PrefixTree | None = None) -> Iterato
     Args:
       requests: a window of them; rows do not depend on their order.
       tree: of these requests, if it is at hand.
+      apart: requests whose numbers of tokens it tells apart share no row: a model may read them
+        differently from the first token on (`instructjax.models.rotary.length_classes`).
     """
     tree = tree or build_tree(requests)
-    tiles = [tile_for(length) for length in tree.lengths]
-    for tile in sorted(set(tiles), reverse=True):
-        members = [i for i, own in zip(tree.order, tiles, strict=True) if own == tile]
-        same = len(members) == len(tiles)
+    kinds = [(tile_for(n), None if apart is None else apart(n)) for n in tree.lengths]
+    for tile, kind in sorted(dict.fromkeys(kinds), key=lambda kind: -kind[0]):
+        members = [i for i, own in zip(tree.order, kinds, strict=True) if own == (tile, kind)]
+        same = len(members) == len(kinds)
         part = tree if same else build_tree(requests, members)
         for places in _plan(part):
             yield _fill(requests, part, places, tile)

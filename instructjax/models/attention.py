@@ -47,14 +47,14 @@ class Window(NamedTuple):
 def attend_dense(
     q: Float[Array, "N H D"],
     k: Float[Array, "N K D"],
-    v: Float[Array, "N K D"],
+    v: Float[Array, "N K V"],
     ends: Int[Array, "B T"],
     *,
     window: Window | None = None,
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-) -> Float[Array, "N H D"]:
+) -> Float[Array, "N H V"]:
     """The reference: softmax(scale q k) v over visible keys, the softmax in float32.
 
     Args:
@@ -94,7 +94,7 @@ def attend_dense(
 def attend(
     q: Float[Array, "N H D"],
     k: Float[Array, "N K D"],
-    v: Float[Array, "N K D"],
+    v: Float[Array, "N K V"],
     ends: Int[Array, "B T"],
     tiles: Tiles,
     *,
@@ -103,7 +103,7 @@ def attend(
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-) -> Float[Array, "N H D"]:
+) -> Float[Array, "N H V"]:
     """Attention in the form that the platform runs best, chosen when the program is lowered.
 
     Arguments are those of `attend_dense` and `attend_tiles`.

@@ -91,7 +91,7 @@ def _attend(q, k, v, sinks, window, tiles, tile, scale, softcap):
 def attend_tiles(
     q: Float[Array, "N H D"],
     k: Float[Array, "N K D"],
-    v: Float[Array, "N K D"],
+    v: Float[Array, "N K V"],
     tiles: Tiles,
     *,
     tile: int,
@@ -99,7 +99,7 @@ def attend_tiles(
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-) -> Float[Array, "N H D"]:
+) -> Float[Array, "N H V"]:
     """As `attend_dense`, with zeros for tokens that nobody sees.
 
     Args:
@@ -280,7 +280,7 @@ def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
 
         return keep_own(carry[0], out_tile), keep_own(carry[1], norm_tile)
 
-    out = jnp.zeros_like(q)
+    out = jnp.broadcast_to(jnp.zeros_like(q[..., :1]), (*q.shape[:-1], v.shape[-1]))
     carry = (out, jnp.zeros_like(out[..., :1], jnp.float32))
     out, log_norm = lax.fori_loop(0, tiles.count, one_tile, carry)
     return out[tile:-tile], log_norm[tile:-tile]

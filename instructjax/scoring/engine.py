@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from instructjax.batching.packing import PackedRow, pack
 from instructjax.batching.prefix_tree import build_tree, input_length
 from instructjax.errors import PromptError
 from instructjax.models.model import Model
+from instructjax.models.rotary import length_classes
 from instructjax.prompts.request import Request
 from instructjax.scoring.dispatch import compute_rows
 from instructjax.scoring.head import TokenScores
@@ -111,7 +112,9 @@ def score_requests(
     def compute(batch: Batch) -> TokenScores:
         return _token_scores(model.graphdef, model.params, batch, top_k=top_k)
 
-    with closing(compute_rows(_pack_windows(stream, work, failures), compute)) as rows:
+    apart = length_classes(model.config)
+    packed = _pack_windows(stream, work, failures, apart)
+    with closing(compute_rows(packed, compute)) as rows:
         for window, row, scores in rows:
             yield from _collect(window, row, scores, on_row)
     if failures:
@@ -128,7 +131,10 @@ class _Window:
 
 
 def _pack_windows(
-    requests: Iterator[Request], work: Work | None, failures: list[Exception]
+    requests: Iterator[Request],
+    work: Work | None,
+    failures: list[Exception],
+    apart: Callable[[int], Hashable] | None,
 ) -> Iterator[tuple[_Window, PackedRow]]:
     """Rows of one window after the other; what ends the stream early goes to `failures`."""
     while chosen := _take(requests, failures):
@@ -136,7 +142,7 @@ def _pack_windows(
         tree = build_tree(chosen)
         if work is not None:
             work.distinct += tree.num_distinct
-        for row in pack(chosen, tree):
+        for row in pack(chosen, tree, apart=apart):
             if work is not None:
                 work.requested += sum(input_length(chosen[i]) for i, _ in row.members)
                 work.useful += row.num_tokens

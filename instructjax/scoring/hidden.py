@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from instructjax.batching.batch import Batch
 from instructjax.batching.packing import pack
 from instructjax.models.model import Model
+from instructjax.models.rotary import length_classes
 from instructjax.prompts.request import Request
 from instructjax.scoring.dispatch import compute_rows
 
@@ -55,7 +56,8 @@ def hidden_before_targets(
     def compute(batch: Batch) -> Array:
         return _states(model.graphdef, model.params, batch)
 
-    for _, row, states in compute_rows(((None, row) for row in pack(requests)), compute):
+    rows = pack(requests, apart=length_classes(model.config))
+    for _, row, states in compute_rows(((None, row) for row in rows), compute):
         for index, entries in row.members:
             found[index] = states[entries]
     return found

@@ -6,13 +6,14 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Shaped
 
 from instructjax.errors import ModelError
@@ -48,7 +49,13 @@ class TensorSource(Protocol):
         ...
 
 
-def load_params(family: Family, config: DecoderConfig, source: TensorSource, dtype: Any) -> Params:
+def load_params(
+    family: Family,
+    config: DecoderConfig,
+    source: TensorSource,
+    dtype: Any,
+    shardings: Callable[[str], NamedSharding] | None = None,
+) -> Params:
     """Read every tensor of a checkpoint into its place.
 
     One parameter at a time is filled on the host, put on the device and let go. On CPU the device
@@ -60,6 +67,7 @@ def load_params(family: Family, config: DecoderConfig, source: TensorSource, dty
       config: the model's configuration.
       source: the open checkpoint.
       dtype: what the parameters become, float32 or bfloat16.
+      shardings: that of each parameter, by its dotted path; None: all on the default device.
 
     Returns:
       A nested dict of jax arrays; layers are stacked on a leading axis, kernels are [in, out].
@@ -71,11 +79,12 @@ def load_params(family: Family, config: DecoderConfig, source: TensorSource, dty
     params: Params = {}
     # Single tensors first: while the largest of them is in flight, little else is held.
     for rule in sorted(family.rules(config), key=lambda rule: rule.stacked):
+        kind = np.dtype(np.float32 if rule.in_float32 else dtype)
         try:
             with np.errstate(all="ignore"):  # what overflows or is no number is found by _fill
-                host = _fill(rule, config, source, np.dtype(dtype))
+                host = _fill(rule, config, source, kind)
         except MemoryError:
-            size = math.prod(rule.param_shape(config)) * np.dtype(dtype).itemsize
+            size = math.prod(rule.param_shape(config)) * kind.itemsize
             raise ModelError(
                 f"not enough memory for {rule.param} ({size / 1e9:.1f} GB)",
                 remedy="load with dtype bfloat16 or take a smaller model",
@@ -86,9 +95,20 @@ def load_params(family: Family, config: DecoderConfig, source: TensorSource, dty
         node = params
         for group in groups:
             node = node.setdefault(group, {})
-        node[leaf] = jax.block_until_ready(jax.device_put(host))
+        node[leaf] = _put(host, shardings and shardings(rule.param))
         del host
     return params
+
+
+def _put(
+    host: Shaped[np.ndarray, "*shape"], sharding: NamedSharding | None
+) -> Shaped[jax.Array, "*shape"]:
+    """On the device, or on each device of this process its share, with nothing sent between them."""
+    if sharding is None:
+        array = jax.device_put(host)
+    else:
+        array = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return jax.block_until_ready(array)
 
 
 def check_tensors(family: Family, config: DecoderConfig, source: TensorSource) -> None:
@@ -128,13 +148,13 @@ def _fill(
     rule: TensorRule, config: DecoderConfig, source: TensorSource, dtype: np.dtype
 ) -> Shaped[np.ndarray, "*shape"]:
     host = _aligned_empty(rule.param_shape(config), dtype)
-    layers, each = config.num_layers if rule.stacked else 1, rule.count(config)
-    places = host.reshape(layers, each, *host.shape[rule.stacked + bool(rule.each) :])
-    for layer, number in np.ndindex(layers, each):
-        name = rule.name(source.spelling, layer, number)
-        place = places[layer, number]
+    layers, each = rule.layers(config), rule.count(config)
+    places = host.reshape(len(layers), each, *host.shape[rule.stacked + bool(rule.each) :])
+    for index, number in np.ndindex(len(layers), each):
+        name = rule.name(source.spelling, layers[index], number)
+        place = places[index, number]
         place = place.T if rule.transpose else place
-        if rule.fused:
+        if rule.fused and rule.fused_axis == 0:
             stored = source.read_rows(name, 0, rule.stored_shape(config)[0])
             place[...] = rule.part_of(stored, config)
         else:
@@ -163,6 +183,7 @@ def _copy_rows(
         step = math.ceil(step / config.head_dim) * config.head_dim
     for start in range(0, rows, step):
         block = source.read_rows(name, start, min(start + step, rows))
+        block = rule.part_of(block, config) if rule.fused else block
         place[start : start + step] = _join_halves(block, config.head_dim) if heads else block
 
 

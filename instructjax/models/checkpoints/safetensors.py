@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,19 @@ from safetensors import SafetensorError, safe_open
 
 from instructjax.errors import ModelError
 from instructjax.models.checkpoints.params import most_common
+from instructjax.models.checkpoints.quantized import (
+    FLOAT8,
+    block_of,
+    scale_blocks,
+    unpack_mxfp4,
+)
 from instructjax.models.families.family import Spelling
 
 _FLOATS = ("F32", "F16", "BF16")
+# What the scales of a float8 tensor are called, after its own name; those of activations, after
+# the name of its module.
+_SCALES = ("_scale_inv", "_scale")
+_ACTIVATIONS = ("activation_scale", "input_scale")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -29,20 +41,27 @@ class SafetensorsFolder:
       folder: holds model.safetensors, or shards and model.safetensors.index.json.
       renames: pairs of a pattern and what replaces it, for older names of tensors; the first
         that matches a name counts.
+      block: rows and columns that a scale of float8 weights is for, where the configuration says.
 
     Attributes:
       files: the weight files, in order of their names.
-      shapes: the shape of every tensor.
+      shapes: the shape of every tensor; one that is stored as numbers and their scales (MXFP4,
+        float8) is one tensor here, under the name that it has unquantized.
       kind: the type that most of the parameters are stored in, such as "BF16".
 
     Raises:
       ModelError: no safetensors, a damaged file, an index that does not fit its shards, or a
-        tensor of a type other than float32, float16 and bfloat16.
+        tensor of a type other than float32, float16, bfloat16, float8 and MXFP4.
     """
 
     spelling: Spelling = "hf"
 
-    def __init__(self, folder: Path, renames: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        renames: Sequence[tuple[str, str]] = (),
+        block: tuple[int, int] | None = None,
+    ) -> None:
         self.folder = folder
         self._renames = [(re.compile(pattern), new) for pattern, new in renames]
         self._stored: dict[str, str] = {}
@@ -51,16 +70,19 @@ class SafetensorsFolder:
         self.files = [folder / name for name in names]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._file_of: dict[str, Path] = {}
-        kinds: dict[str, str] = {}
+        self._kinds: dict[str, str] = {}
         for file in self.files:
-            kinds |= self._read_header(file)
-        self.kind = most_common((kind, self.shapes[name]) for name, kind in kinds.items())
+            self._read_header(file)
         for name, file_name in index.items():
             if self._file_of.get(name) != folder / file_name:
                 raise ModelError(
                     f"the index places tensor {name} in {file_name}, which does not hold it",
                     file=folder / _INDEX,
                 )
+        self._packed: dict[str, tuple[str, str]] = {}
+        self._scaled: dict[str, tuple[str, tuple[int, int]]] = {}
+        self._join_quantized(block)
+        self.kind = most_common((self._kinds[name], shape) for name, shape in self.shapes.items())
 
     def _rename(self, name: str) -> str:
         for pattern, new in self._renames:
@@ -68,9 +90,8 @@ class SafetensorsFolder:
                 return pattern.sub(new, name)
         return name
 
-    def _read_header(self, file: Path) -> dict[str, str]:
-        """Enters the tensors of a file; returns the type of each."""
-        kinds: dict[str, str] = {}
+    def _read_header(self, file: Path) -> None:
+        """Enters the tensors of a file."""
         if not file.is_file():
             raise ModelError("the index names this shard, but it is missing", file=file)
         try:
@@ -81,33 +102,104 @@ class SafetensorsFolder:
                         raise ModelError(
                             f"tensor {name} is also in {self._file_of[name].name}", file=file
                         )
-                    if view.get_dtype() not in _FLOATS:
-                        raise ModelError(
-                            f"tensor {name} is stored as {view.get_dtype()}, "
-                            f"only {', '.join(_FLOATS)} are supported",
-                            file=file,
-                        )
                     self.shapes[name] = tuple(view.get_shape())
                     self._file_of[name] = file
                     self._stored[name] = stored
-                    kinds[name] = view.get_dtype()
+                    self._kinds[name] = view.get_dtype()
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from error
-        return kinds
+
+    def _join_quantized(self, block: tuple[int, int] | None) -> None:
+        """Makes one tensor of each that is stored as numbers and their scales."""
+        for name in [name for name in self.shapes if name.endswith("_blocks")]:
+            whole, scales = name.removesuffix("_blocks"), name.removesuffix("blocks") + "scales"
+            shape = self.shapes[name]
+            if (self._kinds[name], self._kinds.get(scales)) != ("U8", "U8"):
+                continue
+            if len(shape) != 4 or shape[3] != 16 or self.shapes[scales] != shape[:3]:
+                raise ModelError(
+                    f"tensors {name} and {scales} of shapes {list(shape)} and "
+                    f"{list(self.shapes[scales])} do not fit together",
+                    file=self.file_of(name),
+                )
+            self._packed[whole] = (name, scales)
+            self._file_of[whole], self._kinds[whole] = self.file_of(name), "MXFP4"
+            self.shapes[whole] = (shape[0], 32 * shape[2], shape[1])
+            del self.shapes[name], self.shapes[scales]
+        for name in [name for name in self.shapes if self._kinds[name] in FLOAT8]:
+            scales = next((name + end for end in _SCALES if name + end in self.shapes), None)
+            if scales is None:
+                continue
+            size = block_of(self.shapes[name], self.shapes[scales], block)
+            if size is None:
+                raise ModelError(
+                    f"tensor {name} of shape {list(self.shapes[name])} has scales of shape "
+                    f"{list(self.shapes[scales])}, which do not fit it",
+                    file=self.file_of(name),
+                )
+            self._scaled[name] = (scales, size)
+            del self.shapes[scales]
+            # Of activations, which are not quantized here.
+            for end in _ACTIVATIONS:
+                self.shapes.pop(name.removesuffix("weight") + end, None)
+        for name in self.shapes:
+            if (kind := self._kinds[name]) not in (*_FLOATS, *FLOAT8, "MXFP4"):
+                raise ModelError(
+                    f"tensor {name} is stored as {kind}, only {', '.join((*_FLOATS, *FLOAT8))} "
+                    "and MXFP4 are supported",
+                    file=self.file_of(name),
+                )
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor; the folder for a tensor that is in none."""
         return self._file_of.get(name, self.folder)
 
     def read_rows(self, name: str, start: int, stop: int) -> Shaped[np.ndarray, "rows ..."]:
-        """Rows `start` to `stop` of a tensor, in the type it is stored in."""
-        file = self._file_of[name]
+        """Rows `start` to `stop` of a tensor, in the type it is stored in; scaled, in float32."""
+        if name in self._packed:
+            blocks, scales = (self._read(part, start, stop) for part in self._packed[name])
+            return unpack_mxfp4(blocks, scales).swapaxes(1, 2)
+        rows = self._read(name, start, stop)
+        if name not in self._scaled:
+            return rows
+        scales, block = self._scaled[name]
+        if rows.ndim > 2:  # a stack of matrices
+            return scale_blocks(rows, self._read(scales, start, stop), block)
+        return scale_blocks(rows, self._read(scales), block, start)
+
+    def _read(
+        self, name: str, start: int = 0, stop: int | None = None
+    ) -> Shaped[np.ndarray, "*shape"]:
+        """Rows of a tensor as they are stored; all of them if it is not said which."""
+        file, stored, kind = self._file_of[name], self._stored[name], self._kinds[name]
         try:
+            if kind in FLOAT8:
+                return _read_float8(file, stored, start, stop, FLOAT8[kind])
             # Opened anew each time: a map kept open would hold on to every page ever read.
             with safe_open(file, "numpy") as tensors:
-                return tensors.get_slice(self._stored[name])[start:stop]
+                if stop is None:
+                    return tensors.get_tensor(stored)
+                return tensors.get_slice(stored)[start:stop]
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from error
+
+
+def _read_float8(
+    file: Path, name: str, start: int, stop: int | None, dtype: np.dtype
+) -> Shaped[np.ndarray, "*shape"]:
+    """Rows of a tensor of bytes, which `safe_open` has no numpy type for.
+
+    The header has been checked by `safe_open`: offsets lie within the file and fit the shapes.
+    """
+    with file.open("rb") as opened:
+        (size,) = struct.unpack("<Q", opened.read(8))
+        entry = json.loads(opened.read(size))[name]
+        shape = entry["shape"]
+        width = math.prod(shape[1:])
+        count = (min(stop, shape[0]) if stop is not None else math.prod(shape[:1])) - start
+        opened.seek(8 + size + entry["data_offsets"][0] + start * width)
+        data = opened.read(count * width)
+    return np.frombuffer(data, dtype).reshape((count, *shape[1:]) if shape else ())
 
 
 def read_json(file: Path) -> dict[str, Any]:

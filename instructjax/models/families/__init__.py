@@ -11,10 +11,12 @@ from typing import Any
 
 from instructjax.errors import ModelError
 from instructjax.models.families.cohere import COHERE, COHERE2
+from instructjax.models.families.deepseek import DEEPSEEK_V3
 from instructjax.models.families.family import Family, TensorRule
 from instructjax.models.families.gemma import GEMMA, GEMMA2, GEMMA3
 from instructjax.models.families.gpt2 import GPT2
 from instructjax.models.families.gpt_neox import GPT_NEOX
+from instructjax.models.families.gpt_oss import GPT_OSS
 from instructjax.models.families.granite import GRANITE
 from instructjax.models.families.llama import LLAMA
 from instructjax.models.families.mistral import MINISTRAL, MISTRAL
@@ -49,6 +51,8 @@ FAMILIES: tuple[Family, ...] = (
     MIXTRAL,
     QWEN3_MOE,
     OLMOE,
+    GPT_OSS,
+    DEEPSEEK_V3,
 )
 
 

@@ -20,6 +20,7 @@ def _always(_: DecoderConfig) -> bool:
 
 
 def _sizes(config: DecoderConfig) -> dict[str, int]:
+    latent = config.latent
     return {
         "V": config.vocab_size,
         "E": config.hidden_size,
@@ -31,6 +32,13 @@ def _sizes(config: DecoderConfig) -> dict[str, int]:
         "D": config.head_dim,
         "Q": config.num_heads * config.head_dim,
         "K": config.num_kv_heads * config.head_dim,
+        "S": config.shared_size,
+        "W": config.dense_size,
+        "A": latent.query_rank if latent else 0,
+        "R": latent.rank if latent else 0,
+        "C": latent.rank + latent.rotary_dim if latent else 0,
+        "U": config.num_heads * latent.expanded_dim(config.head_dim) if latent else 0,
+        "O": config.num_heads * latent.value_dim if latent else 0,
     }
 
 
@@ -41,7 +49,10 @@ class TensorRule:
     Attributes:
       param: dotted path in the parameter tree.
       dims: the shape, outermost first, in letters: V vocabulary, E hidden, F intermediate,
-        P positions, X experts, H query heads, J key-value heads, D head width, Q = H D, K = J D.
+        P positions, X experts, H query heads, J key-value heads, D head width, Q = H D, K = J D,
+        S width of the shared expert, W of the dense layers before those with experts; of latent
+        attention, A and R the ranks of queries and of keys and values, C what is kept a token,
+        U keys and values expanded, O values of all heads.
       hf, gguf: its name in either kind of file; "{layer}" stands for the layer's index, and
         "{each}" for an index of what `each` counts. None: such files are not supported.
       transpose: stored [out, in], kept [in, out].
@@ -51,7 +62,9 @@ class TensorRule:
       fused: letters of the parameters that are stored as one tensor, one after the other along
         the axis `fused_axis`; this one is number `index` among them.
       by_head: within a fused tensor the parts alternate, head by head.
+      in_turns: within a fused tensor the parts alternate along `fused_axis`, index by index.
       each: a letter; the parameter has a further leading axis, stored as a tensor each.
+      in_float32: kept in float32 whatever the other parameters are.
       when: whether a configuration has this tensor at all.
     """
 
@@ -66,13 +79,23 @@ class TensorRule:
     index: int = 0
     fused_axis: int = 0
     by_head: bool = False
+    in_turns: bool = False
     each: str = ""
+    in_float32: bool = False
     when: Callable[[DecoderConfig], bool] = _always
 
     @property
     def stacked(self) -> bool:
         """Whether every layer has one, stacked on a leading axis."""
         return "{layer}" in self.hf
+
+    def layers(self, config: DecoderConfig) -> range:
+        """The layers that have one: dense layers before those with experts are a stack apart."""
+        if not self.stacked:
+            return range(1)
+        if self.param.startswith("dense_layers."):
+            return range(config.dense_layers)
+        return range(config.dense_layers, config.num_layers)
 
     def name(self, spelling: Spelling, layer: int = 0, each: int = 0) -> str:
         """The tensor's name in a file of that spelling."""
@@ -101,7 +124,7 @@ class TensorRule:
         shape = self.part_shape(config)
         shape = shape[::-1] if self.transpose else shape
         shape = (self.count(config), *shape) if self.each else shape
-        return (config.num_layers, *shape) if self.stacked else shape
+        return (len(self.layers(config)), *shape) if self.stacked else shape
 
     def part_of(
         self, stored: Shaped[np.ndarray, "*shape"], config: DecoderConfig
@@ -111,6 +134,9 @@ class TensorRule:
         if self.by_head:
             heads = stored.reshape(config.num_heads, len(self.fused), -1, *stored.shape[1:])
             return heads[:, self.index].reshape(-1, *stored.shape[1:])
+        if self.in_turns:
+            turns = slice(self.index, None, len(self.fused))
+            return stored[(slice(None),) * self.fused_axis + (turns,)]
         before, own = self.fused[: self.index], self.fused[self.index]
         start = sum(sizes[letter] for letter in before)
         at = (slice(None),) * self.fused_axis + (slice(start, start + sizes[own]),)
@@ -169,6 +195,6 @@ class Family:
     def names(self, config: DecoderConfig, spelling: Spelling) -> Iterator[tuple[str, TensorRule]]:
         """Every tensor name that a checkpoint of this configuration must hold, with its rule."""
         for rule in self.rules(config):
-            for layer in range(config.num_layers if rule.stacked else 1):
+            for layer in rule.layers(config):
                 for each in range(rule.count(config)):
                     yield rule.name(spelling, layer, each), rule

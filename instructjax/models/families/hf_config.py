@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from instructjax.errors import ModelError
 from instructjax.models.config import DecoderConfig, LayerKind, RopeConfig
 from instructjax.models.families.options import Options
+from instructjax.models.families.quantization import read_quantization
 from instructjax.models.families.rope import rope_from_hf
 
 # Options that change the function computed, with the values under which a decoder without further
 # parts is it. A family takes those off that it reads. What is not listed here is a matter of
 # training, generation or bookkeeping.
 _SUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "quantization_config": ({},),
     "sliding_window": (),
     "use_sliding_window": (False,),
     "layer_types": (),
@@ -95,6 +96,7 @@ def read_config(
     """
     # An option that is null is not one that is left out: Gemma 2 without a cap writes null.
     options = Options({**defaults, **values}, file)
+    read_quantization(values, file)
     options.refuse({name: known for name, known in _SUPPORTED.items() if name not in reads})
     for name in ("hidden_act", "hidden_activation"):
         options.refuse({name: tuple(activations)})
@@ -134,7 +136,7 @@ def read_config(
             partial="partial_rotary_factor" in reads,
         )
     config = DecoderConfig(**{**base, **fields(options, base)})
-    return check_config(_within_rope(config), file)
+    return check_config(_beyond_context(config), file)
 
 
 def _rotary_dim(options: Options, reads: Collection[str], head_dim: int, default: float) -> int:
@@ -152,12 +154,12 @@ def _rotary_dim(options: Options, reads: Collection[str], head_dim: int, default
     return dim
 
 
-def _within_rope(config: DecoderConfig) -> DecoderConfig:
-    """A sequence beyond the original context of LongRoPE has other frequencies from its start."""
-    if config.rope.kind != "longrope":
+def _beyond_context(config: DecoderConfig) -> DecoderConfig:
+    """Dynamic scaling is there for sequences longer than the configuration's context."""
+    if config.rope.kind != "dynamic":
         return config
-    longest = min(config.max_positions, config.rope.original_max_positions)
-    return DecoderConfig(**{**vars(config), "max_positions": longest})
+    longest = int(config.max_positions * config.rope.factor)
+    return replace(config, max_positions=longest)
 
 
 def check_config(config: DecoderConfig, file: Path) -> DecoderConfig:

@@ -95,8 +95,15 @@ def rope_from_hf(
         raise rope.error(strange[0], f"is no option of rotary positions of type {kind!r}")
     if kind == "default":
         return RopeConfig(theta=theta)
-    if kind == "linear" or kind == "dynamic":
-        return RopeConfig(theta=theta, kind=kind, factor=rope.number("factor"))
+    if kind == "linear":
+        return RopeConfig(theta=theta, kind="linear", factor=rope.number("factor"))
+    if kind == "dynamic":
+        factor = rope.number("factor")
+        if factor < 1:
+            raise rope.error("factor", "is below 1")
+        return RopeConfig(
+            theta=theta, kind="dynamic", factor=factor, original_max_positions=max_positions
+        )
     pretrained = options.get("original_max_position_embeddings")
     original = (
         rope.integer("original_max_position_embeddings", max_positions)
@@ -130,6 +137,7 @@ def rope_from_hf(
         kind="longrope",
         original_max_positions=original,
         divisors=_numbers(rope, "short_factor", rotary_dim),
+        long_divisors=_numbers(rope, "long_factor", rotary_dim),
         attention_factor=rope.number("attention_factor", attention),
     )
 

@@ -1,0 +1,133 @@
+"""How the parameters of a decoder lie on a mesh."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from instructjax.errors import ModelError, UsageError
+from instructjax.models.config import DecoderConfig
+from instructjax.sharding.rules import ShardingRules
+
+Names = tuple[str | None, ...]
+
+# What the axes of a parameter are, by the end of its path; within layers one more comes first.
+# Vectors that are not here, as long as the hidden state at most, are not worth splitting.
+_AXES: dict[str, Names] = {
+    "embed.embedding": ("vocab", "embed"),
+    "embed.positions": (None, "embed"),
+    "lm_head.kernel": ("vocab", "embed"),
+    "attention.q.kernel": ("embed", "heads"),
+    "attention.k.kernel": ("embed", "kv_heads"),
+    "attention.v.kernel": ("embed", "kv_heads"),
+    "attention.o.kernel": ("heads", "embed"),
+    "attention.q.bias": ("heads",),
+    "attention.k.bias": ("kv_heads",),
+    "attention.v.bias": ("kv_heads",),
+    "attention.sinks": ("heads",),
+    "attention.q_down.kernel": ("embed", None),
+    "attention.q_up.kernel": (None, "heads"),
+    "attention.kv_down.kernel": ("embed", None),
+    "attention.kv_up.kernel": (None, "heads"),
+    "gate.kernel": ("embed", "mlp"),
+    "up.kernel": ("embed", "mlp"),
+    "down.kernel": ("mlp", "embed"),
+    "gate.bias": ("mlp",),
+    "up.bias": ("mlp",),
+    "mlp.router.kernel": ("embed", None),
+    "mlp.gate": ("experts", "embed", "mlp"),
+    "mlp.up": ("experts", "embed", "mlp"),
+    "mlp.down": ("experts", "mlp", "embed"),
+    "mlp.gate_bias": ("experts", "mlp"),
+    "mlp.up_bias": ("experts", "mlp"),
+    "mlp.down_bias": ("experts", None),
+}
+
+
+def param_axes(path: str, ndim: int) -> Names:
+    """What the axes of a parameter are, in the names of `ShardingRules`.
+
+    Args:
+      path: dotted, such as "layers.attention.q.kernel".
+      ndim: how many axes it has.
+
+    >>> param_axes("layers.attention.q.kernel", 3)
+    ('layers', 'embed', 'heads')
+    """
+    parts = path.split(".")
+    stacked = parts[0] in ("layers", "dense_layers")
+    ends = (".".join(parts[-count:]) for count in (3, 2))
+    names = next((_AXES[end] for end in ends if end in _AXES), ())
+    names = ("layers", *names) if stacked else names
+    return (*names, *(None,) * (ndim - len(names)))
+
+
+def param_shardings(
+    config: DecoderConfig, mesh: Mesh, rules: ShardingRules | None = None
+) -> nnx.State:
+    """The sharding of every parameter, in a tree like that of `Model.params`.
+
+    The hidden state and the vocabulary are left whole where their sizes do not divide; nothing
+    depends on it but memory.
+
+    Args:
+      config: the decoder.
+      mesh: of the devices.
+      rules: by default those of `ShardingRules()`.
+
+    Raises:
+      UsageError: heads, MLPs or experts do not divide over the axes that they are split over.
+    """
+    from instructjax.models.model import abstract_decoder
+
+    rules = rules or ShardingRules()
+    check_mesh(config, mesh, rules)
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        keys = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        names = param_axes(".".join(key for key in keys if key != "value"), leaf.ndim)
+        pairs = zip(names, leaf.shape, strict=True)
+        fitting = tuple(n if size % rules.parts(n, mesh) == 0 else None for n, size in pairs)
+        return NamedSharding(mesh, rules.spec(fitting, mesh))
+
+    return jax.tree.map_with_path(place, abstract_decoder(config, "float32")[1])
+
+
+def check_mesh(config: DecoderConfig, mesh: Mesh, rules: ShardingRules) -> None:
+    """See that what computes by itself stays whole.
+
+    Raises:
+      UsageError: it does not; the message has the numbers that would do.
+    """
+    counts = {
+        "heads": (config.num_heads, "heads"),
+        "kv_heads": (config.num_kv_heads, "key-value heads"),
+        "mlp": (config.intermediate_size, "features of an MLP"),
+    }
+    if config.num_experts:
+        counts["experts"] = (config.num_experts, "experts")
+    for name, (count, what) in counts.items():
+        parts = rules.parts(name, mesh)
+        if count % parts:
+            alike = [c for n, (c, _) in counts.items() if getattr(rules, n) == getattr(rules, name)]
+            common = math.gcd(*alike)
+            fits = [str(n) for n in range(1, min(common, 1024) + 1) if common % n == 0]
+            axes = " x ".join(rules.mesh_axes(name, mesh))
+            raise UsageError(
+                f"the model's {count} {what} do not divide over {axes}={parts}",
+                remedy=f"{axes} of {', '.join(fits[:12])}",
+            )
+
+
+def sharding_of(shardings: nnx.State, path: str) -> NamedSharding:
+    """That of one parameter by its dotted path."""
+    node: Any = nnx.to_pure_dict(shardings)
+    for key in path.split("."):
+        if key not in node:
+            raise ModelError(f"the decoder has no parameter {path}")
+        node = node[key]
+    return node

@@ -1,0 +1,98 @@
+"""Meshes from a few words: `data=2,fsdp=4`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from instructjax.errors import UsageError
+
+# Outermost first: neighbours on the last axes talk most, so they are nearest to each other.
+AXES = ("data", "fsdp", "expert", "context", "tensor")
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Sizes of a mesh's axes, in the order of `AXES`.
+
+    Args:
+      text: `NAME=SIZE` with commas between; one size may be -1: what the others leave.
+
+    Raises:
+      UsageError: an axis that there is not, twice the same, or a size that is no whole number.
+
+    >>> parse_mesh("fsdp=4,data=2")
+    {'data': 2, 'fsdp': 4}
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = (piece.strip() for piece in part.partition("="))
+        if name not in AXES:
+            raise UsageError(
+                f"mesh {text!r}: {name!r} is no axis", remedy=f"NAME=SIZE of {', '.join(AXES)}"
+            )
+        if name in sizes:
+            raise UsageError(f"mesh {text!r} names {name} twice")
+        whole = size.removeprefix("-").isascii() and size.removeprefix("-").isdigit()
+        if not whole or (int(size) < 1 and int(size) != -1):
+            raise UsageError(
+                f"mesh {text!r}: the size of {name} is {size!r}",
+                remedy="a whole number from 1, or -1 for what the other axes leave",
+            )
+        sizes[name] = int(size)
+    if list(sizes.values()).count(-1) > 1:
+        raise UsageError(f"mesh {text!r}: only one axis can take what the others leave")
+    return {name: sizes[name] for name in AXES if name in sizes}
+
+
+def make_mesh(shape: str | Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all devices, over whose axes the compiler splits computations by itself.
+
+    Args:
+      shape: as for `parse_mesh`, or its result.
+      devices: by default all there are.
+
+    Raises:
+      UsageError: the sizes do not multiply to the number of devices.
+
+    >>> make_mesh("data=-1").axis_names
+    ('data',)
+    """
+    sizes = parse_mesh(shape) if isinstance(shape, str) else dict(shape)
+    count = len(jax.devices() if devices is None else devices)
+    given = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {name: count // given if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != count:
+        words = ",".join(f"{name}={size}" for name, size in sizes.items())
+        raise UsageError(
+            f"mesh {words} has {math.prod(sizes.values())} places, but there are {count} devices",
+            remedy=f"sizes whose product is {count}, such as {_that_fits(sizes, count)}",
+        )
+    types = (AxisType.Auto,) * len(sizes)
+    if devices is None:
+        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types)
+    grid = np.asarray(devices, dtype=object).reshape(tuple(sizes.values()))
+    return Mesh(grid, tuple(sizes), axis_types=types)
+
+
+def _that_fits(sizes: Mapping[str, int], count: int) -> str:
+    """A mesh of the same axes and `count` places, near to what was asked for.
+
+    >>> _that_fits({"data": 2, "tensor": 3}, 8)
+    'data=4,tensor=2'
+    """
+    fitting: dict[str, int] = {}
+    for name, size in reversed(sizes.items()):
+        fitting[name] = math.gcd(count, size) if count % size == 0 else _divisor(count, size)
+        count //= fitting[name]
+    first = next(iter(sizes))
+    fitting[first] *= count
+    return ",".join(f"{name}={fitting[name]}" for name in sizes)
+
+
+def _divisor(count: int, largest: int) -> int:
+    return next(size for size in range(min(count, max(largest, 1)), 0, -1) if count % size == 0)
