@@ -63,7 +63,7 @@ def run_child(model: str, warm: Path, data: Path, out: Path) -> None:
     from instructjax.models import load_model
 
     loaded = load_model(model)
-    score_run.load_model = lambda spec, dtype: loaded
+    score_run.load_model = lambda spec, **options: loaded
     for source in (warm, data):
         target = out.with_name(f"{source.stem}.parquet")
         with Peak() as peak, DeviceClock() as clock:

@@ -49,6 +49,9 @@ class LmEval:
     model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; float32 is exact."""
+    mesh: str | None = None
+    """How the devices are arranged, such as data=2,fsdp=4 (also tensor, expert); by default
+    fsdp over all of them. The numbers do not depend on it."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an existing file of results."""
 

@@ -41,6 +41,7 @@ def run_lm_eval(options: LmEval) -> int:
     lm = InstructJaxLM(
         options.model,
         dtype=options.dtype,
+        mesh=options.mesh,
         boundary=options.boundary,
         truncation=options.truncation,
         max_length=options.max_length,

@@ -30,6 +30,7 @@ from instructjax.scoring.ranking.prompts import encode_candidates
 from instructjax.scoring.ranking.stream import compare_chunk
 from instructjax.scoring.ranking.table import RANK_SCHEMA, to_rank_records
 from instructjax.scoring.runs.stream import ScoredChunk
+from instructjax.sharding import choose_mesh
 
 
 def run_rank(options: Rank) -> int:
@@ -47,7 +48,7 @@ def run_rank(options: Rank) -> int:
             raise UsageError("--answer and --field answer=... are the same", remedy="give one")
         fields["answer"] = options.answer
     rows = open_rows(options, fields)
-    model = load_model(options.model, dtype=options.dtype)
+    model = load_model(options.model, dtype=options.dtype, mesh=choose_mesh(options.mesh))
     encoder = make_encoder(model, **prompt_options)
     totals = RankTotals()
 

@@ -14,6 +14,7 @@ from instructjax.scoring.metadata import describe_run
 from instructjax.scoring.rows import encode_row, parse_contexts
 from instructjax.scoring.runs.stream import ScoredChunk
 from instructjax.scoring.tables.table import SCHEMA, to_record
+from instructjax.sharding import choose_mesh
 
 
 def run_score(options: Score) -> int:
@@ -27,7 +28,7 @@ def run_score(options: Score) -> int:
     PromptOptions(**prompt_options)
     fields = parse_fields(options.field)
     rows = open_rows(options, fields)
-    model = load_model(options.model, dtype=options.dtype)
+    model = load_model(options.model, dtype=options.dtype, mesh=choose_mesh(options.mesh))
     encoder = make_encoder(model, **prompt_options)
     counts = Counts()
     job = TableJob(

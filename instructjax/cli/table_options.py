@@ -38,6 +38,9 @@ class TableOptions:
     """Tokens of prompt and y together; by default all that the model takes."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; float32 is exact."""
+    mesh: str | None = None
+    """How the devices are arranged, such as data=2,fsdp=4 (also tensor, expert); by default
+    fsdp over all of them. The numbers do not depend on it."""
     format: str | None = None
     """Of the data: contract, alpaca, dolly, superni, messages, flan, bigbench; else detected."""
     field: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

@@ -50,6 +50,7 @@ from instructjax.models.model import Model, load_model
 from instructjax.prompts.options import Boundary, Truncation
 from instructjax.prompts.request import Request
 from instructjax.scoring.engine import ScoredRequest, Work, score_requests
+from instructjax.sharding import choose_mesh
 
 try:
     from lm_eval.api.instance import Instance
@@ -77,6 +78,7 @@ class InstructJaxLM(LM):
     Args:
       pretrained: a model spec as `load_model` takes it, or a `Model`.
       dtype: of parameters and activations, for a spec.
+      mesh: of the devices, such as "data=2,fsdp=4", for a spec.
       boundary: "exact" (context and continuation are encoded each on its own) or "joint".
       truncation: of contexts that are too long: "error", "left" or "middle".
       max_length: tokens of context and continuation together, and of a window of a rolling
@@ -95,6 +97,7 @@ class InstructJaxLM(LM):
         pretrained: str | Path | Model = "smollm2-135m-instruct",
         *,
         dtype: str = "float32",
+        mesh: str | None = None,
         boundary: Boundary = "exact",
         truncation: Truncation = "error",
         max_length: int | None = None,
@@ -108,7 +111,9 @@ class InstructJaxLM(LM):
         # never end.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         self.model = (
-            pretrained if isinstance(pretrained, Model) else load_model(pretrained, dtype=dtype)
+            pretrained
+            if isinstance(pretrained, Model)
+            else load_model(pretrained, dtype=dtype, mesh=choose_mesh(mesh))
         )
         self._encoder = RequestEncoder(
             self.model,

@@ -198,10 +198,16 @@ class Decoder(nnx.Module):
     """Embedding, a scanned stack of layers, a final norm. The head is applied by scoring.
 
     Dense layers before those with experts are a stack of their own, `dense_layers`.
+
+    Attributes:
+      gather: makes a layer's parameters whole where each device has a part of them; see `spmd`.
     """
+
+    gather: Callable[[nnx.State], nnx.State] | None
 
     def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
         self.config = config
+        self.gather = None
         self.embed = Embedding(config, dtype)
         dense = config.dense_layers
         self.dense_layers = (
@@ -259,6 +265,7 @@ class Decoder(nnx.Module):
 
         def step(graphdef, x, scanned):
             params, own = scanned
+            params = params if self.gather is None else self.gather(params)
             turn = jax.tree.map(lambda s: s[own["rope"]], stack) if "rope" in own else alike
             window = Window(own["window"], positions) if "window" in own else None
             layer = nnx.merge(graphdef, params)

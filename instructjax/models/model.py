@@ -32,6 +32,7 @@ class Model:
       dtype: of parameters and activations, "float32" or "bfloat16".
       fingerprint: sha256 over weights and configuration.
       weights: the type that most of the parameters were stored in, such as "BF16" or "Q4_1".
+      mesh, rules: of the devices that parameters and rows are split over; None: one device.
     """
 
     name: str
@@ -42,6 +43,13 @@ class Model:
     dtype: str
     fingerprint: str
     weights: str
+    mesh: Mesh | None = None
+    rules: ShardingRules = ShardingRules()
+
+    @property
+    def rows_together(self) -> int:
+        """Rows that are computed at a time, one on each device that has rows of its own."""
+        return 1 if self.mesh is None else self.rules.parts("batch", self.mesh)
 
     def __repr__(self) -> str:
         return (
@@ -114,4 +122,6 @@ def load_model(
         dtype=dtype,
         fingerprint=checkpoint.fingerprint,
         weights=checkpoint.weights,
+        mesh=mesh,
+        rules=rules or ShardingRules(),
     )

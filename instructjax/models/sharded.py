@@ -7,13 +7,16 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructjax.errors import ModelError, UsageError
 from instructjax.models.config import DecoderConfig
 from instructjax.sharding.rules import ShardingRules
 
 Names = tuple[str | None, ...]
+
+# Parameters of layers, which come one after the other on a leading axis.
+STACKS = ("layers", "dense_layers")
 
 # What the axes of a parameter are, by the end of its path; within layers one more comes first.
 # Vectors that are not here, as long as the hidden state at most, are not worth splitting.
@@ -59,11 +62,26 @@ def param_axes(path: str, ndim: int) -> Names:
     ('layers', 'embed', 'heads')
     """
     parts = path.split(".")
-    stacked = parts[0] in ("layers", "dense_layers")
+    stacked = parts[0] in STACKS
     ends = (".".join(parts[-count:]) for count in (3, 2))
     names = next((_AXES[end] for end in ends if end in _AXES), ())
     names = ("layers", *names) if stacked else names
     return (*names, *(None,) * (ndim - len(names)))
+
+
+def path_of(keys: Any) -> str:
+    """The dotted path of a parameter from its path in a tree of parameters."""
+    names = (str(getattr(key, "key", getattr(key, "name", ""))) for key in keys)
+    return ".".join(name for name in names if name != "value")
+
+
+def param_spec(
+    path: str, shape: tuple[int, ...], mesh: Mesh, rules: ShardingRules
+) -> PartitionSpec:
+    """How a parameter is split; an axis that does not divide is left whole."""
+    pairs = zip(param_axes(path, len(shape)), shape, strict=True)
+    fitting = tuple(n if size % rules.parts(n, mesh) == 0 else None for n, size in pairs)
+    return rules.spec(fitting, mesh)
 
 
 def param_shardings(
@@ -88,11 +106,7 @@ def param_shardings(
     check_mesh(config, mesh, rules)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
-        keys = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
-        names = param_axes(".".join(key for key in keys if key != "value"), leaf.ndim)
-        pairs = zip(names, leaf.shape, strict=True)
-        fitting = tuple(n if size % rules.parts(n, mesh) == 0 else None for n, size in pairs)
-        return NamedSharding(mesh, rules.spec(fitting, mesh))
+        return NamedSharding(mesh, param_spec(path_of(path), leaf.shape, mesh, rules))
 
     return jax.tree.map_with_path(place, abstract_decoder(config, "float32")[1])
 

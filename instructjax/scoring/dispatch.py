@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from instructjax.batching.batch import Batch
 from instructjax.batching.packing import PackedRow
@@ -25,7 +27,7 @@ T = TypeVar("T")
 
 
 def compute_rows(
-    rows: Iterable[tuple[T, PackedRow]], compute: Callable[[Batch], Any]
+    rows: Iterable[tuple[T, PackedRow]], compute: Callable[[Batch], Any], *, together: int = 1
 ) -> Generator[tuple[T, PackedRow, Any], None, None]:
     """Each row with what `compute` gives for its batch, on the host.
 
@@ -34,6 +36,8 @@ def compute_rows(
     Args:
       rows: what the caller knows a row by, and the row; taken a few ahead.
       compute: a jitted function of a batch.
+      together: rows a batch, so that each device of a mesh has one. They are of one shape and the
+        caller knows them by the same; where there are fewer, empty rows make up for them.
 
     Raises:
       ModelError: a row does not fit into the device's memory.
@@ -41,29 +45,60 @@ def compute_rows(
     """
     device: Any = jax.config.jax_default_device  # type: ignore  # a thread begins without it
 
-    def run(row: PackedRow) -> Any:
+    def run(group: list[PackedRow]) -> Any:
+        batch = group[0].batch if together == 1 else _stack(group, together)
         try:
             # One dispatches at a time, or both threads compile the same program.
             with _dispatch, jax.default_device(device):
-                results = compute(row.batch)
+                results = compute(batch)
             return jax.device_get(results)
         except jax.errors.JaxRuntimeError as error:
-            raise _explain(error, row) from error
+            raise _explain(error, group[0]) from error
 
-    waiting: deque[tuple[T, PackedRow, Future[Any]]] = deque()
-    pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="instructjax-row")
+    def take() -> Iterator[tuple[T, PackedRow, Any]]:
+        name, group, future = waiting.popleft()
+        results = future.result()
+        for i, row in enumerate(group):
+            yield name, row, jax.tree.map(lambda x, i=i: x[i : i + 1], results)
+
+    # Programs that talk between devices must not overtake each other.
+    streams = STREAMS if together == 1 else 1
+    waiting: deque[tuple[T, list[PackedRow], Future[Any]]] = deque()
+    pool = ThreadPoolExecutor(streams, thread_name_prefix="instructjax-row")
     try:
-        for name, row in rows:
-            waiting.append((name, row, pool.submit(run, row)))
-            if len(waiting) > STREAMS:
-                name, row, results = waiting.popleft()
-                yield name, row, results.result()
+        for name, group in _group(rows, together):
+            waiting.append((name, group, pool.submit(run, group)))
+            if len(waiting) > streams:
+                yield from take()
         while waiting:
-            name, row, results = waiting.popleft()
-            yield name, row, results.result()
+            yield from take()
     finally:
         if not sys.is_finalizing():
             pool.shutdown(cancel_futures=True)
+
+
+def _group(rows: Iterable[tuple[T, PackedRow]], count: int) -> Iterator[tuple[T, list[PackedRow]]]:
+    """Up to `count` rows of one shape and one name; all of a name before the next."""
+    for name, members in itertools.groupby(rows, lambda pair: pair[0]):
+        begun: dict[tuple[int, int], list[PackedRow]] = {}
+        for _, row in members:
+            shape = row.batch.tokens.shape[1], row.batch.tile
+            group = begun.setdefault(shape, [])
+            group.append(row)
+            if len(group) == count:
+                yield name, begun.pop(shape)
+        for group in begun.values():
+            yield name, group
+
+
+def _stack(rows: list[PackedRow], count: int) -> Batch:
+    """One batch of numpy arrays; rows that are missing hold nothing."""
+
+    def stack(*parts: Any) -> np.ndarray:
+        whole = np.concatenate([np.asarray(part) for part in parts])
+        return np.pad(whole, ((0, count - len(whole)), *((0, 0),) * (whole.ndim - 1)))
+
+    return jax.tree.map(stack, *(row.batch for row in rows))
 
 
 def _explain(error: Exception, row: PackedRow) -> InstructJaxError:

@@ -18,6 +18,7 @@ from instructjax.batching.prefix_tree import build_tree, input_length
 from instructjax.errors import PromptError
 from instructjax.models.model import Model
 from instructjax.models.rotary import length_classes
+from instructjax.models.spmd import over_rows
 from instructjax.prompts.request import Request
 from instructjax.scoring.dispatch import compute_rows
 from instructjax.scoring.head import TokenScores
@@ -26,6 +27,12 @@ from instructjax.scoring.log_probs import token_scores
 WINDOW = 4096
 
 _token_scores = jax.jit(token_scores, static_argnames="top_k")
+
+
+@partial(jax.jit, static_argnames=("mesh", "rules", "top_k"))
+def _token_scores_on_mesh(graphdef, params, batch, *, mesh, rules, top_k):
+    compute = partial(token_scores, top_k=top_k)
+    return over_rows(compute, graphdef, mesh=mesh, rules=rules)(params, batch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -110,11 +117,14 @@ def score_requests(
     failures: list[Exception] = []
 
     def compute(batch: Batch) -> TokenScores:
-        return _token_scores(model.graphdef, model.params, batch, top_k=top_k)
+        if model.mesh is None:
+            return _token_scores(model.graphdef, model.params, batch, top_k=top_k)
+        options: dict[str, Any] = {"mesh": model.mesh, "rules": model.rules, "top_k": top_k}
+        return _token_scores_on_mesh(model.graphdef, model.params, batch, **options)
 
     apart = length_classes(model.config)
     packed = _pack_windows(stream, work, failures, apart)
-    with closing(compute_rows(packed, compute)) as rows:
+    with closing(compute_rows(packed, compute, together=model.rows_together)) as rows:
         for window, row, scores in rows:
             yield from _collect(window, row, scores, on_row)
     if failures:

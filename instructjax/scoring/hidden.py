@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
@@ -14,6 +16,7 @@ from instructjax.batching.batch import Batch
 from instructjax.batching.packing import pack
 from instructjax.models.model import Model
 from instructjax.models.rotary import length_classes
+from instructjax.models.spmd import over_rows
 from instructjax.prompts.request import Request
 from instructjax.scoring.dispatch import compute_rows
 
@@ -54,12 +57,16 @@ def hidden_before_targets(
     found: list[np.ndarray] = [np.empty((0, 0))] * len(requests)
 
     def compute(batch: Batch) -> Array:
-        return _states(model.graphdef, model.params, batch)
+        if model.mesh is None:
+            return _states(model.graphdef, model.params, batch)
+        options: dict[str, Any] = {"mesh": model.mesh, "rules": model.rules}
+        return _states_on_mesh(model.graphdef, model.params, batch, **options)
 
     rows = pack(requests, apart=length_classes(model.config))
-    for _, row, states in compute_rows(((None, row) for row in rows), compute):
+    named = ((None, row) for row in rows)
+    for _, row, states in compute_rows(named, compute, together=model.rows_together):
         for index, entries in row.members:
-            found[index] = states[entries]
+            found[index] = states[0, entries]
     return found
 
 
@@ -68,8 +75,15 @@ def output_table(model: Model) -> Float[Array, "V E"]:
     return nnx.merge(model.graphdef, model.params).output_table
 
 
-@jax.jit
-def _states(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> Float[Array, "M E"]:
+def _find_states(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> Float[Array, "B M E"]:
     model = nnx.merge(graphdef, params)
     hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)
-    return hidden[0, batch.sources[0]]
+    return jnp.take_along_axis(hidden, batch.sources[..., None], axis=1)
+
+
+_states = jax.jit(_find_states)
+
+
+@partial(jax.jit, static_argnames=("mesh", "rules"))
+def _states_on_mesh(graphdef, params, batch, *, mesh, rules):
+    return over_rows(_find_states, graphdef, mesh=mesh, rules=rules)(params, batch)

@@ -16,7 +16,6 @@ from instructjax.prompts.encode import PromptEncoder
 
 def describe_run(model: Model, encoder: PromptEncoder, contexts: Sequence[str]) -> dict[str, str]:
     """Model, prompt rules, arithmetic and versions of a scoring run, as text by name."""
-    devices = jax.devices()
     return {
         "instructjax": installed_version(),
         "jax": jax.__version__,
@@ -25,7 +24,7 @@ def describe_run(model: Model, encoder: PromptEncoder, contexts: Sequence[str]) 
         "weights": model.weights,
         "dtype": model.dtype,
         "matmul_precision": precision_of(jnp.dtype(model.dtype)).name.lower(),
-        "device": f"{devices[0].device_kind} x{len(devices)}",
+        "device": jax.devices()[0].device_kind,
         "row_lengths": ",".join(map(str, ROW_LENGTHS)),
         "contexts": ",".join(contexts),
         **encoder.describe(),

@@ -79,6 +79,22 @@ def make_mesh(shape: str | Mapping[str, int], devices: Sequence[Any] | None = No
     return Mesh(grid, tuple(sizes), axis_types=types)
 
 
+def choose_mesh(shape: str | None) -> Mesh | None:
+    """The mesh asked for; by default one of all devices that the parameters are split over, or none
+    where there is but one device or it is a CPU.
+
+    Raises:
+      UsageError: see `make_mesh`.
+
+    >>> choose_mesh(None) is None
+    True
+    """
+    if shape is not None:
+        return make_mesh(shape)
+    several = jax.device_count() > 1 and jax.default_backend() != "cpu"
+    return make_mesh("fsdp=-1") if several else None
+
+
 def _that_fits(sizes: Mapping[str, int], count: int) -> str:
     """A mesh of the same axes and `count` places, near to what was asked for.
 

@@ -54,8 +54,8 @@ class ShardingRules:
         >>> from instructjax.sharding.mesh import make_mesh
         >>> import jax
         >>> mesh = make_mesh("fsdp=1,tensor=1", jax.devices()[:1])
-        >>> ShardingRules().spec(("layers", "embed", "heads"), mesh)
-        PartitionSpec(None, 'fsdp', 'tensor')
+        >>> tuple(ShardingRules().spec(("layers", "embed", "heads"), mesh))
+        (None, 'fsdp', 'tensor')
         """
         taken: set[str] = set()
         parts: list[Axes] = []

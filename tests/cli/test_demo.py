@@ -30,7 +30,7 @@ def run_demo(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def test_the_demo_shows_the_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_model: Any
 ) -> None:
-    monkeypatch.setattr(demo_run, "load_model", lambda spec, dtype: tiny_model)
+    monkeypatch.setattr(demo_run, "load_model", lambda spec, **options: tiny_model)
     monkeypatch.setenv("COLUMNS", "80")
     out = run_demo(capsys)
     assert max(len(line) for line in out.splitlines() if "echo" not in line) <= 80
@@ -55,7 +55,7 @@ def test_the_demo_shows_the_numbers(
 def test_what_the_demo_says_to_type_next_works(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_model: Any
 ) -> None:
-    monkeypatch.setattr(demo_run, "load_model", lambda spec, dtype: tiny_model)
+    monkeypatch.setattr(demo_run, "load_model", lambda spec, **options: tiny_model)
     out = run_demo(capsys, "--model", "somewhere/model")
     (row,) = re.findall(r"echo '(.*)' > rows.jsonl", out)
     assert Example(**json.loads(row)).outputs == ("2", "3")
@@ -75,7 +75,7 @@ def test_ratios_in_words() -> None:
 def test_info(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_model: Any
 ) -> None:
-    monkeypatch.setattr(info_run, "load_model", lambda spec, dtype: tiny_model)
+    monkeypatch.setattr(info_run, "load_model", lambda spec, **options: tiny_model)
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["info", "tiny"]) == 0
     shown = capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_info_of_a_base_model(
 ) -> None:
     bare = dataclasses.replace(tiny_model.tokenizer, chat_template=None)
     model = dataclasses.replace(tiny_model, tokenizer=bare)
-    monkeypatch.setattr(info_run, "load_model", lambda spec, dtype: model)
+    monkeypatch.setattr(info_run, "load_model", lambda spec, **options: model)
     assert main(["info", "tiny"]) == 0
     assert re.search(r"template +none", capsys.readouterr().out)
     assert main(["info", "tiny", "--json"]) == 0

@@ -27,7 +27,7 @@ Run = Callable[..., int]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> Run:
     """The command line with the tiny model, loaded once."""
-    monkeypatch.setattr(rank_run, "load_model", lambda spec, dtype: tiny_model)
+    monkeypatch.setattr(rank_run, "load_model", lambda spec, **options: tiny_model)
 
     def call(*args: object) -> int:
         return main(["rank", *map(str, args), "--model", FIXTURE])

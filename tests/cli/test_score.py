@@ -44,7 +44,7 @@ BROKEN: dict[str, bytes] = {
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> Run:
     """The command line with the tiny model, loaded once."""
-    monkeypatch.setattr(score_run, "load_model", lambda spec, dtype: tiny_model)
+    monkeypatch.setattr(score_run, "load_model", lambda spec, **options: tiny_model)
 
     def call(*args: object) -> int:
         return main(["score", *map(str, args), "--model", FIXTURE])
@@ -212,7 +212,7 @@ def test_the_summary(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_wrong_calls_end_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(spec: str, dtype: str) -> None:
+    def refuse(spec: str, **options: object) -> None:
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(score_run, "load_model", refuse)
@@ -262,7 +262,7 @@ def test_a_model_without_a_template_is_said_once(
 ) -> None:
     bare = dataclasses.replace(tiny_model.tokenizer, chat_template=None)
     model = dataclasses.replace(tiny_model, tokenizer=bare)
-    monkeypatch.setattr(score_run, "load_model", lambda spec, dtype: model)
+    monkeypatch.setattr(score_run, "load_model", lambda spec, **options: model)
     data = tmp_path / "d.jsonl"
     data.write_text("not JSON\n" + '{"instruction": "a", "output": "b"}\n' * 50)
     assert run(data, "--out", tmp_path / "s.jsonl") == 1

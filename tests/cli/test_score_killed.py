@@ -177,7 +177,7 @@ def encode(model, encoder, example, row, contexts):
     return [Request(ids=ids, spans=((60, 100),), num_bytes=1, row=row)]
 
 model = load_model(sys.argv[1])
-score_run.load_model = lambda spec, dtype: model
+score_run.load_model = lambda spec, **options: model
 score_run.encode_row = encode
 stream.score_requests = score
 chunks.CHUNK_ROWS = 200

@@ -40,7 +40,7 @@ def read_all(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> Run:
     """The command line with the tiny model, loaded once, in chunks of 8 rows."""
-    monkeypatch.setattr(score_run, "load_model", lambda spec, dtype: tiny_model)
+    monkeypatch.setattr(score_run, "load_model", lambda spec, **options: tiny_model)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 8)
 
     def call(*args: object) -> int:
