@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instructjax.errors import ModelError
+from instructjax.models.config import DecoderConfig
 from instructjax.models.families.cohere import COHERE, COHERE2
 from instructjax.models.families.deepseek import DEEPSEEK_V3
 from instructjax.models.families.family import Family, TensorRule
@@ -27,7 +28,7 @@ from instructjax.models.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from instructjax.models.families.smollm3 import SMOLLM3
 from instructjax.models.families.stablelm import STABLELM
 
-__all__ = ["FAMILIES", "Family", "TensorRule", "family_for_gguf", "family_for_hf"]
+__all__ = ["FAMILIES", "Family", "TensorRule", "family_for_gguf", "family_for_hf", "family_of"]
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
@@ -85,6 +86,18 @@ def family_for_hf(config: Mapping[str, Any], file: Path) -> Family:
         file=file,
         remedy=f"supported: {supported}",
     )
+
+
+def family_of(config: DecoderConfig) -> Family:
+    """The family that a configuration names.
+
+    Raises:
+      ModelError: there is none of that name.
+    """
+    for family in FAMILIES:
+        if family.model_type == config.family:
+            return family
+    raise ModelError(f"there is no family {config.family!r}")
 
 
 def family_for_gguf(architecture: object, file: Path) -> Family:
