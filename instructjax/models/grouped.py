@@ -24,8 +24,8 @@ def grouped_matmul(
     """Each row times the matrix of its group, at the precision of the rows' dtype.
 
     `lax.ragged_dot` where the platform has kernels for it. On CPU it multiplies every row by every
-    group's matrix, so there the rows of each group are multiplied tile by tile: 8 to 20 times
-    faster with 8 to 32 groups.
+    group's matrix, so there the rows of each group are multiplied tile by tile: 3 times faster with
+    8 groups, 20 times with 32.
 
     Args:
       rows: sorted by group.
