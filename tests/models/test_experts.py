@@ -143,7 +143,7 @@ def test_grouped_products_are_those_of_each_group(sizes):
     parts = [slice(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
     args = [jnp.asarray(x, jnp.float32) for x in (rows, kernels)]
     counts = jnp.asarray(sizes, jnp.int32)
-    found, pull = jax.vjp(lambda *args: grouped_matmul(*args, counts), *args)
+    found, pull = jax.vjp(lambda rows, kernels: grouped_matmul(rows, kernels, counts), *args)
     d_rows, d_kernels = pull(jnp.asarray(upstream, jnp.float32))
     for group, part in enumerate(parts):
         kernel, up = kernels[group], upstream[part]
@@ -158,7 +158,11 @@ def test_law_2_what_experts_give_a_token_is_the_same_bits_wherever_it_stands():
     rng = np.random.default_rng(4)
     params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), params)
     x = rng.normal(size=(400, config.hidden_size)).astype(np.float32)
-    run = jax.jit(lambda x: nnx.merge(graphdef, params)(x))
+
+    @jax.jit
+    def run(x):
+        return nnx.merge(graphdef, params)(x)
+
     order = rng.permutation(400)
     assert np.array_equal(np.asarray(run(x))[order], run(x[order]))
     others = np.concatenate([x[:7], rng.normal(size=(393, config.hidden_size))], dtype=np.float32)
