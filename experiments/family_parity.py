@@ -95,8 +95,8 @@ def find_fixtures() -> dict[str, str]:
 
 def belongs(case: Case, family: Family, fixtures: dict[str, str]) -> bool:
     """Whether a test was of that family: it was given its name, or a fixture of it."""
-    name = case.argument.rsplit("/", 1)[-1]
-    if case.module == LIVE and case.argument not in {f.model_type for f in FAMILIES}:
+    name = case.argument.rsplit("/", 1)[-1].partition(",")[0]
+    if case.module == LIVE and name not in {f.model_type for f in FAMILIES}:
         return family.model_type == "llama" and bool(case.measured)
     names = {family.model_type, family.gguf_architecture}
     return name in names or fixtures.get(name) == family.model_type

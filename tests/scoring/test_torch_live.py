@@ -181,8 +181,13 @@ def test_every_family_is_compared_live():
     assert {*KINDS, "llama"} == {family.model_type for family in FAMILIES}
 
 
-@pytest.mark.parametrize("model_type", KINDS)
-def test_law_1_log_probs_and_gradients_of_every_family(model_type, tmp_path, record_property):
+OTHER = ", other head and biases"
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_qkv_bias")
+
+
+@pytest.mark.parametrize("case", [*KINDS, *(kind + OTHER for kind in KINDS)])
+def test_law_1_log_probs_and_gradients_of_every_family(case, tmp_path, record_property):
+    model_type = case.removesuffix(OTHER)
     torch = pytest.importorskip("torch")
     file = Path(__file__).parents[1] / "make_family_fixtures.py"
     spec = importlib.util.spec_from_file_location("make_family_fixtures", file)
@@ -192,6 +197,10 @@ def test_law_1_log_probs_and_gradients_of_every_family(model_type, tmp_path, rec
     kind, changes = maker.ALL[KINDS[model_type]]
     seed = 100 + list(KINDS).index(model_type)
     theirs = maker.make_model(kind, changes, seed)
+    if case.endswith(OTHER):
+        now = {name: getattr(theirs.config, name, None) for name in FLAGS}
+        changes = {**changes, **{name: not on for name, on in now.items() if on is not None}}
+        theirs = maker.make_model(kind, changes, seed)
     theirs.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(FIXTURE / name, tmp_path)
