@@ -106,6 +106,8 @@ def _special_ids(model: Model) -> dict[str, Any]:
     tokenizer = model.tokenizer
     eos: Any = list(tokenizer.eos_ids)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos[0] if len(eos) == 1 else eos}
+    padding = (tokenizer.special_tokens or {}).get("pad_token")
+    ids["pad_token_id"] = None if padding is None else tokenizer.backend.token_to_id(padding)
     return {name: value for name, value in ids.items() if value not in (None, [])}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -76,7 +77,7 @@ def hf_entries(
             name=name,
             shape=rule.stored_shape(config),
             dtype=kind(rule),
-            make=lambda n=name, p=places, k=kind(rule): _make(n, p, config, read, k),
+            make=partial(_make, name, places, config, read, kind(rule)),
         )
 
 

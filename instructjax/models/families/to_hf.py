@@ -45,6 +45,10 @@ def config_to_hf(family: Family, config: DecoderConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tie_embeddings,
+        # Left out, transformers takes those of the published models, beyond smaller vocabularies.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
         "hidden_act": _ACTIVATIONS[config.activation],
         **_rope(config),
         **_FAMILIES[family.model_type](config),
@@ -205,6 +209,18 @@ def _gemma3(config: DecoderConfig) -> dict[str, Any]:
     return {**_gemma2(config), "rope_local_base_freq": _local(config).theta}
 
 
+def _olmo3(config: DecoderConfig) -> dict[str, Any]:
+    # Only the newer spelling has a word for each kind of layer.
+    kinds = {"full_attention": config.rope, "sliding_attention": _local(config)}
+    spelled: dict[str, Any] = {}
+    for name, rope in kinds.items():
+        old = _rope(dataclasses.replace(config, rope=rope))
+        scaling = old.get("rope_scaling", {"rope_type": "default"})
+        spelled[name] = {"rope_theta": rope.theta, **scaling}
+    values = {**_bias(config), **_layer_types(config), "rope_parameters": spelled}
+    return {**values, "rope_theta": None, "rope_scaling": None}
+
+
 def _stablelm(config: DecoderConfig) -> dict[str, Any]:
     return {
         "layer_norm_eps": config.norm_eps,
@@ -233,6 +249,7 @@ def _gpt2(config: DecoderConfig) -> dict[str, Any]:
         "n_head": config.num_heads,
         "n_inner": config.intermediate_size,
         "n_positions": config.max_positions,
+        "n_ctx": config.max_positions,  # read by llama.cpp's converter
         "activation_function": act,
         "hidden_act": act,
         "layer_norm_epsilon": config.norm_eps,
@@ -250,7 +267,7 @@ def _cohere(config: DecoderConfig) -> dict[str, Any]:
 
 def _cohere2(config: DecoderConfig) -> dict[str, Any]:
     rope = _local(config)
-    values = {**_cohere(config), **_layer_types(config)}
+    values = {**_cohere(config), **_layer_types(config), "rotary_pct": 1.0}
     return {**values, **_rope(dataclasses.replace(config, rope=rope))}
 
 
@@ -320,7 +337,7 @@ _FAMILIES: dict[str, Callable[[DecoderConfig], dict[str, Any]]] = {
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
     "olmo2": _bias,
-    "olmo3": lambda config: {**_bias(config), **_layer_types(config)},
+    "olmo3": _olmo3,
     "olmoe": lambda config: {**_bias(config), **_some_experts(config)},
     "phi3": lambda config: {**_sliding(config), "partial_rotary_factor": _partial(config)},
     "granite": _granite,
