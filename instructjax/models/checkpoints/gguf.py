@@ -48,7 +48,7 @@ class GgufWeights:
             (tensor.kind.name, tensor.shape) for tensor in self.header.tensors.values()
         )
         metadata = self.header.metadata
-        self.family: Family = family_for_gguf(metadata.get("general.architecture"), path)
+        self.family: Family = family_for_gguf(metadata, path)
         factors = None
         if "rope_freqs.weight" in self.shapes:
             factors = self.read_rows("rope_freqs.weight", 0, self.shapes["rope_freqs.weight"][0])

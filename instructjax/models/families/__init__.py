@@ -6,6 +6,7 @@ A further family is a further file that defines a `Family`, and a line in `FAMIL
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from instructjax.models.families.cohere import COHERE, COHERE2
 from instructjax.models.families.deepseek import DEEPSEEK_V3
 from instructjax.models.families.family import Family, TensorRule
 from instructjax.models.families.gemma import GEMMA, GEMMA2, GEMMA3
+from instructjax.models.families.gguf_config import READERS
+from instructjax.models.families.gguf_tensors import gguf_rules
 from instructjax.models.families.gpt2 import GPT2
 from instructjax.models.families.gpt_neox import GPT_NEOX
 from instructjax.models.families.gpt_oss import GPT_OSS
@@ -55,6 +58,36 @@ FAMILIES: tuple[Family, ...] = (
     GPT_OSS,
     DEEPSEEK_V3,
 )
+
+
+# What `general.architecture` says, and the family.
+_GGUF = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
+    "olmo2": "olmo2",
+    "olmoe": "olmoe",
+    "granite": "granite",
+    "command-r": "cohere",
+    "cohere2": "cohere2",
+    "gptneox": "gpt_neox",
+    "gpt2": "gpt2",
+    "stablelm": "stablelm",
+    "smollm3": "smollm3",
+}
+# What llama.cpp's converter does to a family's tensors.
+_LAYOUTS: Mapping[str, dict[str, Any]] = {
+    "mixtral": {"permuted": True},
+    "granite": {"permuted": True},
+    "smollm3": {"permuted": True},
+    "gemma": {"norm_offset": 1.0},
+    "gemma2": {"norm_offset": 1.0},
+    "gemma3_text": {"norm_offset": 1.0},
+}
 
 
 def family_for_hf(config: Mapping[str, Any], file: Path) -> Family:
@@ -100,18 +133,26 @@ def family_of(config: DecoderConfig) -> Family:
     raise ModelError(f"there is no family {config.family!r}")
 
 
-def family_for_gguf(architecture: object, file: Path) -> Family:
-    """The family of a GGUF file's `general.architecture`.
+def family_for_gguf(metadata: Mapping[str, Any], file: Path) -> Family:
+    """The family of a GGUF file's `general.architecture`; some hold two.
 
     Raises:
       ModelError: no family covers it.
     """
-    known = {f.gguf_architecture: f for f in FAMILIES if f.gguf_architecture is not None}
-    if isinstance(architecture, str) and architecture in known:
-        return known[architecture]
-    supported = ", ".join(known)
-    raise ModelError(
-        f"GGUF architecture {architecture!r} is not supported",
-        file=file,
-        remedy=f"supported: {supported}",
-    )
+    architecture = metadata.get("general.architecture")
+    named = _GGUF.get(architecture) if isinstance(architecture, str) else None
+    if named is None:
+        raise ModelError(
+            f"GGUF architecture {architecture!r} is not supported",
+            file=file,
+            remedy=f"supported: {', '.join(_GGUF)}",
+        )
+    if named == "llama" and metadata.get("llama.expert_count"):
+        named = "mixtral"
+    if named == "olmo2" and metadata.get("olmo2.attention.sliding_window"):
+        named = "olmo3"
+    family = next(family for family in FAMILIES if family.model_type == named)
+    if named == "llama":
+        return family
+    rules = gguf_rules(family.tensors, **_LAYOUTS.get(named, {}))
+    return replace(family, gguf_tensors=rules, config_from_gguf=READERS[named])
