@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
 TABLE = ROOT / "experiments" / "results" / "family_parity.md"
 GOLDEN, LIVE = "tests.models.test_family_parity", "tests.scoring.test_torch_live"
-EXPORT, EXPORT_LIVE = "tests.models.test_export", "tests.models.test_export_torch_live"
+EXPORT = ("tests.models.test_export", "tests.models.test_export_torch_live")
+GGUF = ("tests.models.test_gguf_families", "tests.models.test_llama_cpp_live")
 MEASURED = ("log_prob_difference", "gradient_difference")
 HEAD = (
     "family",
@@ -58,9 +59,10 @@ class Case:
 def run_tests(folder: Path) -> list[Path]:
     """Runs the tests that the table is made of; returns their results."""
     files = ["tests/models/test_family_parity.py"]
-    files += [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("tests/models/test_export*.py"))]
-    files += [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("tests/models/test_gguf*.py"))]
-    runs = [(files, "not torch and not slow")]
+    for pattern in ("export*", "gguf_families*", "llama_cpp_live*"):
+        found = sorted(ROOT.glob(f"tests/models/test_{pattern}.py"))
+        files += [str(file.relative_to(ROOT)) for file in found]
+    runs = [(files, "not torch and not slow")]  # those of llama.cpp are skipped where it is not
     if importlib.util.find_spec("torch") is not None:
         runs.append(([*files, "tests/scoring/test_torch_live.py"], "torch"))
     results = []
@@ -98,8 +100,7 @@ def belongs(case: Case, family: Family, fixtures: dict[str, str]) -> bool:
     name = case.argument.rsplit("/", 1)[-1].partition(",")[0]
     if case.module == LIVE and name not in {f.model_type for f in FAMILIES}:
         return family.model_type == "llama" and bool(case.measured)
-    names = {family.model_type, family.gguf_architecture}
-    return name in names or fixtures.get(name) == family.model_type
+    return name == family.model_type or fixtures.get(name) == family.model_type
 
 
 def worst(cases: list[Case], module: str, what: str) -> str:
@@ -134,8 +135,7 @@ def row_of(family: Family, every: list[Case], fixtures: dict[str, str]) -> list[
         {case.argument for case in golden if case.argument in fixtures and case.measured}
     )
     stored = {_stored(name) for name in names} | {"BF16"}
-    gguf = [case for case in cases if case.module.startswith("tests.models.test_gguf")]
-    has_gguf = family.gguf_architecture is not None
+    gguf = [case for case in cases if case.module in GGUF]
     return [
         f"`{family.model_type}`",
         f"{', '.join(names)}; {len(live)} live" if live else ", ".join(names),
@@ -144,8 +144,8 @@ def row_of(family: Family, every: list[Case], fixtures: dict[str, str]) -> list[
         worst(cases, GOLDEN, "gradient_difference"),
         worst(cases, LIVE, "gradient_difference"),
         f"{outcome(golden)}: {', '.join(sorted(stored))}",
-        outcome([case for case in cases if case.module in (EXPORT, EXPORT_LIVE)]),
-        "no" if not has_gguf else f"`{family.gguf_architecture}`: {outcome(gguf)}",
+        outcome([case for case in cases if case.module in EXPORT]),
+        outcome(gguf),
         count_lines(family),
     ]
 
