@@ -31,7 +31,7 @@ from instructjax.models.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from instructjax.models.families.smollm3 import SMOLLM3
 from instructjax.models.families.stablelm import STABLELM
 
-__all__ = ["FAMILIES", "Family", "TensorRule", "family_for_gguf", "family_for_hf", "family_of"]
+__all__ = ["FAMILIES", "GGUF_ARCHITECTURES", "Family", "TensorRule", "family_for_gguf", "family_for_hf", "family_of"]
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
@@ -61,7 +61,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 # What `general.architecture` says, and the family.
-_GGUF = {
+GGUF_ARCHITECTURES = {
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
@@ -78,12 +78,15 @@ _GGUF = {
     "gpt2": "gpt2",
     "stablelm": "stablelm",
     "smollm3": "smollm3",
+    "phi3": "phi3",
+    "gpt-oss": "gpt_oss",
 }
 # What llama.cpp's converter does to a family's tensors.
 _LAYOUTS: Mapping[str, dict[str, Any]] = {
     "mixtral": {"permuted": True},
     "granite": {"permuted": True},
     "smollm3": {"permuted": True},
+    "gpt_oss": {"names": {"mlp_norm": "post_attention_norm"}},
     "gemma": {"norm_offset": 1.0},
     "gemma2": {"norm_offset": 1.0},
     "gemma3_text": {"norm_offset": 1.0},
@@ -140,12 +143,12 @@ def family_for_gguf(metadata: Mapping[str, Any], file: Path) -> Family:
       ModelError: no family covers it.
     """
     architecture = metadata.get("general.architecture")
-    named = _GGUF.get(architecture) if isinstance(architecture, str) else None
+    named = GGUF_ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
     if named is None:
         raise ModelError(
             f"GGUF architecture {architecture!r} is not supported",
             file=file,
-            remedy=f"supported: {', '.join(_GGUF)}",
+            remedy=f"supported: {', '.join(GGUF_ARCHITECTURES)}",
         )
     if named == "llama" and metadata.get("llama.expert_count"):
         named = "mixtral"
@@ -155,4 +158,11 @@ def family_for_gguf(metadata: Mapping[str, Any], file: Path) -> Family:
     if named == "llama":
         return family
     rules = gguf_rules(family.tensors, **_LAYOUTS.get(named, {}))
-    return replace(family, gguf_tensors=rules, config_from_gguf=READERS[named])
+    # Factors are read beforehand, for the configuration.
+    factors = r"rope_factors_(long|short)\.weight" if named == "phi3" else r"rope_freqs\.weight"
+    return replace(
+        family,
+        gguf_tensors=rules,
+        config_from_gguf=READERS[named],
+        harmless={**family.harmless, "gguf": (factors,)},
+    )

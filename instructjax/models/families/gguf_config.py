@@ -7,6 +7,7 @@ layers have a window, whether experts' weights add up to 1, the scale of attenti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,8 @@ def _gpt2(options: Options, base: dict[str, Any], shapes: Shapes) -> dict[str, A
         "activation": "gelu_tanh",
         "rope": NO_ROPE,
         "learned_positions": True,
+        # The metadata says four times the hidden width, whatever it is.
+        "intermediate_size": shapes.get("blk.0.ffn_up.weight", (1,))[0],
     }
 
 
@@ -271,6 +274,45 @@ def _stablelm(options: Options, base: dict[str, Any], shapes: Shapes) -> dict[st
     }
 
 
+def _phi3(options: Options, base: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
+    if not options.get("attention.sliding_window"):
+        return {}
+    return {"layers": _layers(options, base, lambda _: True, base["rope"], base["rope"])}
+
+
+def with_longrope(
+    config: DecoderConfig,
+    metadata: Mapping[str, Any],
+    short: Float[np.ndarray, " half"],
+    long: Float[np.ndarray, " half"],
+    file: Path,
+) -> DecoderConfig:
+    """Phi-3's configuration with what its `rope_factors_short` and `rope_factors_long` say."""
+    options = Options(metadata, file, prefix="phi3.rope.scaling.")
+    rope = RopeConfig(
+        theta=config.rope.theta,
+        kind="longrope",
+        original_max_positions=options.integer("original_context_length"),
+        divisors=tuple(map(float32_value, short)),
+        long_divisors=tuple(map(float32_value, long)),
+        attention_factor=_number(options, "attn_factor", 1.0),
+    )
+    layers = tuple(replace(kind, rope=rope) for kind in config.layers)
+    return replace(config, rope=rope, layers=layers)
+
+
+def _gpt_oss(options: Options, base: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
+    rope = replace(base["rope"], truncate=False)
+    return {
+        **_experts(options, normalize=True),
+        "rope": rope,
+        "layers": _layers(options, base, lambda i: i % 2 == 0, rope, rope),
+        "sinks": True,
+        "expert_bias": True,
+        "swiglu_limit": 7.0,
+    }
+
+
 def _smollm3(options: Options, base: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
     ropes = (base["rope"] if (i + 1) % 4 else NO_ROPE for i in range(base["num_layers"]))
     return {"layers": tuple(LayerKind(rope=rope) for rope in ropes)}
@@ -278,7 +320,7 @@ def _smollm3(options: Options, base: dict[str, Any], shapes: Shapes) -> dict[str
 
 _WINDOW = "attention.sliding_window"
 
-# Architecture and, of those that hold two families, whether a key is there: reader.
+# By the family's `model_type`.
 READERS: Mapping[str, ConfigFromGguf] = {
     "qwen2": reader("qwen2", "qwen2", _qwen2),
     "qwen3": reader("qwen3", "qwen3", _qwen3),
@@ -311,5 +353,7 @@ READERS: Mapping[str, ConfigFromGguf] = {
     "gpt_neox": reader("gptneox", "gpt_neox", _gpt_neox, ("use_parallel_residual",)),
     "gpt2": reader("gpt2", "gpt2", _gpt2),
     "stablelm": reader("stablelm", "stablelm", _stablelm, ("use_parallel_residual",)),
+    "phi3": reader("phi3", "phi3", _phi3, (_WINDOW, "rope.scaling.attn_factor")),
+    "gpt_oss": reader("gpt-oss", "gpt_oss", _gpt_oss, (_WINDOW, *_EXPERTS)),
     "smollm3": reader("smollm3", "smollm3", _smollm3),
 }
