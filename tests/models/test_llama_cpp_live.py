@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -18,8 +19,23 @@ from instructjax.scoring.log_probs import token_log_probs
 pytestmark = [pytest.mark.llama_cpp, pytest.mark.filterwarnings("ignore")]
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "gguf"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.gguf"))
+# llama.cpp takes OLMoE without grouped heads only, which the checkpoint has.
+NAMES = sorted({path.stem for path in FOLDER.glob("*.gguf")} - {"olmoe"})
 LENGTH = 60
+# Its GELU is a table of float16.
+GELU = ("gemma", "gpt-neox", "gpt2")
+
+
+def as_llama_cpp_has_it(name, config):
+    """The configuration, but for what llama.cpp computes otherwise than transformers."""
+    if name == "phi3-window":  # it has switched the windows of Phi-3 off
+        return dataclasses.replace(config, layers=())
+    if name == "phi3-longrope-partial":
+        # The longer factors are for all requests if the context made room for is long; its least
+        # is 256, beyond the 128 of this checkpoint.
+        rope = dataclasses.replace(config.rope, divisors=config.rope.long_divisors)
+        return dataclasses.replace(config, rope=rope)
+    return config
 
 
 def by_llama_cpp(path, ids):
@@ -39,7 +55,8 @@ def by_llama_cpp(path, ids):
 def by_us(path, ids):
     weights = GgufWeights(path)
     params = load_params(weights.family, weights.config, weights, np.float32)
-    graphdef, abstract = abstract_decoder(weights.config, "float32")
+    config = as_llama_cpp_has_it(path.stem, weights.config)
+    graphdef, abstract = abstract_decoder(config, "float32")
     request = Request(ids=np.array(ids, np.int32), spans=((1, len(ids)),), num_bytes=0)
     (row,) = pack([request])
     run = jax.jit(lambda params: token_log_probs(graphdef, params, row.batch))
@@ -53,4 +70,4 @@ def test_log_probs_are_those_of_llama_cpp(name):
     theirs, ours = by_llama_cpp(path, ids), by_us(path, ids)
     apart = np.abs(theirs - ours)
     print(f"{name}: largest {apart.max():.2e}, mean {apart.mean():.2e} nats")
-    assert apart.max() < 1e-4
+    assert apart.max() < (5e-3 if name.startswith(GELU) else 3e-5)
