@@ -1,6 +1,6 @@
 """Real models from wheels: our log-probs beside those of llama.cpp and of transformers.
 
-    python experiments/real_models.py [--model SPEC ...] [--out experiments/results/real_models.json]
+    python experiments/real_models.py [--model SPEC ...] [--out FILE]
 
 Every token after the first of a few texts, float32. Transformers reads the same GGUF file and
 dequantizes it; "float64" is transformers' model in double precision, which tells who is right where
