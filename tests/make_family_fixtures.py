@@ -355,7 +355,7 @@ def make_model(kind: str, changes: dict[str, Any], seed: int):
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("bias") or name.endswith("sinks"):
+            if name.endswith(("bias", "sinks")):
                 value.copy_(0.3 * noise)
             elif "norm" in name or ".ln_" in name:
                 value.copy_(0.3 * noise + (0 if kind.startswith("Gemma") else 1))

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from instructjax.cli.convert import Convert
 from instructjax.cli.demo import Demo
 from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
@@ -18,8 +19,15 @@ from instructjax.cli.rank import Rank
 from instructjax.cli.score import Score
 from instructjax.errors import InstructJaxError
 
-VERBS = {"demo": Demo, "score": Score, "rank": Rank, "lm-eval": LmEval, "info": Info}
-Verb = Demo | Score | Rank | LmEval | Info
+VERBS = {
+    "demo": Demo,
+    "score": Score,
+    "rank": Rank,
+    "lm-eval": LmEval,
+    "convert": Convert,
+    "info": Info,
+}
+Verb = Demo | Score | Rank | LmEval | Convert | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -92,6 +100,7 @@ def _parse(args: list[str]) -> Verb:
         | Annotated[Score, subcommand("score")]
         | Annotated[Rank, subcommand("rank")]
         | Annotated[LmEval, subcommand("lm-eval")]
+        | Annotated[Convert, subcommand("convert")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]
         prog="instructjax",
         description="Pr(y | c, z) of instruction-tuned language models: c the instruction, z the "

@@ -207,7 +207,9 @@ class DecoderConfig:
         if self.latent is not None:
             a, r, turned = self.latent.query_rank, self.latent.rank, self.latent.rotary_dim
             queries = a * (e + 1 + q + bias) if a else e * q
-            keys = (r + turned) * (e + bias) + r * (1 + self.num_heads * self.latent.expanded_dim(d))
+            keys = (r + turned) * (e + bias) + r * (
+                1 + self.num_heads * self.latent.expanded_dim(d)
+            )
             return queries + keys + e * (self.num_heads * self.latent.value_dim + bias)
         norms = {None: 0, "head": 2 * d, "heads": q + kv, "all": q + kv}[self.qk_norm]
         biases = (q + 2 * kv) * bias + e * self.has_output_bias

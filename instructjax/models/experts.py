@@ -1,6 +1,6 @@
 """A mixture of experts in place of an MLP: each token goes through the few that its router picks.
 
-Tokens are sorted by expert, so that each expert multiplies its own in one ragged product. What an
+Tokens are sorted by expert, so that each expert multiplies its own in one grouped product. What an
 expert gives a token comes from that token alone; the sum over experts is taken in the order of
 the router's preference, whatever else is in the batch.
 """
@@ -14,7 +14,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from instructjax.models.config import DecoderConfig
-from instructjax.models.linear import Linear, precision_of
+from instructjax.models.grouped import grouped_matmul
+from instructjax.models.linear import Linear
 
 
 def route(
@@ -135,7 +136,7 @@ class Experts(nnx.Module):
         experts = experts[order]
 
         def each(rows: Float[Array, "M inner"], kernels: nnx.Param, biases: nnx.Param | None):
-            rows = lax.ragged_dot(rows, kernels[...], sizes, precision=precision_of(rows.dtype))
+            rows = grouped_matmul(rows, kernels[...], sizes)
             return rows if biases is None else rows + biases[...][experts]
 
         rows = x[order // self.config.experts_per_token]

@@ -68,9 +68,7 @@ def _yarn_kept(rope: RopeConfig, head_dim: int) -> np.ndarray:
     return 1 - np.clip(ramp, 0, 1).astype(np.float32)
 
 
-def sequence_lengths(
-    positions: Int[Array, "B T"], ends: Int[Array, "B T"]
-) -> Int[Array, " N"]:
+def sequence_lengths(positions: Int[Array, "B T"], ends: Int[Array, "B T"]) -> Int[Array, " N"]:
     """Tokens of the longest sequence that begins where each token's sequence does; 0 for padding.
 
     Args:

@@ -20,6 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.models.linear import precision_of
+from instructjax.models.varying import vary_alike
 
 ROWS = 128
 COLUMNS = 8192
@@ -66,30 +67,9 @@ def score_positions(
     >>> round(float(s.log_prob[0]), 4), int(s.rank[0])  # uniform over three
     (-1.0986, 2)
     """
-    hidden, table, sources, targets, count = _vary_alike(hidden, table, sources, targets, count)
+    hidden, table, sources, targets, count = vary_alike(hidden, table, sources, targets, count)
     scores: Any = _score(hidden, table, sources, targets, count, top_k, softcap)
     return TokenScores(*scores)
-
-
-def _vary_alike(*arrays: Array) -> list[Array]:
-    """Under shard_map: all vary over the axes that any does, so that loops may carry their sums.
-
-    The transpose of this cast adds up the gradient of a table that all devices share.
-    """
-    axes = frozenset().union(*map(_varying_axes, arrays))
-
-    def cast(x):
-        missing = tuple(sorted(axes - _varying_axes(x)))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return [cast(x) for x in arrays]
-
-
-def _varying_axes(x) -> frozenset[str]:
-    """Mesh axes of an enclosing shard_map over which x differs from device to device."""
-    kind = jax.typeof(x)
-    older = getattr(kind, "vma", None)  # where JAX before 0.10 keeps them
-    return kind.manual_axis_type.varying if older is None else older  # type: ignore
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))

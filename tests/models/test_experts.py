@@ -16,6 +16,7 @@ from instructjax.errors import ModelError
 from instructjax.models.config import DecoderConfig
 from instructjax.models.experts import Experts, route, route_by_sigmoid
 from instructjax.models.families import family_for_hf
+from instructjax.models.grouped import grouped_matmul
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "families"
 FILE = Path("config.json")
@@ -131,3 +132,38 @@ def test_gpt_oss_without_rotary_options_has_those_of_transformers():
     rope = family_for_hf(values, FILE).config_from_hf(values, FILE).rope
     assert (rope.kind, rope.theta, rope.factor, rope.truncate) == ("yarn", 150_000.0, 32.0, False)
     assert rope.original_max_positions == 4096
+
+
+@pytest.mark.parametrize("sizes", [(3, 0, 7, 1), (0, 0, 11, 0), (150, 64, 0, 86), (300, 0, 0, 0)])
+def test_grouped_products_are_those_of_each_group(sizes):
+    rng = np.random.default_rng(3)
+    rows, kernels = rng.normal(size=(sum(sizes), 6)), rng.normal(size=(4, 6, 5))
+    upstream = rng.normal(size=(len(rows), 5))
+    stops = np.cumsum(sizes)
+    parts = [slice(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+    args = [jnp.asarray(x, jnp.float32) for x in (rows, kernels)]
+    counts = jnp.asarray(sizes, jnp.int32)
+    found, pull = jax.vjp(lambda rows, kernels: grouped_matmul(rows, kernels, counts), *args)
+    d_rows, d_kernels = pull(jnp.asarray(upstream, jnp.float32))
+    for group, part in enumerate(parts):
+        kernel, up = kernels[group], upstream[part]
+        np.testing.assert_allclose(found[part], rows[part] @ kernel, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(d_rows[part], up @ kernel.T, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(d_kernels[group], rows[part].T @ up, rtol=0, atol=1e-4)
+
+
+def test_law_2_what_experts_give_a_token_is_the_same_bits_wherever_it_stands():
+    config = small()
+    graphdef, params = nnx.split(Experts(config, jnp.dtype("float32")))
+    rng = np.random.default_rng(4)
+    params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), params)
+    x = rng.normal(size=(400, config.hidden_size)).astype(np.float32)
+
+    @jax.jit
+    def run(x):
+        return nnx.merge(graphdef, params)(x)
+
+    order = rng.permutation(400)
+    assert np.array_equal(np.asarray(run(x))[order], run(x[order]))
+    others = np.concatenate([x[:7], rng.normal(size=(393, config.hidden_size))], dtype=np.float32)
+    assert np.array_equal(run(x)[:7], run(others)[:7])

@@ -215,9 +215,9 @@ def test_other_families_are_refused_and_the_supported_named(config):
 
 
 def test_other_gguf_architectures_are_refused():
-    assert family_for_gguf("llama", FILE) is LLAMA
+    assert family_for_gguf({"general.architecture": "llama"}, FILE) is LLAMA
     with pytest.raises(ModelError, match="'qwen2moe' is not supported; supported: llama"):
-        family_for_gguf("qwen2moe", FILE)
+        family_for_gguf({"general.architecture": "qwen2moe"}, FILE)
 
 
 def llama3_factors_of_llama_cpp(theta, dim, factor, low=1.0, high=4.0, original=8192):
@@ -302,7 +302,8 @@ def test_gguf_linear_scaling(changes):
     ("changes", "named"),
     [
         ({"expert_count": 8}, "expert_count"),
-        ({"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}, "yarn"),
+        ({"rope__scaling__type": "longrope", "rope__scaling__factor": 4.0}, "longrope"),
+        ({"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}, "original_context"),
         ({"attention__value_length": 32}, "value_length"),
         ({"rope__dimension_count": 32}, "dimension_count"),
         ({"attention__head_count": np.array([32, 16])}, "head_count"),

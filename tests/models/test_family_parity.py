@@ -14,6 +14,7 @@ from flax import nnx
 from instructjax.batching.packing import pack
 from instructjax.models.checkpoints.params import check_tensors, load_params
 from instructjax.models.checkpoints.safetensors import SafetensorsFolder
+from instructjax.models.config import RopeConfig
 from instructjax.models.families import FAMILIES, family_for_hf
 from instructjax.models.model import abstract_decoder, fill
 from instructjax.prompts.request import Request
@@ -80,8 +81,10 @@ def largest_differences(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_law_1_log_probs_and_gradients_are_those_of_pytorch(name):
+def test_law_1_log_probs_and_gradients_are_those_of_pytorch(name, record_property):
     apart, steepest, slopes = largest_differences(name)
+    record_property("log_prob_difference", float(apart))
+    record_property("gradient_difference", float(steepest))
     assert apart <= 1e-4
     assert steepest <= 1e-4, slopes
 
@@ -90,7 +93,7 @@ def test_every_family_has_a_fixture():
     shown = {
         json.loads((FOLDER / name / "config.json").read_text())["model_type"] for name in NAMES
     }
-    assert shown | {"llama"} == {family.model_type for family in FAMILIES}
+    assert shown == {family.model_type for family in FAMILIES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,6 +114,12 @@ def test_number_of_parameters_and_no_tensor_too_many(name):
         ("gpt-neox", {"parallel": False}),
         ("gpt-neox", {"activation": "gelu_tanh"}),
         ("stablelm", {"rotary_dim": None}),
+        ("gpt-oss", {"layers": ()}),
+        ("gpt-oss", {"swiglu_limit": 7.0}),
+        ("deepseek-v3", {"router_groups": 1}),
+        ("deepseek-v3", {"attention_scale": None}),
+        ("llama-past-dynamic", {"rope": RopeConfig()}),
+        ("phi3-past-longrope", {"max_positions": 32, "rope": RopeConfig()}),
     ],
 )
 def test_the_fixtures_would_catch_a_part_left_out(name, changes):

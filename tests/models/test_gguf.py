@@ -166,7 +166,7 @@ def add_after(first, factors):
     ("edit", "message"),
     [
         (lambda w: w.add_tensor("blk.0.extra", np.ones(4, np.float32)), "surplus tensor blk.0.ex"),
-        (lambda w: w.add_uint32("llama.expert_count", 8), "expert_count"),
+        (lambda w: w.add_uint32("llama.expert_count", 8), "expert_used_count"),
         (lambda w: w.add_uint16("split.count", 2), "one of 2 parts"),
         (lambda w: w.add_tensor("ints", np.ones(4, np.int32)), "ints is stored as I32"),
         (lambda w: w.tensors[0].pop("blk.1.attn_q.weight"), "missing tensors: blk.1.attn_q.weight"),

@@ -40,7 +40,7 @@ def test_blocks_that_do_not_divide_a_matrix():
     values = rng.standard_normal((576, 130)).astype(ml_dtypes.float8_e4m3fn)
     scales = rng.random((5, 2)).astype(np.float32)
     block = block_of(values.shape, scales.shape, (128, 128))
-    assert block == (128, 128)
+    assert block is not None and block == (128, 128)
     expected = values.astype(np.float32) * np.kron(scales, np.ones((128, 128)))[:576, :130]
     found = scale_blocks(values[200:400], scales, block, start=200)
     np.testing.assert_array_equal(found, expected[200:400].astype(np.float32))
@@ -55,7 +55,7 @@ def load(folder, block=None):
 
 
 def save_float8(folder, tensors):
-    """As `save_file`, which has no float8: those are written as bytes under another name of type."""
+    """As `save_file`, which has no float8: those are written as bytes, and then called float8."""
     small = [name for name, value in tensors.items() if value.dtype == ml_dtypes.float8_e4m3fn]
     as_bytes = {n: v.view(np.uint8) if n in small else np.asarray(v) for n, v in tensors.items()}
     save_file(as_bytes, folder / "model.safetensors")
@@ -87,7 +87,7 @@ def test_one_scale_for_a_matrix_one_for_each_row_and_none(tmp_path, kind):
     scales = {"whole": np.float32(0.3), "rows": scales, "none": np.float32(1)}[kind]
     if kind != "none":
         tensors[f"{PROJECTION}_scale"] = np.asarray(scales)
-        tensors["model.layers.0.self_attn.q_proj.input_scale"] = np.float32([1])
+        tensors["model.layers.0.self_attn.q_proj.input_scale"] = np.ones(1, np.float32)
     save_float8(tmp_path, tensors)
     found = load(tmp_path)["layers"]["attention"]["q"]["kernel"]
     np.testing.assert_array_equal(found[0], (small.astype(np.float32) * scales).T)

@@ -94,16 +94,19 @@ def requests_of(texts):
     return [Request(ids=ids.astype(np.int32), spans=((1, len(ids)),), num_bytes=0) for ids in texts]
 
 
-def test_law_1_log_probs_are_those_of_pytorch(pair):
+def test_law_1_log_probs_are_those_of_pytorch(pair, record_property):
     torch, theirs, ours, texts = pair
+    largest = 0.0
     for ids, result in zip(texts, score_requests(ours, requests_of(texts)), strict=True):
         with torch.no_grad():
             expected = their_log_probs(torch, theirs, ids).numpy()
         assert expected.std() > 0.5 or len(ids) < 10
         np.testing.assert_allclose(result.token_log_probs, expected, rtol=0, atol=1e-4)
+        largest = max(largest, float(np.abs(result.token_log_probs - expected).max()))
+    record_property("log_prob_difference", largest)
 
 
-def test_law_1_gradients_are_those_of_pytorch(pair):
+def test_law_1_gradients_are_those_of_pytorch(pair, record_property):
     torch, theirs, ours, texts = pair
     count = sum(len(ids) - 1 for ids in texts)
     theirs.zero_grad()
@@ -137,11 +140,14 @@ def test_law_1_gradients_are_those_of_pytorch(pair):
                 if "bias" in layers[block][name]:
                     found[where + "bias"] = layers[block][name]["bias"][i]
     assert set(found) == set(wanted)
+    steepest = 0.0
     for name, value in wanted.items():
         size = np.abs(value).max()
         if name.endswith("k_proj.bias"):
             size = 1  # it moves all keys alike, which softmax does not see: but for rotation, 0
         np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-4 * size, err_msg=name)
+        steepest = max(steepest, float(np.abs(found[name] - value).max() / size))
+    record_property("gradient_difference", steepest)
 
 
 # What transformers calls each family, with the configuration that has the most parts.
@@ -166,6 +172,8 @@ KINDS = {
     "mixtral": "mixtral-window",
     "qwen3_moe": "qwen3-moe",
     "olmoe": "olmoe",
+    "gpt_oss": "gpt-oss",
+    "deepseek_v3": "deepseek-v3",
 }
 
 
@@ -173,8 +181,13 @@ def test_every_family_is_compared_live():
     assert {*KINDS, "llama"} == {family.model_type for family in FAMILIES}
 
 
-@pytest.mark.parametrize("model_type", KINDS)
-def test_law_1_log_probs_and_gradients_of_every_family(model_type, tmp_path):
+OTHER = ", other head and biases"
+FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_qkv_bias")
+
+
+@pytest.mark.parametrize("case", [*KINDS, *(kind + OTHER for kind in KINDS)])
+def test_law_1_log_probs_and_gradients_of_every_family(case, tmp_path, record_property):
+    model_type = case.removesuffix(OTHER)
     torch = pytest.importorskip("torch")
     file = Path(__file__).parents[1] / "make_family_fixtures.py"
     spec = importlib.util.spec_from_file_location("make_family_fixtures", file)
@@ -184,6 +197,10 @@ def test_law_1_log_probs_and_gradients_of_every_family(model_type, tmp_path):
     kind, changes = maker.ALL[KINDS[model_type]]
     seed = 100 + list(KINDS).index(model_type)
     theirs = maker.make_model(kind, changes, seed)
+    if case.endswith(OTHER):
+        now = {name: getattr(theirs.config, name, None) for name in FLAGS}
+        changes = {**changes, **{name: not on for name, on in now.items() if on is not None}}
+        theirs = maker.make_model(kind, changes, seed)
     theirs.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(FIXTURE / name, tmp_path)
@@ -192,15 +209,20 @@ def test_law_1_log_probs_and_gradients_of_every_family(model_type, tmp_path):
     rng = np.random.default_rng(seed)
     texts = [rng.integers(0, maker.VOCAB, length) for length in (2, 31, 64, 111)]
 
+    largest = steepest = 0.0
     each = [maker.token_log_probs(theirs, torch.tensor(ids)) for ids in texts]
     for expected, result in zip(each, score_requests(ours, requests_of(texts)), strict=True):
         expected = expected.detach().numpy()
         np.testing.assert_allclose(result.token_log_probs, expected, rtol=0, atol=1e-4)
+        largest = max(largest, float(np.abs(result.token_log_probs - expected).max()))
 
     torch.cat(each).mean().backward()
     with torch.no_grad():
         for value in theirs.parameters():
             value.copy_(value.grad)
+        for name, value in theirs.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                value.zero_()  # not trained, and saved in the place of a gradient
     theirs.save_pretrained(tmp_path / "gradients")
     (family,) = (family for family in FAMILIES if family.model_type == model_type)
     stored = SafetensorsFolder(tmp_path / "gradients", family.renames)
@@ -218,6 +240,9 @@ def test_law_1_log_probs_and_gradients_of_every_family(model_type, tmp_path):
     ):
         name = jax.tree_util.keystr(path)
         size = np.abs(theirs_too).max()
-        if name.endswith("['k']['bias']"):
+        if name.endswith(("['k']['bias']", "['correction']")):
             size = 1  # as above
         np.testing.assert_allclose(value, theirs_too, rtol=0, atol=1e-4 * size, err_msg=name)
+        steepest = max(steepest, float(np.abs(value - theirs_too).max() / size))
+    record_property("log_prob_difference", largest)
+    record_property("gradient_difference", steepest)

@@ -15,6 +15,7 @@ from instructjax.models.checkpoints.params import most_common
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families import Family, family_for_gguf
 from instructjax.models.families.family import Spelling
+from instructjax.models.families.gguf_config import with_longrope
 
 # `dequantize` works on 16 rows at a time; rows of about so many elements keep that in cache.
 _ROW_ELEMENTS = 2304
@@ -48,13 +49,17 @@ class GgufWeights:
             (tensor.kind.name, tensor.shape) for tensor in self.header.tensors.values()
         )
         metadata = self.header.metadata
-        self.family: Family = family_for_gguf(metadata.get("general.architecture"), path)
+        self.family: Family = family_for_gguf(metadata, path)
         factors = None
         if "rope_freqs.weight" in self.shapes:
             factors = self.read_rows("rope_freqs.weight", 0, self.shapes["rope_freqs.weight"][0])
         read_config = self.family.config_from_gguf
         assert read_config is not None  # `family_for_gguf` names only families that have it
         self.config: DecoderConfig = read_config(metadata, self.shapes, factors, path)
+        long, short = (f"rope_factors_{kind}.weight" for kind in ("long", "short"))
+        if self.family.model_type == "phi3" and long in self.shapes and short in self.shapes:
+            read = (self.read_rows(name, 0, self.shapes[name][0]) for name in (short, long))
+            self.config = with_longrope(self.config, metadata, *read, path)
 
     def _check_kind(self, kind: GGMLQuantizationType) -> None:
         try:

@@ -78,7 +78,7 @@ def load_params(
     check_tensors(family, config, source)
     params: Params = {}
     # Single tensors first: while the largest of them is in flight, little else is held.
-    for rule in sorted(family.rules(config), key=lambda rule: rule.stacked):
+    for rule in sorted(family.rules(config, source.spelling), key=lambda rule: rule.stacked):
         kind = np.dtype(np.float32 if rule.in_float32 else dtype)
         try:
             with np.errstate(all="ignore"):  # what overflows or is no number is found by _fill
@@ -154,14 +154,27 @@ def _fill(
         name = rule.name(source.spelling, layers[index], number)
         place = places[index, number]
         place = place.T if rule.transpose else place
-        if rule.fused and rule.fused_axis == 0:
+        place = place.swapaxes(-1, -2) if rule.transpose_last else place
+        if rule.each_stacked and source.spelling == "gguf":
+            place[...] = _stacked_row(rule, config, source, name, number)
+        elif rule.fused and rule.fused_axis == 0:
             stored = source.read_rows(name, 0, rule.stored_shape(config)[0])
             place[...] = rule.part_of(stored, config)
         else:
             _copy_rows(rule, config, source, name, place)
+        if rule.offset:
+            place -= np.asarray(rule.offset, place.dtype)
         if not _all_finite(place):
             raise ModelError(f"tensor {name} holds NaN or infinity", file=source.file_of(name))
     return host
+
+
+def _stacked_row(
+    rule: TensorRule, config: DecoderConfig, source: TensorSource, name: str, number: int
+) -> Shaped[np.ndarray, "*shape"]:
+    """One of those that are stored along a first axis."""
+    (row,) = source.read_rows(name, number, number + 1)
+    return row
 
 
 def _copy_rows(

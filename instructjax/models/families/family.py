@@ -64,6 +64,9 @@ class TensorRule:
       by_head: within a fused tensor the parts alternate, head by head.
       in_turns: within a fused tensor the parts alternate along `fused_axis`, index by index.
       each: a letter; the parameter has a further leading axis, stored as a tensor each.
+      each_stacked: those that `each` counts are one tensor in GGUF files, along a first axis.
+      transpose_last: as `transpose`, of a stack of matrices.
+      offset: what a GGUF file has added to it.
       in_float32: kept in float32 whatever the other parameters are.
       when: whether a configuration has this tensor at all.
     """
@@ -81,6 +84,9 @@ class TensorRule:
     by_head: bool = False
     in_turns: bool = False
     each: str = ""
+    each_stacked: bool = False
+    transpose_last: bool = False
+    offset: float = 0.0
     in_float32: bool = False
     when: Callable[[DecoderConfig], bool] = _always
 
@@ -117,12 +123,15 @@ class TensorRule:
         shape, sizes = list(self.part_shape(config)), _sizes(config)
         if self.fused:
             shape[self.fused_axis] = sum(sizes[letter] for letter in self.fused)
+        if self.each_stacked:
+            shape = [self.count(config), *shape]
         return tuple(shape)
 
     def param_shape(self, config: DecoderConfig) -> tuple[int, ...]:
         """The shape of the parameter, the axis of layers included."""
         shape = self.part_shape(config)
         shape = shape[::-1] if self.transpose else shape
+        shape = (*shape[:-2], shape[-1], shape[-2]) if self.transpose_last else shape
         shape = (self.count(config), *shape) if self.each else shape
         return (len(self.layers(config)), *shape) if self.stacked else shape
 
@@ -173,6 +182,7 @@ class Family:
       config_from_gguf: the configuration from GGUF metadata. Arguments: the metadata, the
         shape of every tensor, the factors of `rope_freqs.weight` or None, the file.
       tensors: the tensors.
+      gguf_tensors: those of GGUF files where they are not the same rules.
       harmless: patterns of full tensor names that carry nothing and are passed over.
       renames: pairs of a pattern and what replaces it, for older names of tensors.
       tied_copy: the tensor of a Hugging Face file that repeats the embedding when they are tied.
@@ -183,18 +193,20 @@ class Family:
     config_from_hf: Callable[[Mapping[str, Any], Path], DecoderConfig]
     tensors: tuple[TensorRule, ...]
     harmless: Mapping[Spelling, Collection[str]]
+    gguf_tensors: tuple[TensorRule, ...] = ()
     gguf_architecture: str | None = None
     config_from_gguf: ConfigFromGguf | None = None
     renames: tuple[tuple[str, str], ...] = ()
     tied_copy: str = "lm_head.weight"
 
-    def rules(self, config: DecoderConfig) -> tuple[TensorRule, ...]:
+    def rules(self, config: DecoderConfig, spelling: Spelling = "hf") -> tuple[TensorRule, ...]:
         """The tensors that a model of this configuration has."""
-        return tuple(rule for rule in self.tensors if rule.when(config))
+        tensors = self.gguf_tensors if spelling == "gguf" and self.gguf_tensors else self.tensors
+        return tuple(rule for rule in tensors if rule.when(config))
 
     def names(self, config: DecoderConfig, spelling: Spelling) -> Iterator[tuple[str, TensorRule]]:
         """Every tensor name that a checkpoint of this configuration must hold, with its rule."""
-        for rule in self.rules(config):
+        for rule in self.rules(config, spelling):
             for layer in rule.layers(config):
                 for each in range(rule.count(config)):
                     yield rule.name(spelling, layer, each), rule

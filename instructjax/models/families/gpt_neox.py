@@ -52,6 +52,7 @@ GPT_NEOX = Family(
     config_from_hf=_read,
     tensors=hf_tensors(
         embed="gpt_neox.embed_in",
+        head="embed_out",
         final_norm="gpt_neox.final_layer_norm",
         layer="gpt_neox.layers.{layer}.",
         q=(_FUSED, 0),
@@ -63,5 +64,6 @@ GPT_NEOX = Family(
         by_head=True,
     ),
     harmless={"hf": (r".*rotary_emb\.inv_freq", r".*attention\.(bias|masked_bias)"), "gguf": ()},
-    renames=((r"^embed_out\.", "lm_head."),),
+    renames=((r"^lm_head\.", "embed_out."),),
+    tied_copy="embed_out.weight",
 )

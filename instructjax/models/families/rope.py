@@ -177,8 +177,11 @@ def rope_from_gguf(
     factor = options.get("rope.scaling.factor", options.get("rope.scale_linear", 1.0))
     if kind == "none" and factor != 1.0 and options.get("rope.scaling.type") is None:
         kind = "linear"
-    if kind not in ("none", "linear"):
-        raise options.error("rope.scaling.type", "is not supported, only 'none' and 'linear'")
+    if kind not in ("none", "linear", "yarn"):
+        known = "'none', 'linear' and 'yarn'"
+        raise options.error("rope.scaling.type", f"is not supported, only {known}")
+    if kind == "yarn":
+        return _yarn_from_gguf(options, theta)
     if factors is not None and not np.all(factors == 1):
         if kind == "linear" and factor != 1.0:
             raise options.error("rope.scaling.type", "together with `rope_freqs.weight`")
@@ -188,6 +191,22 @@ def rope_from_gguf(
             raise options.error("rope.scaling.factor", "must be a positive number")
         return RopeConfig(theta=theta, kind="linear", factor=float32_value(factor))
     return RopeConfig(theta=theta)
+
+
+def _yarn_from_gguf(options: Options, theta: float) -> RopeConfig:
+    def number(name: str, default: float) -> float:
+        return float32_value(options.number(f"rope.scaling.{name}", default))
+
+    factor = float32_value(options.number("rope.scaling.factor"))
+    return RopeConfig(
+        theta=theta,
+        kind="yarn",
+        factor=factor,
+        original_max_positions=options.integer("rope.scaling.original_context_length"),
+        beta_fast=number("yarn_beta_fast", 32.0),
+        beta_slow=number("yarn_beta_slow", 1.0),
+        attention_factor=number("yarn_attn_factor", _yarn_attention(options, factor)),
+    )
 
 
 def llama3_divisors(rope: RopeConfig, head_dim: int) -> Float[np.ndarray, " half"]:

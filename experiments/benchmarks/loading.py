@@ -1,0 +1,127 @@
+"""Loading measured: time, and peak memory over the size of the weights, one process each.
+
+    python experiments/benchmarks/loading.py [--out experiments/results/loading.json]
+
+The embedded default model from its GGUF file, from a Hugging Face folder (one file, and shards),
+in float32 and bfloat16, and the GGUF path of transformers. Imports are done before the clock
+starts; memory is how far the process's peak lies above what it had then, and takes in the weights
+themselves. Linux. Transformers needs the `compare` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MODEL = "smollm2-135m-instruct"
+
+
+def memory(what: str) -> int:
+    """Bytes of this process: "VmRSS" now, "VmHWM" at most so far (`man proc_pid_status`)."""
+    # ru_maxrss would do, but a process begins with that of the one it was started by.
+    text = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in text.splitlines() if what in line)
+
+
+def measure(how: str, source: str, dtype: str) -> dict[str, float]:
+    """In this process: seconds, and bytes of memory and of weights."""
+    if how == "transformers":
+        import gguf  # noqa: F401 - it imports it while it loads
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        def load():
+            path = Path(source)
+            kind = getattr(torch, dtype)
+            args = {"gguf_file": path.name}
+            AutoTokenizer.from_pretrained(str(path.parent), **args)
+            return AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=kind, **args)
+    else:
+        import jax
+        import transformers  # noqa: F401 - a folder's tokenizer needs it
+
+        import instructjax as ij
+
+        jax.devices()
+
+        def load():
+            return ij.load_model(source, dtype=dtype)
+
+    before = memory("VmRSS")
+    start = time.perf_counter()
+    model = load()
+    seconds = time.perf_counter() - start
+    peak = memory("VmHWM") - before
+    if how == "transformers":
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+    else:
+        import jax
+
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    return {"seconds": seconds, "peak_bytes": peak, "weight_bytes": size}
+
+
+def main() -> None:
+    """Measures each way of loading, prints a table, writes a JSON file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/loading.json"))
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*options.measure)))
+        return
+
+    import instructjax as ij
+    from instructjax.models.checkpoints.export import export_folder
+    from instructjax.models.load import load_checkpoint
+
+    path = str(load_checkpoint(MODEL, dtype="bfloat16").source)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = ij.load_model(MODEL)
+        one, many = Path(scratch) / "one", Path(scratch) / "many"
+        export_folder(model, one)
+        export_folder(model, many, max_shard_bytes=100_000_000)
+        half = export_folder(ij.load_model(MODEL, dtype="bfloat16"), Path(scratch) / "half")
+        del model
+        ways = [
+            ("GGUF", "instructjax", path, "float32"),
+            ("GGUF", "instructjax", path, "bfloat16"),
+            ("folder, float32", "instructjax", str(one), "float32"),
+            ("folder, float32, shards of 100 MB", "instructjax", str(many), "float32"),
+            ("folder, bfloat16", "instructjax", str(half), "bfloat16"),
+            ("GGUF", "transformers", path, "float32"),
+        ]
+        rows = []
+        for what, how, source, dtype in ways:
+            command = [sys.executable, __file__, "--measure", how, source, dtype]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found: dict[str, Any] = json.loads(out.splitlines()[-1])
+            ratio = found["peak_bytes"] / found["weight_bytes"]
+            rows.append({"from": what, "by": how, "dtype": dtype, **found, "peak_over": ratio})
+    table = Table("from", "by", "into", "seconds", "weights, MB", "peak, MB", "peak / weights")
+    for row in rows:
+        table.add_row(
+            row["from"],
+            row["by"],
+            row["dtype"],
+            f"{row['seconds']:.1f}",
+            f"{row['weight_bytes'] / 1e6:,.0f}",
+            f"{row['peak_bytes'] / 1e6:,.0f}",
+            f"{row['peak_over']:.2f}",
+        )
+    Console(width=110).print(table)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"model": MODEL, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The table of families: what is read and written, and how far the numbers are from PyTorch's.
+
+    python experiments/family_parity.py                        # runs the tests first
+    python experiments/family_parity.py --results a.xml b.xml  # from results that pytest wrote
+
+Every cell comes from a test: differences from `tests/models/test_family_parity.py` (golden numbers
+of transformers on PyTorch, float32; no torch needed) and, where torch is installed, from
+`tests/scoring/test_torch_live.py`; export and GGUF from the tests of those that ran and passed.
+Exit code 1 if a test failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from instructjax.models.families import FAMILIES, Family
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+TABLE = ROOT / "experiments" / "results" / "family_parity.md"
+GOLDEN, LIVE = "tests.models.test_family_parity", "tests.scoring.test_torch_live"
+EXPORT = ("tests.models.test_export", "tests.models.test_export_torch_live")
+GGUF = ("tests.models.test_gguf_families", "tests.models.test_llama_cpp_live")
+MEASURED = ("log_prob_difference", "gradient_difference")
+HEAD = (
+    "family",
+    "configurations",
+    "log-prob, golden",
+    "log-prob, live",
+    "gradient, golden",
+    "gradient, live",
+    "import",
+    "export",
+    "GGUF",
+    "file",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One test: its module, what it was given, what it measured, how it ended."""
+
+    module: str
+    argument: str
+    measured: dict[str, float]
+    outcome: str
+
+
+def run_tests(folder: Path) -> list[Path]:
+    """Runs the tests that the table is made of; returns their results."""
+    files = ["tests/models/test_family_parity.py"]
+    for pattern in ("export*", "gguf_families*", "llama_cpp_live*"):
+        found = sorted(ROOT.glob(f"tests/models/test_{pattern}.py"))
+        files += [str(file.relative_to(ROOT)) for file in found]
+    runs = [(files, "not torch and not slow")]  # those of llama.cpp are skipped where it is not
+    if importlib.util.find_spec("torch") is not None:
+        runs.append(([*files, "tests/scoring/test_torch_live.py"], "torch"))
+    results = []
+    for number, (chosen, marks) in enumerate(runs):
+        results.append(folder / f"{number}.xml")
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", marks, *chosen]
+        command += ["-o", "junit_family=xunit1"]  # which keeps what a test measured
+        subprocess.run([*command, f"--junitxml={results[-1]}"], cwd=ROOT, check=False)
+    return results
+
+
+def read_cases(files: Sequence[Path]) -> Iterator[Case]:
+    """Every test of the results, in order."""
+    for file in files:
+        for case in ElementTree.parse(file).getroot().iter("testcase"):
+            given = re.search(r"\[(.*)\]", case.get("name", ""))
+            numbers = [p for p in case.iter("property") if p.get("name") in MEASURED]
+            ended = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+            yield Case(
+                module=case.get("classname", ""),
+                argument=given.group(1) if given else "",
+                measured={p.get("name", ""): float(p.get("value", "nan")) for p in numbers},
+                outcome=ended[0] if ended else "passed",
+            )
+
+
+def find_fixtures() -> dict[str, str]:
+    """The model_type of every fixture's folder, by its name."""
+    files = [*FIXTURES.glob("*/config.json"), *FIXTURES.glob("families/*/config.json")]
+    return {f.parent.name: json.loads(f.read_text())["model_type"] for f in files}
+
+
+def belongs(case: Case, family: Family, fixtures: dict[str, str]) -> bool:
+    """Whether a test was of that family: it was given its name, or a fixture of it."""
+    name = case.argument.rsplit("/", 1)[-1].partition(",")[0]
+    if case.module == LIVE and name not in {f.model_type for f in FAMILIES}:
+        return family.model_type == "llama" and bool(case.measured)
+    return name == family.model_type or fixtures.get(name) == family.model_type
+
+
+def worst(cases: list[Case], module: str, what: str) -> str:
+    values = [c.measured[what] for c in cases if c.module == module and what in c.measured]
+    return f"{max(values):.1e}" if values else "not run"
+
+
+def outcome(cases: list[Case]) -> str:
+    """How many tests passed, or that one did not."""
+    ended = [case.outcome for case in cases if case.outcome != "skipped"]
+    if any(end != "passed" for end in ended):
+        return "FAILED"
+    return f"yes ({len(ended)} tests)" if ended else "no"
+
+
+def count_lines(family: Family) -> str:
+    """The file that defines a family, and its length."""
+    name = next(
+        file
+        for file in sorted((ROOT / "instructjax" / "models" / "families").glob("*.py"))
+        if f'model_type="{family.model_type}"' in file.read_text()
+    )
+    return f"`{name.name}`, {len(name.read_text().splitlines())} lines"
+
+
+def row_of(family: Family, every: list[Case], fixtures: dict[str, str]) -> list[str]:
+    """A family's row."""
+    cases = [case for case in every if belongs(case, family, fixtures)]
+    golden = [case for case in cases if case.module == GOLDEN]
+    live = {case.argument for case in cases if case.module == LIVE and case.measured}
+    names = sorted(
+        {case.argument for case in golden if case.argument in fixtures and case.measured}
+    )
+    stored = {_stored(name) for name in names} | {"BF16"}
+    gguf = [case for case in cases if case.module in GGUF]
+    return [
+        f"`{family.model_type}`",
+        f"{', '.join(names)}; {len(live)} live" if live else ", ".join(names),
+        worst(cases, GOLDEN, "log_prob_difference"),
+        worst(cases, LIVE, "log_prob_difference"),
+        worst(cases, GOLDEN, "gradient_difference"),
+        worst(cases, LIVE, "gradient_difference"),
+        f"{outcome(golden)}: {', '.join(sorted(stored))}",
+        outcome([case for case in cases if case.module in EXPORT]),
+        outcome(gguf),
+        count_lines(family),
+    ]
+
+
+def _stored(name: str) -> str:
+    config = json.loads((FIXTURES / "families" / name / "config.json").read_text())
+    quantized = config.get("quantization_config", {}).get("quant_method")
+    return {"mxfp4": "MXFP4", "fp8": "float8"}.get(quantized, "BF16")
+
+
+def write_table(cases: list[Case]) -> str:
+    """The table as Markdown."""
+    fixtures = find_fixtures()
+    rows = [row_of(family, cases, fixtures) for family in FAMILIES]
+    lines = [
+        "# Families: parity with transformers on PyTorch, float32",
+        "",
+        "Written by `experiments/family_parity.py` from the results of the tests. Differences are",
+        "the largest of any token's log-prob, in nats, and of any gradient of the mean log-prob,",
+        "relative to the largest entry of its tensor. Golden: against stored numbers, as CI tests",
+        "them without torch. Live: random models made in PyTorch on the spot.",
+        "",
+        "| " + " | ".join(HEAD) + " |",
+        "| " + " | ".join("---" for _ in HEAD) + " |",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", nargs="+", type=Path, help="JUnit files that pytest wrote")
+    parser.add_argument("--out", type=Path, default=TABLE)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        cases = list(read_cases(options.results or run_tests(Path(folder))))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(write_table(cases))
+    print(options.out.read_text())
+    return int(any(case.outcome in ("failure", "error") for case in cases))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The tokenizer files of a Hugging Face folder, from any tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import processors
+
+from instructjax.prompts.tokenizer import Tokenizer
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_positions: int) -> None:
+    """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the template.
+
+    Args:
+      tokenizer: what is written; its rule of BOS becomes a post-processor.
+      folder: is there already.
+      max_positions: tokens that the model takes.
+    """
+    backend = copy.deepcopy(tokenizer.backend)
+    if tokenizer.bos_id is not None and backend.post_processor is None and tokenizer.adds_bos:
+        bos = tokenizer.token_text(tokenizer.bos_id)
+        backend.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"],
+            pair=[bos, "$A", bos, "$B"],
+            special_tokens=[(bos, tokenizer.bos_id)],
+        )
+    backend.save(str(folder / "tokenizer.json"))
+    names = dict(tokenizer.special_tokens or {})
+    added = {
+        str(i): {
+            "content": token.content,
+            "lstrip": token.lstrip,
+            "normalized": token.normalized,
+            "rstrip": token.rstrip,
+            "single_word": token.single_word,
+            "special": token.special,
+        }
+        for i, token in sorted(backend.get_added_tokens_decoder().items())
+    }
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": max_positions,
+            "clean_up_tokenization_spaces": False,
+            "add_bos_token": tokenizer.adds_bos,
+            "added_tokens_decoder": added,
+            **names,
+            **(
+                {}
+                if tokenizer.chat_template is None
+                else {"chat_template": tokenizer.chat_template}
+            ),
+        },
+    )
+    write_json(folder / "special_tokens_map.json", names)
+    if tokenizer.chat_template is not None:
+        (folder / "chat_template.jinja").write_bytes(tokenizer.chat_template.encode())
+
+
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    """An object as JSON that people can read."""
+    file.write_bytes((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

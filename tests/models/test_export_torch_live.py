@@ -1,0 +1,54 @@
+"""Every family's export is accepted by transformers and computes the same there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instructjax.models.checkpoints.hf_tensors_out import hf_entries
+from instructjax.models.checkpoints.params import load_params
+from instructjax.models.checkpoints.safetensors import SafetensorsFolder
+from instructjax.models.checkpoints.safetensors_out import write_entries
+from instructjax.models.families import family_for_hf
+from instructjax.models.families.to_hf import config_to_hf
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FOLDERS = sorted(
+    str(path.parent.relative_to(FIXTURES))
+    for path in [*FIXTURES.glob("*/config.json"), *FIXTURES.glob("families/*/config.json")]
+    if "quantization_config" not in path.read_text()
+)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_loads_it_and_gives_the_same_logits(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    file = FIXTURES / name / "config.json"
+    values = json.loads(file.read_text())
+    family = family_for_hf(values, file)
+    config = family.config_from_hf(values, file)
+    source = SafetensorsFolder(file.parent, family.renames)
+    params = load_params(family, config, source, "float32")
+    write_entries(tmp_path / "model.safetensors", hf_entries(family, config, params))
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(family, config)))
+
+    def logits(folder):
+        model, about = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+        assert not about["missing_keys"] and not about["unexpected_keys"]
+        # The initial values of tensors that are no parameters may differ from run to run.
+        length = min(60, config.max_positions)
+        ids = torch.arange(3, 3 + length)[None] % config.vocab_size
+        with torch.no_grad():
+            return model.eval()(ids).logits
+
+    wanted, found = logits(file.parent), logits(tmp_path)
+    assert wanted.abs().max() > 0
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)

@@ -1,0 +1,96 @@
+"""GGUF files of llama.cpp's own converter: their parameters are those of the checkpoint, bit for bit.
+
+See `make_gguf_fixtures.py`. What such a file cannot say is written here: llama.cpp fixes it for each
+architecture, and the tiny checkpoints differ from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from instructjax.errors import ModelError
+from instructjax.models.checkpoints.gguf import GgufWeights
+from instructjax.models.checkpoints.params import load_params
+from instructjax.models.checkpoints.safetensors import SafetensorsFolder
+from instructjax.models.config import NO_ROPE, RopeConfig
+from instructjax.models.families import family_for_hf
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+NAMES = sorted(path.stem for path in (FIXTURES / "gguf").glob("*.gguf"))
+# Fields that the file has no words for.
+UNSAID = {
+    "gemma2": {"attention_scale": 8**-0.5},
+    "gpt-oss": {"swiglu_limit": 7.0},
+    "gpt2-untied": {"attention_scale": None},
+    "mistral-window": {"family": "llama", "layers": ()},
+    "mixtral-window": {"layers": ()},
+    "qwen2-window-yarn": {"layers": ()},
+}
+# Where llama.cpp's rule gives every layer of so few a window: what their positions are.
+NEAR = {"gemma3": RopeConfig(theta=1000.0)}
+
+
+def from_folder(name):
+    file = FIXTURES / "families" / name / "config.json"
+    values = json.loads(file.read_text())
+    family = family_for_hf(values, file)
+    config = family.config_from_hf(values, file)
+    source = SafetensorsFolder(file.parent, family.renames)
+    return config, load_params(family, config, source, np.float32)
+
+
+def plain(value):
+    """Nested values with numbers as float32 has them, and rotary truncation, which no file names."""
+    if isinstance(value, RopeConfig):
+        value = dataclasses.replace(value, truncate=True)
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return float(np.float32(value)) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_and_configuration_are_those_of_the_folder(name):
+    weights = GgufWeights(FIXTURES / "gguf" / f"{name}.gguf")
+    config, wanted = from_folder(name)
+    config = dataclasses.replace(config, **UNSAID.get(name, {}))
+    if name in NEAR:
+        kinds = (dataclasses.replace(kind, window=8, rope=NEAR[name]) for kind in config.layers)
+        config = dataclasses.replace(config, layers=tuple(kinds))
+    assert plain(weights.config) == plain(config)
+    found = load_params(weights.family, weights.config, weights, np.float32)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_every_architecture_is_shown():
+    from instructjax.models.families import GGUF_ARCHITECTURES
+
+    shown = {
+        GgufWeights(FIXTURES / "gguf" / f"{name}.gguf").header.metadata["general.architecture"]
+        for name in NAMES
+    }
+    assert shown == set(GGUF_ARCHITECTURES)
+
+
+def test_layers_without_positions_and_with_windows_alternate():
+    config = GgufWeights(FIXTURES / "gguf" / "cohere2.gguf").config
+    assert [kind.window for kind in config.layers] == [8, 8, 8, None]
+    assert [kind.rope == NO_ROPE for kind in config.layers] == [False, False, False, True]
+
+
+def test_a_key_that_is_not_known_is_refused(tmp_path):
+    data = (FIXTURES / "gguf" / "qwen3-tied-wide-heads.gguf").read_bytes()
+    old, new = b"qwen3.attention.value_length", b"qwen3.attention.other_length"
+    assert data.count(old) == 1 and len(old) == len(new)
+    (tmp_path / "m.gguf").write_bytes(data.replace(old, new))
+    with pytest.raises(ModelError, match=r"qwen3\.attention\.other_length.*not a supported option"):
+        GgufWeights(tmp_path / "m.gguf")
