@@ -18,6 +18,8 @@ from instructjax.errors import UsageError
 class Batch:
     """Rows of tokens, and which of their next tokens are scored.
 
+    Several batches of one shape may be stacked on leading axes A.
+
     Attributes:
       tokens: ids; padding may hold any id, it is never told from its value.
       positions: depth of each token in its own sequence.
@@ -29,12 +31,12 @@ class Batch:
       tile: queries and keys a tile of attention; part of the compiled program, not of the data.
     """
 
-    tokens: Int[Array, "B T"]
-    positions: Int[Array, "B T"]
-    ends: Int[Array, "B T"]
-    sources: Int[Array, "B M"]
-    targets: Int[Array, "B M"]
-    num_scored: Int[Array, " B"]
+    tokens: Int[Array | np.ndarray, "*A B T"]
+    positions: Int[Array | np.ndarray, "*A B T"]
+    ends: Int[Array | np.ndarray, "*A B T"]
+    sources: Int[Array | np.ndarray, "*A B M"]
+    targets: Int[Array | np.ndarray, "*A B M"]
+    num_scored: Int[Array | np.ndarray, "*A B"]
     tile: int = field(default=64, metadata={"static": True})
 
 

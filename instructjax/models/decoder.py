@@ -21,6 +21,7 @@ from instructjax.models.attention_tiles import find_tiles
 from instructjax.models.config import NO_ROPE, DecoderConfig
 from instructjax.models.experts import Experts
 from instructjax.models.linear import LayerNorm, Linear, OnePlusRMSNorm, RMSNorm
+from instructjax.models.remat import rematerialize
 from instructjax.models.rotary import inverse_frequencies, rotate, rotation
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -193,6 +194,7 @@ class Decoder(nnx.Module):
         ends: Int[Array, "B T"],
         *,
         tile: int = 64,
+        remat: str = "none",
     ) -> Float[Array, "B T E"]:
         """Hidden states after the final norm.
 
@@ -202,6 +204,8 @@ class Decoder(nnx.Module):
           ends: first index of the row that no longer sees this token; see `attention`.
           tile: queries and keys a tile where attention runs in tiles; no effect on the result
             beyond rounding.
+          remat: what the backward pass computes again instead of keeping it, see
+            `rematerialize`.
         """
         config = self.config
         depth = positions.reshape(-1)
@@ -231,7 +235,7 @@ class Decoder(nnx.Module):
             return layer(x, turn, ends, tiles, tile, window), None
 
         x = self.embed(tokens.reshape(-1), depth)
-        x, _ = lax.scan(step, x, (stacked, each))
+        x, _ = lax.scan(rematerialize(step, remat), x, (stacked, each))
         x = self.final_norm(x)
         x = x if config.logit_multiplier == 1 else x * jnp.asarray(config.logit_multiplier, x.dtype)
         return x.reshape(*tokens.shape, -1)

@@ -26,7 +26,7 @@ def scored_mask(batch: Batch) -> Bool[Array, "B M"]:
 
 
 def token_scores(
-    graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, *, top_k: int = 0
+    graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, *, top_k: int = 0, remat: str = "none"
 ) -> TokenScores:
     """Every scored token's log-probability, greedy match, entropy and rank, [B, M] each.
 
@@ -34,7 +34,7 @@ def token_scores(
     before the head, so its cost follows their number and not the batch's shape.
     """
     model = nnx.merge(graphdef, params)
-    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)
+    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile, remat=remat)
     rows, width = batch.sources.shape
     live = scored_mask(batch).reshape(-1)
     row_start = jnp.arange(rows)[:, None] * batch.tokens.shape[1]
@@ -56,9 +56,14 @@ def token_scores(
     return TokenScores(*(unflatten(getattr(flat, name)) for name in flat.__dataclass_fields__))
 
 
-def token_log_probs(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> Float[Array, "B M"]:
-    """log p of every scored token, in nats; zero past `batch.num_scored`. Differentiable."""
-    return jnp.asarray(token_scores(graphdef, params, batch).log_prob)
+def token_log_probs(
+    graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, *, remat: str = "none"
+) -> Float[Array, "B M"]:
+    """log p of every scored token, in nats; zero past `batch.num_scored`. Differentiable.
+
+    `remat` says what the backward pass computes again; see `Decoder`.
+    """
+    return jnp.asarray(token_scores(graphdef, params, batch, remat=remat).log_prob)
 
 
 def sequence_log_probs(
