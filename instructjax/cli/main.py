@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from instructjax.cli.demo import Demo
+from instructjax.cli.finetune import Finetune, find_defaults, with_defaults
 from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
@@ -18,8 +19,15 @@ from instructjax.cli.rank import Rank
 from instructjax.cli.score import Score
 from instructjax.errors import InstructJaxError
 
-VERBS = {"demo": Demo, "score": Score, "rank": Rank, "lm-eval": LmEval, "info": Info}
-Verb = Demo | Score | Rank | LmEval | Info
+VERBS = {
+    "demo": Demo,
+    "score": Score,
+    "rank": Rank,
+    "finetune": Finetune,
+    "lm-eval": LmEval,
+    "info": Info,
+}
+Verb = Demo | Score | Rank | Finetune | LmEval | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -56,6 +64,9 @@ def _run(args: list[str]) -> int:
         return 0
     try:
         verb = _parse(args or ["--help"])
+    except InstructJaxError as error:
+        say_error(str(error))
+        return error.exit_code
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else WRONG_USAGE
         if code == 0:
@@ -87,10 +98,13 @@ def _run(args: list[str]) -> int:
 
 def _parse(args: list[str]) -> Verb:
     subcommand = tyro.conf.subcommand
+    given = find_defaults(args[1:]) if args[0] == "finetune" else {}
+    defaults = {"default": with_defaults(given)} if given else {}
     return tyro.cli(
         Annotated[Demo, subcommand("demo")]
         | Annotated[Score, subcommand("score")]
         | Annotated[Rank, subcommand("rank")]
+        | Annotated[Finetune, subcommand("finetune", **defaults)]
         | Annotated[LmEval, subcommand("lm-eval")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]
         prog="instructjax",
