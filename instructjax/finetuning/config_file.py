@@ -59,7 +59,8 @@ def write_config(config: FinetuneConfig) -> str:
     """
     lines = []
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in _in_order():
+    # A file that repeats a run must not drop what the run has left.
+    for name in [name for name in _in_order() if name != "overwrite"]:
         value = getattr(config, name)
         if value is None:
             if defaults[name] is not None:

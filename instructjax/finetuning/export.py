@@ -10,10 +10,11 @@ from flax import nnx
 
 from instructjax.finetuning.adapters import write_adapter
 from instructjax.finetuning.config import FinetuneConfig
+from instructjax.finetuning.prepare import describe_lora
 from instructjax.finetuning.run_folder import MODEL, blaming
 from instructjax.finetuning.state import TrainState
 from instructjax.models import Model
-from instructjax.models.lora import LoraConfig, merge_lora
+from instructjax.models.lora import merge_lora
 
 
 def export_result(
@@ -33,7 +34,7 @@ def export_result(
     with blaming(done):
         shutil.rmtree(part, ignore_errors=True)
         if config.adapter:
-            write_adapter(model, state.trainable, _lora_of(config), part)
+            write_adapter(model, state.trainable, describe_lora(config), part)
         else:
             export_folder(
                 merged_model(model, graphdef, state),
@@ -49,13 +50,4 @@ def merged_model(model: Model, graphdef: nnx.GraphDef, state: TrainState) -> Mod
     graphdef, params = merge_lora(graphdef, state.params)
     return dataclasses.replace(
         model, name=f"{model.name} (fine-tuned)", graphdef=graphdef, params=params, fingerprint=""
-    )
-
-
-def _lora_of(config: FinetuneConfig) -> LoraConfig:
-    return LoraConfig(
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        rank_stabilized=config.lora_rank_stabilized,
-        targets=config.lora_targets,
     )

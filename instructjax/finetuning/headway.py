@@ -1,4 +1,4 @@
-"""How far a run is: what a checkpoint says beside the parameters, and what a step says of itself."""
+"""How far a run is: what a checkpoint says beside parameters, and a step of itself."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,7 +23,6 @@ from instructjax.finetuning.export import export_result
 from instructjax.finetuning.headway import Headway, StepReport
 from instructjax.finetuning.metrics import Sink, open_sinks
 from instructjax.finetuning.prepare import Prepared, load_for_training, prepare
-from instructjax.finetuning.state import TrainState
 from instructjax.finetuning.step import StepMetrics
 from instructjax.scoring.runs.lock import hold_lock
 from instructjax.scoring.tables.disk import write_whole
@@ -31,7 +30,9 @@ from instructjax.scoring.tables.disk import write_whole
 Say = Callable[[str], None]
 
 
-def finetune(config: FinetuneConfig, *, say: Say = lambda _: None) -> Iterator[StepReport]:
+def finetune(
+    config: FinetuneConfig, *, say: Say = lambda _: None
+) -> Generator[StepReport, None, None]:
     """Maximizes the sum of log Pr(y | c, z) over data, one step each time the loop goes round.
 
     Everything is kept in `config.out`. The same call again goes on where an earlier one stopped,
@@ -56,12 +57,12 @@ def finetune(config: FinetuneConfig, *, say: Say = lambda _: None) -> Iterator[S
     """
     if jax.process_count() > 1:
         raise UsageError("several processes cannot share a run yet", remedy="start one")
-    begun = folder.open_folder(config)
+    folder.make_folder(config)
     with ExitStack() as stack:
         stack.enter_context(hold_lock(config.out / "lock", of=config.out))
         model, encoder = load_for_training(config)
         folder.begin(config, folder.describe_run(config, model, encoder.describe()))
-        if begun and (config.out / folder.DONE).exists():
+        if (config.out / folder.DONE).exists():
             say(f"{config.out} is complete: an earlier run had ended it")
             return
         prepared = prepare(config, model, encoder)
@@ -100,7 +101,7 @@ class _Run:
             self._step = self.logged = int(self._state.step)
             say(f"going on after step {self._step:,} of {prepared.steps:,}")
 
-    def go(self, sinks: list[Sink]) -> Iterator[StepReport]:
+    def go(self, sinks: list[Sink]) -> Generator[StepReport, None, None]:
         """Steps until the end, or until the one who asks for them stops."""
         config, prepared = self._config, self._prepared
         batches = prepared.batches.open()

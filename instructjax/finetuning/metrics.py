@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: a JSONL file always, TensorBoard and Weights & Biases by choice."""
+"""Where the numbers of a run go: JSONL always, TensorBoard and Weights & Biases by choice."""
 
 from __future__ import annotations
 

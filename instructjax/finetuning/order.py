@@ -1,4 +1,4 @@
-"""In which order sequences come: shuffled by seed and epoch, mixed by weight, shared by processes."""
+"""The order of sequences: shuffled by seed and epoch, mixed by weight, shared by processes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,12 @@ from instructjax.finetuning.batches import Batches
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.evaluation import HeldOut, make_evaluator
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
-from instructjax.finetuning.sequences import Sequences, join_sequences, read_sequences
+from instructjax.finetuning.sequences import (
+    NothingUsable,
+    Sequences,
+    join_sequences,
+    read_sequences,
+)
 from instructjax.finetuning.state import TrainState, make_state
 from instructjax.finetuning.step import StepMetrics, make_train_step
 from instructjax.models import Model, load_model
@@ -87,36 +92,19 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     batches = Batches(train, counts, config, epochs=epochs)
     steps = config.steps or batches.total
     assert steps is not None  # either is given
-    graphdef, params = model.graphdef, model.params
-    trainable = config.trainable
-    if config.train == "lora":
-        lora = LoraConfig(
-            rank=config.lora_rank,
-            alpha=config.lora_alpha,
-            rank_stabilized=config.lora_rank_stabilized,
-            targets=config.lora_targets,
-        )
-        graphdef, params = add_lora(graphdef, params, lora, jax.random.key(config.seed))
-        trainable = LORA
-    optimizer = make_optimizer(_describe_optimizer(config), steps)
-    frozen_dtype = None if config.dtype == "float32" else config.dtype
-    evaluate = None
-    if held_out:
-        measure = make_evaluator(graphdef, held_out, config)
-        cast = jax.jit(partial(_cast, dtype=config.dtype))
-
-        def evaluate(state: TrainState) -> HeldOut:
-            params = state.params
-            return measure(params if config.dtype == "float32" else cast(params))
-
+    graphdef, init = make_trainable(config, model, steps)
+    evaluate = _make_evaluate(config, graphdef, held_out) if held_out else None
     return Prepared(
         model=model,
         graphdef=graphdef,
         batches=batches,
         steps=steps,
-        init=lambda: make_state(params, optimizer, trainable=trainable, frozen_dtype=frozen_dtype),
+        init=init,
         train_step=make_train_step(
-            graphdef, optimizer, compute_dtype=config.dtype, remat=config.remat
+            graphdef,
+            make_optimizer(describe_optimizer(config), steps),
+            compute_dtype=config.dtype,
+            remat=config.remat,
         ),
         evaluate=evaluate,
         rejected=rejected,
@@ -125,13 +113,65 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     )
 
 
+def _make_evaluate(
+    config: FinetuneConfig, graphdef: nnx.GraphDef, held_out: Mapping[str, Sequences]
+) -> Callable[[TrainState], HeldOut]:
+    measure = make_evaluator(graphdef, held_out, config)
+    if config.dtype == "float32":
+        return lambda state: measure(state.params)
+    cast = jax.jit(partial(_cast, dtype=config.dtype))
+    return lambda state: measure(cast(state.params))
+
+
+def make_trainable(
+    config: FinetuneConfig, model: Model, steps: int
+) -> tuple[nnx.GraphDef, Callable[[], TrainState]]:
+    """The structure of what is trained, and a function that makes its first state.
+
+    Raises:
+      UsageError: an option that does not fit the model or the optimizer.
+    """
+    optimizer = make_optimizer(describe_optimizer(config), steps)
+    graphdef, params = model.graphdef, model.params
+    if config.train == "lora":
+        lora, key = describe_lora(config), jax.random.key(config.seed)
+        graphdef, params = add_lora(graphdef, params, lora, key)
+    return graphdef, lambda: make_state(
+        params,
+        optimizer,
+        trainable=LORA if config.train == "lora" else config.trainable,
+        frozen_dtype=None if config.dtype == "float32" else config.dtype,
+    )
+
+
+def describe_lora(config: FinetuneConfig) -> LoraConfig:
+    """The part of a configuration that is about LoRA."""
+    return LoraConfig(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        rank_stabilized=config.lora_rank_stabilized,
+        targets=config.lora_targets,
+    )
+
+
 def _read(
     config: FinetuneConfig, encoder: PromptEncoder
 ) -> tuple[Sequences, list[int], Mapping[str, Sequences], str]:
+    parts: list[Sequences] = []
+    held_out: dict[str, Sequences] = {}
+    nothing: NothingUsable | None = None
     with RejectsFile(config.out / "data") as rejects:
         read = partial(read_sequences, encoder=encoder, options=config, reject=rejects.write)
-        parts = [read(path, prompt_loss_weight=config.prompt_loss_weight) for path in config.data]
-        held_out = {name: read(path) for name, path in _name_sets(config.eval_data).items()}
+        try:
+            for path in config.data:
+                parts.append(read(path, prompt_loss_weight=config.prompt_loss_weight))
+            for name, path in _name_sets(config.eval_data).items():
+                held_out[name] = read(path)
+        except NothingUsable as error:
+            nothing = error  # the file of rejects says why, and must be there
+    if nothing is not None:
+        remedy = f"see the reasons in {rejects.path}"
+        raise DataError(nothing.message, file=nothing.file, remedy=remedy)
     rejected = rejects.summarize() if rejects.total else ""
     if rejected and config.strict:
         raise DataError(rejected, remedy="mend them, or run without --strict")
@@ -147,7 +187,8 @@ def _name_sets(paths: tuple[Path, ...]) -> dict[str, Path]:
     return dict(zip(map(str, paths) if alike else names, paths, strict=True))
 
 
-def _describe_optimizer(config: FinetuneConfig) -> OptimizerConfig:
+def describe_optimizer(config: FinetuneConfig) -> OptimizerConfig:
+    """The part of a configuration that is about the optimizer."""
     names = {field.name for field in dataclasses.fields(OptimizerConfig)}
     given = {field.name for field in dataclasses.fields(config)}
     shared = {name: getattr(config, name) for name in names & given}

@@ -1,4 +1,4 @@
-"""The folder of a run: what was run, on what, with which data; and whether a run goes on with it."""
+"""The folder of a run: what was run, on what, with which data; and whether to go on with it."""
 
 from __future__ import annotations
 
@@ -69,11 +69,8 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def open_folder(config: FinetuneConfig) -> bool:
-    """Makes the folder, or clears it with `overwrite`.
-
-    Returns:
-      Whether an earlier run has begun in it.
+def make_folder(config: FinetuneConfig) -> None:
+    """Makes the folder, if it is not there.
 
     Raises:
       UsageError: it holds other things, or cannot be written.
@@ -87,24 +84,16 @@ def open_folder(config: FinetuneConfig) -> bool:
         ) from None
     if not os.access(out, os.W_OK | os.X_OK):
         raise UsageError("cannot be written to", file=out, remedy="give another --out")
-    begun = (out / MANIFEST).exists()
-    if not begun and any(out.iterdir()) and set(os.listdir(out)) - set(_OURS):
+    if not (out / MANIFEST).exists() and set(os.listdir(out)) - set(_OURS):
         raise UsageError(
             "holds files that are not of a run", file=out, remedy="give a new folder as --out"
         )
-    if begun and config.overwrite:
-        for name in _OURS:
-            path = out / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        return False
-    return begun
 
 
 def begin(config: FinetuneConfig, described: Mapping[str, str]) -> None:
     """Writes what the run is, or checks that an earlier one was the same.
+
+    With `overwrite`, an earlier one that was another, or is complete, is dropped.
 
     Raises:
       UsageError: it was not; it says in what.
@@ -113,10 +102,29 @@ def begin(config: FinetuneConfig, described: Mapping[str, str]) -> None:
     out = config.out
     with blaming(out):
         if (out / MANIFEST).exists():
-            check_same(read_json(out / MANIFEST), described, out)
+            if config.overwrite and not _goes_on(out, described):
+                _clear(out)
+            else:
+                check_same(read_json(out / MANIFEST), described, out)
         write_whole(out / CONFIG, write_config(config))
         write_whole(out / ENVIRONMENT, json.dumps(describe_environment(), indent=2) + "\n")
         write_whole(out / MANIFEST, json.dumps(dict(described), indent=2) + "\n")
+
+
+def _goes_on(out: Path, described: Mapping[str, str]) -> bool:
+    return read_json(out / MANIFEST) == described and not (out / DONE).exists()
+
+
+def _clear(out: Path) -> None:
+    # What says that there is a run goes last, so that a kill in between leaves one to clear.
+    for path in [out / name for name in _OURS if name not in (MANIFEST, "lock")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in out.glob("not_finite_step_*.safetensors"):
+        path.unlink()
+    (out / MANIFEST).unlink()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from instructjax.data import Example, Reject, read_examples
 from instructjax.data.fields import parse_fields
 from instructjax.data.unusable import make_reject
-from instructjax.errors import DataError, PromptError
+from instructjax.errors import DataError, InstructJaxError, PromptError
 from instructjax.finetuning.batch import WeightedIds
 from instructjax.finetuning.config import DataOptions
 from instructjax.finetuning.masks import weigh_tokens
@@ -55,6 +55,10 @@ class Sequences:
         return int(np.count_nonzero(self.weights))
 
 
+class NothingUsable(DataError):
+    """A data set without a row that can be used."""
+
+
 def read_sequences(
     path: Path,
     encoder: PromptEncoder,
@@ -73,7 +77,8 @@ def read_sequences(
       prompt_loss_weight: of the prompt's tokens.
 
     Raises:
-      UsageError, DataError: the data as a whole cannot be used, or none of its rows can.
+      NothingUsable: none of its rows can be.
+      UsageError, DataError: the data as a whole cannot be used.
     """
     rows: list[WeightedIds] = []
     cells: list[str] = []
@@ -91,17 +96,13 @@ def read_sequences(
                 # What no text could pass, such as a missing chat template, is no row's fault.
                 encoder.check()
                 checked = True
-            reject(make_reject(row, error))
+            reject(make_reject(row, _in_rows(error)))
             continue
         rows += made
         cell = "" if options.cell == "none" else getattr(row, options.cell) or ""
         cells += [cell] * len(made)
     if not rows:
-        raise DataError(
-            f"none of its {number + 1:,} rows can be used",
-            file=path,
-            remedy="see the reasons in the rejects file",
-        )
+        raise NothingUsable(f"none of its {number + 1:,} rows can be used", file=path)
     sizes = np.array([0, *(len(row.ids) for row in rows)], np.int64)
     return Sequences(
         ids=np.concatenate([row.ids for row in rows]).astype(np.int32),
@@ -152,6 +153,12 @@ def choose_output(example: Example) -> Example:
     if ids:
         return dataclasses.replace(example, output_ids=ids[index], answer=None)
     return dataclasses.replace(example, output=texts[index], answer=None)
+
+
+def _in_rows(error: InstructJaxError) -> InstructJaxError:
+    """The encoder's limit is the length of a row."""
+    remedy = (error.remedy or "").replace("max_length", "row_length") or None
+    return type(error)(error.message, row=error.row, remedy=remedy)
 
 
 def _encode(
