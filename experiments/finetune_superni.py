@@ -21,9 +21,6 @@ from typing import Annotated, Any
 import tyro
 
 import instructjax as ij
-from instructjax.finetuning.config import FinetuneConfig
-from instructjax.finetuning.loop import finetune
-from instructjax.finetuning.restore import load_trained
 
 NEW_INPUTS, NEW_TASKS = "new_inputs", "new_tasks"
 
@@ -81,7 +78,7 @@ def split_data(options: Options) -> dict[str, Path]:
 
 def run_main(options: Options, paths: dict[str, Path]) -> dict[str, Any]:
     """Fine-tunes on what is learned, looking at both held-out cells."""
-    config = FinetuneConfig(
+    config = ij.FinetuneConfig(
         data=(paths["learned"],),
         eval_data=(paths[NEW_INPUTS], paths[NEW_TASKS]),
         out=options.out / "main",
@@ -121,7 +118,7 @@ def learn_by_heart(options: Options, paths: dict[str, Path]) -> dict[str, Any]:
     chosen = list({row["task"]: row for row in rows}.values())[:32]
     data = options.out / "data" / "by_heart.jsonl"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen))
-    config = FinetuneConfig(
+    config = ij.FinetuneConfig(
         data=(data,),
         out=options.out / "by_heart",
         model=options.model,
@@ -137,7 +134,7 @@ def learn_by_heart(options: Options, paths: dict[str, Path]) -> dict[str, Any]:
         export="none",
     )
     run(config)
-    model = load_trained(config.out)
+    model = ij.load_trained(config.out)
     examples = [
         ij.Example(instruction=row["definition"], input=row["input"], output=row["outputs"][0])
         for row in chosen
@@ -152,10 +149,10 @@ def learn_by_heart(options: Options, paths: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def run(config: FinetuneConfig) -> None:
+def run(config: ij.FinetuneConfig) -> None:
     """Goes through the steps, and says how it goes."""
     start = time.monotonic()
-    for report in finetune(config, say=print):
+    for report in ij.finetune(config, say=print):
         text = f"step {report.step}/{report.steps} loss {report.loss:.4f}"
         if report.held_out:
             sets = report.held_out.to_json()["by_set"]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         sft_loss,
         weigh_tokens,
     )
+    from instructjax.finetuning import FinetuneConfig, StepReport, finetune, load_trained
     from instructjax.models import Model, load_model
     from instructjax.models.lora import LoraConfig, add_lora, merge_lora
     from instructjax.prompts import PromptEncoder, PromptOptions, Request, Tokenizer
@@ -75,6 +76,7 @@ _ROOMS = {
     "models": ("Model", "load_model"),
     "models.lora": ("LoraConfig", "add_lora", "merge_lora"),
     "batching": ("Batch", "batch_from_lengths"),
+    "finetuning": ("FinetuneConfig", "StepReport", "finetune", "load_trained"),
     "errors": ("DataError", "InstructJaxError", "ModelError", "PromptError", "UsageError"),
     "scoring": (),
     "finetuning": (
@@ -159,6 +161,11 @@ __all__ = [
     "response_mask",
     "sft_loss",
     "weigh_tokens",
+    # fine-tuning
+    "FinetuneConfig",
+    "StepReport",
+    "finetune",
+    "load_trained",
     # errors
     "DataError",
     "InstructJaxError",
