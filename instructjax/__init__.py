@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from instructjax.data import Example, Message, Reject, read_examples
     from instructjax.errors import DataError, InstructJaxError, ModelError, PromptError, UsageError
     from instructjax.finetuning import (
+        FinetuneConfig,
         OptimizerConfig,
         SftBatch,
+        StepReport,
         TrainState,
         WeightedIds,
+        dpo_loss,
+        finetune,
+        load_trained,
         make_optimizer,
         make_sft_batch,
         make_state,
@@ -32,7 +37,6 @@ if TYPE_CHECKING:
         sft_loss,
         weigh_tokens,
     )
-    from instructjax.finetuning import FinetuneConfig, StepReport, finetune, load_trained
     from instructjax.models import Model, load_model
     from instructjax.models.lora import LoraConfig, add_lora, merge_lora
     from instructjax.prompts import PromptEncoder, PromptOptions, Request, Tokenizer
@@ -76,14 +80,18 @@ _ROOMS = {
     "models": ("Model", "load_model"),
     "models.lora": ("LoraConfig", "add_lora", "merge_lora"),
     "batching": ("Batch", "batch_from_lengths"),
-    "finetuning": ("FinetuneConfig", "StepReport", "finetune", "load_trained"),
     "errors": ("DataError", "InstructJaxError", "ModelError", "PromptError", "UsageError"),
     "scoring": (),
     "finetuning": (
+        "FinetuneConfig",
         "OptimizerConfig",
         "SftBatch",
+        "StepReport",
         "TrainState",
         "WeightedIds",
+        "dpo_loss",
+        "finetune",
+        "load_trained",
         "make_optimizer",
         "make_sft_batch",
         "make_state",
@@ -153,6 +161,7 @@ __all__ = [
     "TrainState",
     "WeightedIds",
     "add_lora",
+    "dpo_loss",
     "make_optimizer",
     "make_sft_batch",
     "make_state",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from instructjax.finetuning.evaluation import CellScore, HeldOut
     from instructjax.finetuning.headway import StepReport
     from instructjax.finetuning.loop import finetune
-    from instructjax.finetuning.losses import sft_loss
+    from instructjax.finetuning.losses import dpo_loss, dpo_objective, sft_loss
     from instructjax.finetuning.masks import response_mask, response_weights, weigh_tokens
     from instructjax.finetuning.optimizers import (
         Optimizer,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         make_optimizer,
         make_schedule,
     )
+    from instructjax.finetuning.pairs import PairBatch, make_pair_batch, pair_log_probs
     from instructjax.finetuning.partition import split_params
     from instructjax.finetuning.restore import load_trained
     from instructjax.finetuning.state import TrainState, make_state
@@ -34,9 +35,10 @@ _FILES = {
     "evaluation": ("CellScore", "HeldOut"),
     "headway": ("StepReport",),
     "loop": ("finetune",),
-    "losses": ("sft_loss",),
+    "losses": ("dpo_loss", "dpo_objective", "sft_loss"),
     "masks": ("response_mask", "response_weights", "weigh_tokens"),
     "optimizers": ("Optimizer", "OptimizerConfig", "make_optimizer", "make_schedule"),
+    "pairs": ("PairBatch", "make_pair_batch", "pair_log_probs"),
     "partition": ("split_params",),
     "restore": ("load_trained",),
     "state": ("TrainState", "make_state"),
@@ -50,19 +52,24 @@ __all__ = [
     "HeldOut",
     "Optimizer",
     "OptimizerConfig",
+    "PairBatch",
     "SftBatch",
     "StepMetrics",
     "StepReport",
     "TrainState",
     "WeightedIds",
+    "dpo_loss",
+    "dpo_objective",
     "finetune",
     "load_trained",
     "make_loss_and_grads",
     "make_optimizer",
+    "make_pair_batch",
     "make_schedule",
     "make_sft_batch",
     "make_state",
     "make_train_step",
+    "pair_log_probs",
     "response_mask",
     "response_weights",
     "sft_loss",
