@@ -37,11 +37,11 @@ class Options:
     """Where the numbers and the figure go."""
     model: str = "smollm2-135m-instruct"
     """See `instructjax finetune --help`."""
-    steps: int = 120
+    steps: int = 80
     """Optimizer steps of the main run."""
-    learning_rate: float = 5e-5
+    learning_rate: float = 3e-5
     """The highest of the main run."""
-    held_out_rows: tuple[int, int] = field(default=(5, 12))
+    held_out_rows: tuple[int, int] = field(default=(2, 4))
     """Rows of each task that are held out: of those learned, and of the others."""
 
 
@@ -84,14 +84,14 @@ def run_main(options: Options, paths: dict[str, Path]) -> dict[str, Any]:
         out=options.out / "main",
         model=options.model,
         row_length=1024,
-        rows=4,
+        rows=2,
         steps=options.steps,
         learning_rate=options.learning_rate,
-        warmup_steps=10,
+        warmup_steps=8,
         beta2=0.98,
         final_share=0.1,
-        eval_every=max(options.steps // 6, 1),
-        checkpoint_every=max(options.steps // 6, 1),
+        eval_every=max(options.steps // 5, 1),
+        checkpoint_every=max(options.steps // 5, 1),
         export="none",
     )
     run(config)
@@ -123,13 +123,13 @@ def learn_by_heart(options: Options, paths: dict[str, Path]) -> dict[str, Any]:
         out=options.out / "by_heart",
         model=options.model,
         row_length=1024,
-        rows=6,
-        epochs=30,
-        learning_rate=2e-4,
+        rows=2,
+        epochs=20,
+        learning_rate=1e-4,
         schedule="linear",
         warmup_steps=3,
         beta2=0.98,
-        checkpoint_every=10,
+        checkpoint_every=20,
         keep=1,
         export="none",
     )

@@ -54,7 +54,7 @@ class Batches:
         counts: Sequence[int],
         options: DataOptions,
         *,
-        epochs: float | None,
+        epochs: int | float | None,
         process: int = 0,
         num_processes: int = 1,
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, newest: int = 2, every: int | None = None) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Failures are raised here; the library tells of each several times over as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._folder = folder.resolve()
         rules: list[keep.PreservationPolicy] = [
             keep.LatestN(newest),
@@ -158,12 +160,18 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            text = str(error).splitlines()
             raise DataError(
-                f"a checkpoint cannot be written ({text[0] if text else error!r:.200})",
+                f"a checkpoint cannot be written ({_find_cause(error)})",
                 file=self._folder,
                 remedy="make space and run the same command again; it goes on from the last one",
             ) from error
+
+
+def _find_cause(error: Exception) -> str:
+    """What the system said, out of a message that names every file above."""
+    text = str(error) or repr(error)
+    found = re.search(r"([^:]+) \[os_error_code", text)
+    return (found[1] if found else text.splitlines()[0]).strip()[:200]
 
 
 def _changing(state: TrainState) -> dict[str, Any]:

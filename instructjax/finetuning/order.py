@@ -17,7 +17,7 @@ def order_indices(
     *,
     weights: Sequence[float] = (),
     seed: int = 0,
-    epochs: float | None = None,
+    epochs: int | float | None = None,
     process: int = 0,
     num_processes: int = 1,
 ) -> grain.IterDataset:

@@ -13,7 +13,7 @@ import numpy as np
 from instructjax.errors import UsageError
 
 # Sequences at hand to choose from, in steps' worth of tokens, and at least this many.
-LOOKAHEAD, LEAST_AT_HAND = 4, 128
+LOOKAHEAD, LEAST_AT_HAND = 2, 48
 
 Plan = tuple[tuple[int, ...], ...]
 

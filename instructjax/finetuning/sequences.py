@@ -33,7 +33,7 @@ class Sequences:
 
     ids: Int[np.ndarray, " tokens"]
     weights: Float[np.ndarray, " tokens"]
-    starts: Int[np.ndarray, " N+1"]
+    starts: Int[np.ndarray, " starts"]
     places: tuple[str, ...]
     cells: tuple[str, ...]
 
