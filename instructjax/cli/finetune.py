@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from instructjax.errors import UsageError
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.config_file import read_config
 
@@ -51,6 +52,20 @@ def find_defaults(args: Sequence[str]) -> dict[str, Any]:
     if not args or args[0].startswith("-"):
         return {}
     return {**read_config(args[0]), "config": Path(args[0])}
+
+
+def check_config_first(verb: object, given: dict[str, Any]) -> None:
+    """Refuses a TOML file that came too late to be read.
+
+    Raises:
+      UsageError: it is not the first word.
+    """
+    if isinstance(verb, Finetune) and verb.config != given.get("config"):
+        raise UsageError(
+            "the configuration file must come first",
+            file=verb.config,
+            remedy=f"write instructjax finetune {verb.config} and then the options",
+        )
 
 
 def with_defaults(given: dict[str, Any]) -> Any:

@@ -94,6 +94,7 @@ class _Stop:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None or not self.wait_for_steps:
             if number == signal.SIGTERM:
+                os.write(2, b"SIGTERM: stopped; what was saved before is kept\n")
                 raise SystemExit(_STOPPED[signal.SIGTERM])
             raise KeyboardInterrupt
         self.signal = number

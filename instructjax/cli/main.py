@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from instructjax.cli.demo import Demo
-from instructjax.cli.finetune import Finetune, find_defaults, with_defaults
+from instructjax.cli.finetune import Finetune, check_config_first, find_defaults, with_defaults
 from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
@@ -100,7 +100,7 @@ def _parse(args: list[str]) -> Verb:
     subcommand = tyro.conf.subcommand
     given = find_defaults(args[1:]) if args[0] == "finetune" else {}
     defaults = {"default": with_defaults(given)} if given else {}
-    return tyro.cli(
+    verb = tyro.cli(
         Annotated[Demo, subcommand("demo")]
         | Annotated[Score, subcommand("score")]
         | Annotated[Rank, subcommand("rank")]
@@ -112,6 +112,8 @@ def _parse(args: list[str]) -> Verb:
         "user's input, y the response.",
         args=args,
     )
+    check_config_first(verb, given)
+    return verb
 
 
 def _show_traceback() -> None:

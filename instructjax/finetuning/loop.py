@@ -23,6 +23,7 @@ from instructjax.finetuning.export import export_result
 from instructjax.finetuning.headway import Headway, StepReport
 from instructjax.finetuning.metrics import Sink, open_sinks
 from instructjax.finetuning.prepare import Prepared, load_for_training, prepare
+from instructjax.finetuning.sequences import check_files
 from instructjax.finetuning.step import StepMetrics
 from instructjax.scoring.runs.lock import hold_lock
 from instructjax.scoring.tables.disk import write_whole
@@ -57,6 +58,7 @@ def finetune(
     """
     if jax.process_count() > 1:
         raise UsageError("several processes cannot share a run yet", remedy="start one")
+    check_files(config)
     folder.make_folder(config)
     with ExitStack() as stack:
         stack.enter_context(hold_lock(config.out / "lock", of=config.out))

@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from instructjax.errors import DataError, UsageError, remedy_for_writing
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.scoring.tables.disk import write_whole
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes the numbers of a step."""
 

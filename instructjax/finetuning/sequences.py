@@ -113,6 +113,16 @@ def read_sequences(
     )
 
 
+def check_files(options: DataOptions) -> None:
+    """Opens every data file, before any time goes into a model.
+
+    Raises:
+      UsageError, DataError: see `read_examples`.
+    """
+    for path in (*options.data, *options.eval_data):
+        read_examples(path, format=options.format, fields=parse_fields(options.field))
+
+
 def join_sequences(parts: list[Sequences]) -> Sequences:
     """Several data sets as one, in order."""
     if len(parts) == 1:
