@@ -103,14 +103,13 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> Optimizer:
 
 
 def _find_optimizer(config: OptimizerConfig, schedule) -> optax.GradientTransformation:
-    make = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
+    make: Any = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
     parameters = inspect.signature(make).parameters if callable(make) else {}
     if "learning_rate" not in parameters:
         raise UsageError(
             f"optax has no optimizer called {config.name!r}",
             remedy="adamw, adafactor, lion, muon, sgd, ...",
         )
-    assert make is not None
 
     def decayed(params: Any) -> Any:
         return jax.tree.map_with_path(

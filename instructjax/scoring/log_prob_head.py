@@ -87,7 +87,15 @@ def _log_prob_fwd(hidden, table, sources, targets, count, softcap):
 
 
 def _log_prob_bwd(softcap, saved, d_log_prob):
-    grads = head.differentiate(*saved, d_log_prob, softcap, rows=ROWS, columns=COLUMNS)
+    *arrays, log_norm = saved
+    grads = head.differentiate(
+        *arrays,
+        log_norm=log_norm,
+        d_log_prob=d_log_prob,
+        softcap=softcap,
+        rows=ROWS,
+        columns=COLUMNS,
+    )
     return *grads, None, None, None
 
 
