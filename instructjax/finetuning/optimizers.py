@@ -138,7 +138,7 @@ def _find_optimizer(config: OptimizerConfig, schedule) -> optax.GradientTransfor
             "adam_weight_decay": config.weight_decay,
             "muon_weight_dimension_numbers": _find_matrices,
         }
-    made = make(**options)
+    made: Any = make(**options)
     return _layer_by_layer(made) if config.name == "adafactor" else made
 
 
