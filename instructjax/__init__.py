@@ -19,7 +19,26 @@ if TYPE_CHECKING:
     from instructjax.batching import Batch, batch_from_lengths
     from instructjax.data import Example, Message, Reject, read_examples
     from instructjax.errors import DataError, InstructJaxError, ModelError, PromptError, UsageError
+    from instructjax.finetuning import (
+        FinetuneConfig,
+        OptimizerConfig,
+        SftBatch,
+        StepReport,
+        TrainState,
+        WeightedIds,
+        dpo_loss,
+        finetune,
+        load_trained,
+        make_optimizer,
+        make_sft_batch,
+        make_state,
+        make_train_step,
+        response_mask,
+        sft_loss,
+        weigh_tokens,
+    )
     from instructjax.models import Model, load_model
+    from instructjax.models.lora import LoraConfig, add_lora, merge_lora
     from instructjax.prompts import PromptEncoder, PromptOptions, Request, Tokenizer
     from instructjax.scoring import (
         Divergences,
@@ -59,9 +78,28 @@ _ROOMS = {
     "data": ("Example", "Message", "Reject", "read_examples"),
     "prompts": ("PromptEncoder", "PromptOptions", "Request", "Tokenizer"),
     "models": ("Model", "load_model"),
+    "models.lora": ("LoraConfig", "add_lora", "merge_lora"),
     "batching": ("Batch", "batch_from_lengths"),
     "errors": ("DataError", "InstructJaxError", "ModelError", "PromptError", "UsageError"),
     "scoring": (),
+    "finetuning": (
+        "FinetuneConfig",
+        "OptimizerConfig",
+        "SftBatch",
+        "StepReport",
+        "TrainState",
+        "WeightedIds",
+        "dpo_loss",
+        "finetune",
+        "load_trained",
+        "make_optimizer",
+        "make_sft_batch",
+        "make_state",
+        "make_train_step",
+        "response_mask",
+        "sft_loss",
+        "weigh_tokens",
+    ),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -116,6 +154,27 @@ __all__ = [
     "sequence_log_probs",
     "token_log_probs",
     "token_scores",
+    # fine-tuning
+    "LoraConfig",
+    "OptimizerConfig",
+    "SftBatch",
+    "TrainState",
+    "WeightedIds",
+    "add_lora",
+    "dpo_loss",
+    "make_optimizer",
+    "make_sft_batch",
+    "make_state",
+    "make_train_step",
+    "merge_lora",
+    "response_mask",
+    "sft_loss",
+    "weigh_tokens",
+    # fine-tuning
+    "FinetuneConfig",
+    "StepReport",
+    "finetune",
+    "load_trained",
     # errors
     "DataError",
     "InstructJaxError",

@@ -26,7 +26,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 # They need torch, and have no doctests.
-collect_ignore = ["make_fixtures.py", "make_family_fixtures.py"]
+collect_ignore = ["make_fixtures.py", "make_family_fixtures.py", "make_finetuning_fixtures.py"]
 
 
 @pytest.fixture(scope="session")

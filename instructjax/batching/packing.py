@@ -144,7 +144,7 @@ def _cost(rows: list[list[tuple[range, int]]]) -> float:
     return total
 
 
-class _Row:
+class Row:
     """A row filled request by request, in depth-first order."""
 
     def __init__(self, capacity: int) -> None:
@@ -198,13 +198,12 @@ class _Row:
         self.ends[self.path[depth : self.depth]] = self.stop
         self.depth = depth
 
-    def finish(self, tile: int) -> Batch:
-        """The row as a batch of one, padded to an allowed length."""
+    def finish(self, tile: int, length: int | None = None) -> Batch:
+        """The row as a batch of one, padded to `length`, or to an allowed one."""
         self._close(0)
         used, scored = self.stop, self.num_scored
-        tokens, positions, ends, sources, targets = np.zeros(
-            (5, 1, row_length_for(max(used, scored))), np.int32
-        )
+        length = length or row_length_for(max(used, scored))
+        tokens, positions, ends, sources, targets = np.zeros((5, 1, length), np.int32)
         tokens[0, :used] = self.tokens[:used]
         positions[0, :used] = self.positions[:used]
         ends[0, :used] = self.ends[:used]
@@ -230,6 +229,6 @@ def _fill(requests: Sequence[Request], tree: PrefixTree, places: list[int], tile
         else:
             common = common_prefix(requests[tree.order[before]], requests[tree.order[after]])
             shared.append(worth_sharing(common, tree.lengths[after]))
-    row = _Row(sum(tree.lengths[place] for place in places) - sum(shared))
+    row = Row(sum(tree.lengths[place] for place in places) - sum(shared))
     slots = tuple((i, row.add(requests[i], n)) for i, n in zip(members, shared, strict=True))
     return PackedRow(batch=row.finish(tile), members=slots, num_tokens=row.stop)

@@ -12,6 +12,7 @@ import tyro
 
 from instructjax.cli.convert import Convert
 from instructjax.cli.demo import Demo
+from instructjax.cli.finetune import Finetune, check_config_first, find_defaults, with_defaults
 from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
@@ -23,11 +24,12 @@ VERBS = {
     "demo": Demo,
     "score": Score,
     "rank": Rank,
+    "finetune": Finetune,
     "lm-eval": LmEval,
     "convert": Convert,
     "info": Info,
 }
-Verb = Demo | Score | Rank | LmEval | Convert | Info
+Verb = Demo | Score | Rank | Finetune | LmEval | Convert | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -64,6 +66,9 @@ def _run(args: list[str]) -> int:
         return 0
     try:
         verb = _parse(args or ["--help"])
+    except InstructJaxError as error:
+        say_error(str(error))
+        return error.exit_code
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else WRONG_USAGE
         if code == 0:
@@ -95,10 +100,13 @@ def _run(args: list[str]) -> int:
 
 def _parse(args: list[str]) -> Verb:
     subcommand = tyro.conf.subcommand
-    return tyro.cli(
+    given = find_defaults(args[1:]) if args[0] == "finetune" else {}
+    defaults = {"default": with_defaults(given)} if given else {}
+    verb = tyro.cli(
         Annotated[Demo, subcommand("demo")]
         | Annotated[Score, subcommand("score")]
         | Annotated[Rank, subcommand("rank")]
+        | Annotated[Finetune, subcommand("finetune", **defaults)]
         | Annotated[LmEval, subcommand("lm-eval")]
         | Annotated[Convert, subcommand("convert")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]
@@ -107,6 +115,8 @@ def _parse(args: list[str]) -> Verb:
         "user's input, y the response.",
         args=args,
     )
+    check_config_first(verb, given)
+    return verb
 
 
 def _show_traceback() -> None:

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 from instructjax.cli.messages import say_error
 from instructjax.data import Example, Reject
 from instructjax.data.files import find_files
-from instructjax.data.rejects import shorten_raw
-from instructjax.errors import DataError, InstructJaxError, PromptError, UsageError
+from instructjax.data.unusable import make_reject
+from instructjax.errors import DataError, PromptError, UsageError
 
 SHOWN_REASONS = 5
-
-
-def make_reject(example: Example, error: InstructJaxError) -> Reject:
-    """A row that was read and cannot be scored, with the place that it was read from."""
-    file, place = example.place or ("", example.id or "")
-    kind = "cannot be encoded" if isinstance(error, PromptError) else "cannot be used"
-    remedy = f"; {error.remedy}" if error.remedy else ""
-    names = ("id", "task", "system", "history", "instruction", "input", "output")
-    given = {name: getattr(example, name) for name in (*names, "prompt_ids", "output_ids")}
-    given["history"] = [asdict(turn) for turn in example.turns]
-    values = {name: value for name, value in given.items() if value is not None and len(value)}
-    return Reject(
-        file=file,
-        row=place,
-        reason=f"{kind}: {error.message}{remedy}",
-        raw=shorten_raw(json.dumps(values, ensure_ascii=False, default=str)),
-    )
 
 
 def check_all(rows: Iterator[Example | Reject], encode: Callable[[Example], object]) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 
 from instructjax.cli.score import Score
 from instructjax.cli.score_summary import Counts, show_summary
-from instructjax.cli.table_run import Records, TableJob, open_rows, parse_fields, write_table
+from instructjax.cli.table_run import Records, TableJob, open_rows, write_table
+from instructjax.data.fields import parse_fields
 from instructjax.models import load_model
 from instructjax.prompts import PromptOptions
 from instructjax.scoring.api import make_encoder

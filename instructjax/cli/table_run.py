@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.cli.row_count import estimate_rows
-from instructjax.cli.score_checks import check_all, check_apart, make_reject
+from instructjax.cli.score_checks import check_all, check_apart
 from instructjax.cli.table_options import TableOptions
 from instructjax.data import Example, Reject, RejectsFile, read_examples
 from instructjax.data.files import find_files
+from instructjax.data.unusable import make_reject
 from instructjax.display.progress import ScoringProgress
-from instructjax.errors import DataError, PromptError, UsageError
+from instructjax.errors import DataError, PromptError
 from instructjax.models import Model, parse_spec
 from instructjax.prompts import PromptEncoder, Request
 from instructjax.scoring.cache import ScoreCache
@@ -205,24 +206,3 @@ def _describe_inputs(options: TableOptions, fields: Mapping[str, str]) -> dict[s
         "chunks": f"{chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} tokens",
         **describe_files(find_files(options.data)),
     }
-
-
-def parse_fields(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Column names by the contract's names.
-
-    Raises:
-      UsageError: a part without "=", or one name twice.
-
-    >>> parse_fields(("instruction=question", "output=a=b"))
-    {'instruction': 'question', 'output': 'a=b'}
-    """
-    fields: dict[str, str] = {}
-    for pair in pairs:
-        name, sign, column = pair.partition("=")
-        if not (name and sign and column) or name in fields:
-            raise UsageError(
-                f"--field {pair!r} " + ("comes twice" if name in fields else "is no NAME=COLUMN"),
-                remedy="write for example --field instruction=question --field output=answer",
-            )
-        fields[name] = column
-    return fields

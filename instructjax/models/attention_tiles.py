@@ -17,11 +17,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from instructjax.models.linear import precision_of
 
 MASKED = -1e30
+# What a backward pass that computes layers again may keep of attention; see `models.remat`.
+ATTENDED = "attended"
 
 
 class Tiles(NamedTuple):
@@ -288,6 +291,7 @@ def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
 
 def _attend_fwd(q, k, v, sinks, window, tiles, tile, scale, softcap):
     out, log_norm = _forward(q, k, v, sinks, window, tiles, tile, scale, softcap)
+    out, log_norm = checkpoint_name(out, ATTENDED), checkpoint_name(log_norm, ATTENDED)
     return out, (q, k, v, sinks, window, tiles, out, log_norm)
 
 

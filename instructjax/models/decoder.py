@@ -22,6 +22,7 @@ from instructjax.models.config import NO_ROPE, DecoderConfig
 from instructjax.models.experts import Experts
 from instructjax.models.latent_attention import LatentAttention
 from instructjax.models.linear import LayerNorm, Linear, OnePlusRMSNorm, RMSNorm
+from instructjax.models.remat import rematerialize
 from instructjax.models.rotary import (
     by_length,
     frequencies_by_length,
@@ -227,6 +228,7 @@ class Decoder(nnx.Module):
         ends: Int[Array, "B T"],
         *,
         tile: int = 64,
+        remat: str = "none",
     ) -> Float[Array, "B T E"]:
         """Hidden states after the final norm.
 
@@ -236,6 +238,8 @@ class Decoder(nnx.Module):
           ends: first index of the row that no longer sees this token; see `attention`.
           tile: queries and keys a tile where attention runs in tiles; no effect on the result
             beyond rounding.
+          remat: what the backward pass computes again instead of keeping it, see
+            `rematerialize`.
         """
         config = self.config
         depth = positions.reshape(-1)
@@ -271,14 +275,15 @@ class Decoder(nnx.Module):
             layer = nnx.merge(graphdef, params)
             return layer(x, turn, ends, tiles, tile, window), None
 
+        def run(stack, x, each):
+            graphdef, stacked = nnx.split(stack)
+            body = rematerialize(partial(step, graphdef), remat, gathers=self.gather is not None)
+            return lax.scan(body, x, (stacked, each))[0]
+
         x, dense = self.embed(tokens.reshape(-1), depth), config.dense_layers
         if self.dense_layers is not None:
-            graphdef, stacked = nnx.split(self.dense_layers)
-            first = {name: values[:dense] for name, values in each.items()}
-            x, _ = lax.scan(partial(step, graphdef), x, (stacked, first))
-            each = {name: values[dense:] for name, values in each.items()}
-        graphdef, stacked = nnx.split(self.layers)
-        x, _ = lax.scan(partial(step, graphdef), x, (stacked, each))
+            x = run(self.dense_layers, x, {name: part[:dense] for name, part in each.items()})
+        x = run(self.layers, x, {name: part[dense:] for name, part in each.items()})
         x = self.final_norm(x)
         x = x if config.logit_multiplier == 1 else x * jnp.asarray(config.logit_multiplier, x.dtype)
         return x.reshape(*tokens.shape, -1)

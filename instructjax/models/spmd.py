@@ -15,8 +15,10 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
+from instructjax.models.remat import GATHERED
 from instructjax.models.sharded import STACKS, param_spec, path_of
 from instructjax.sharding.rules import ShardingRules
 
@@ -40,7 +42,7 @@ class Gather:
             if path_of(path) not in found:
                 return x
             axis, names = found[path_of(path)]
-            return lax.all_gather(x, names, axis=axis, tiled=True)
+            return checkpoint_name(lax.all_gather(x, names, axis=axis, tiled=True), GATHERED)
 
         return jax.tree.map_with_path(whole, params)
 

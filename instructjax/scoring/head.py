@@ -77,10 +77,10 @@ def _score(hidden, table, sources, targets, count, top_k, softcap):
     return _forward(hidden, table, sources, targets, count, top_k, softcap)[0]
 
 
-def _columns(table):
+def cut_columns(table, most=None):
     """Tiles of the vocabulary: the last one is moved back to fit, its repeated ids masked."""
     vocab = table.shape[0]
-    width = min(COLUMNS, vocab)
+    width = min(most or COLUMNS, vocab)
     count = -(-vocab // width)
 
     def tile(j):
@@ -91,9 +91,9 @@ def _columns(table):
     return tile, count
 
 
-def _rows(sources, targets):
+def cut_rows(sources, targets, most=None):
     """Chunks of scored positions, padded so that the last chunk is whole."""
-    size = min(ROWS, sources.shape[0])
+    size = min(most or ROWS, sources.shape[0])
     short = -sources.shape[0] % size
     sources, targets = jnp.pad(sources, (0, short)), jnp.pad(targets, (0, short))
     return size, sources, targets
@@ -125,8 +125,8 @@ def cap_logits(
 
 def _forward(hidden, table, sources, targets, count, top_k, softcap):
     positions = sources.shape[0]
-    size, sources, targets = _rows(sources, targets)
-    tile, num_tiles = _columns(table)
+    size, sources, targets = cut_rows(sources, targets)
+    tile, num_tiles = cut_columns(table)
 
     def chunk(i, results):
         at = lax.dynamic_slice_in_dim(sources, i * size, size)
@@ -214,13 +214,38 @@ def _score_bwd(top_k, softcap, saved, cotangents):
         raise TypeError("only log_prob can be differentiated: entropy and top-k scores cannot")
     if isinstance(d_log_prob, SymbolicZero):
         return jnp.zeros_like(hidden), jnp.zeros_like(table), None, None, None
-    size, sources, targets = _rows(sources, targets)
+    grads = differentiate(hidden, table, sources, targets, count, log_norm, d_log_prob, softcap)
+    return *grads, None, None, None
+
+
+def differentiate(
+    hidden,
+    table,
+    sources,
+    targets,
+    count,
+    log_norm,
+    d_log_prob,
+    softcap,
+    *,
+    rows=None,
+    columns=None,
+) -> tuple[Float[Array, "N E"], Float[Array, "V E"]]:
+    """Gradients of hidden states and table from those of the log-probabilities.
+
+    Args:
+      hidden, table, sources, targets, count, softcap: as for `score_positions`.
+      log_norm: [M], of each scored token, kept by the forward pass.
+      d_log_prob: [M], gradient of each scored token's log-probability.
+      rows, columns: of a tile of logits; `ROWS` and `COLUMNS` by default.
+    """
+    size, sources, targets = cut_rows(sources, targets, rows)
     short = sources.shape[0] - log_norm.shape[0]
     live = jnp.arange(log_norm.shape[0]) < count
     d_log_prob = jnp.pad(jnp.where(live, d_log_prob, 0), (0, short))
     # A row that does not count has no normalizer: with 0 its exponentials could overflow.
     log_norm = jnp.pad(jnp.where(live, log_norm, jnp.inf), (0, short), constant_values=jnp.inf)
-    tile, num_tiles = _columns(table)
+    tile, num_tiles = cut_columns(table, columns)
     precision = precision_of(hidden.dtype)
 
     def chunk(i, grads):
@@ -259,7 +284,7 @@ def _score_bwd(top_k, softcap, saved, cotangents):
 
     zeros = jnp.zeros_like(hidden, jnp.float32), jnp.zeros_like(table, jnp.float32)
     d_hidden, d_table = lax.fori_loop(0, -(-count // size), chunk, zeros)
-    return d_hidden.astype(hidden.dtype), d_table.astype(table.dtype), None, None, None
+    return d_hidden.astype(hidden.dtype), d_table.astype(table.dtype)
 
 
 _score.defvjp(fwd=_score_fwd, bwd=_score_bwd, symbolic_zeros=True)

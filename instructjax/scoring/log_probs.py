@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.batching.batch import Batch
 from instructjax.scoring.head import TokenScores, cap_logits, compute_logits, score_positions
+from instructjax.scoring.log_prob_head import log_prob_positions
 
 
 def scored_mask(batch: Batch) -> Bool[Array, "B M"]:
@@ -35,30 +36,39 @@ def token_scores(
     """
     model = nnx.merge(graphdef, params)
     hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)
-    rows, width = batch.sources.shape
+    *scored, order = _bring_together(hidden, model.output_table, batch)
+    flat = score_positions(*scored, top_k=top_k, softcap=model.config.logit_softcap)
+    back = _put_back(order, batch)
+    return TokenScores(*(back(getattr(flat, name)) for name in flat.__dataclass_fields__))
+
+
+def _bring_together(hidden, table, batch: Batch):
+    """The head's arguments, scored positions of all rows first, and the order they came in."""
     live = scored_mask(batch).reshape(-1)
-    row_start = jnp.arange(rows)[:, None] * batch.tokens.shape[1]
+    row_start = jnp.arange(batch.tokens.shape[0])[:, None] * batch.tokens.shape[1]
     order = jnp.argsort(~live, stable=True)
-    flat = score_positions(
-        hidden.reshape(-1, hidden.shape[-1]),
-        model.output_table,
-        (batch.sources + row_start).reshape(-1)[order],
-        batch.targets.reshape(-1)[order],
-        live.sum(),
-        top_k=top_k,
-        softcap=model.config.logit_softcap,
-    )
+    sources = (batch.sources + row_start).reshape(-1)[order]
+    targets = batch.targets.reshape(-1)[order]
+    return hidden.reshape(-1, hidden.shape[-1]), table, sources, targets, live.sum(), order
+
+
+def _put_back(order, batch: Batch):
     back = jnp.argsort(order)
-
-    def unflatten(x):
-        return x[back].reshape(rows, width, *x.shape[1:])
-
-    return TokenScores(*(unflatten(getattr(flat, name)) for name in flat.__dataclass_fields__))
+    return lambda x: x[back].reshape(*batch.sources.shape, *x.shape[1:])
 
 
-def token_log_probs(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> Float[Array, "B M"]:
-    """log p of every scored token, in nats; zero past `batch.num_scored`. Differentiable."""
-    return jnp.asarray(token_scores(graphdef, params, batch).log_prob)
+def token_log_probs(
+    graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, *, remat: str = "none"
+) -> Float[Array, "B M"]:
+    """log p of every scored token, in nats; zero past `batch.num_scored`. Differentiable.
+
+    `remat` says what a backward pass computes again; see `Decoder`.
+    """
+    model = nnx.merge(graphdef, params)
+    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile, remat=remat)
+    *scored, order = _bring_together(hidden, model.output_table, batch)
+    logs = log_prob_positions(*scored, softcap=model.config.logit_softcap)
+    return _put_back(order, batch)(logs)
 
 
 def sequence_log_probs(

