@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from instructjax.models.attention import Window, attend
 from instructjax.models.attention_tiles import find_tiles
-from instructjax.models.config import NO_ROPE, DecoderConfig
+from instructjax.models.config import NO_ROPE, DecoderConfig, RopeConfig
 from instructjax.models.experts import Experts
 from instructjax.models.linear import LayerNorm, Linear, OnePlusRMSNorm, RMSNorm
 from instructjax.models.rotary import inverse_frequencies, rotate, rotation
@@ -29,6 +29,10 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
+
+# What attention does with queries, keys and values (and `sinks`, `scale`, `softcap` as keywords, where
+# a family has them): gives what each query sees, and what is to be kept of the layer.
+Look = Callable[..., tuple[Array, Any]]
 
 # A window that no sequence is as long as: of a layer that sees everything.
 _EVERYTHING = 1 << 30
@@ -103,7 +107,7 @@ class Attention(nnx.Module):
         }
         return None if config.qk_norm is None else _norm(config, dtype, *shapes[config.qk_norm])
 
-    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window):
+    def __call__(self, x: Float[Array, "N E"], angles, look: Look) -> tuple[Array, Any]:
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.norms_all:
             q, k = _apply(self.q_norm, q), _apply(self.k_norm, k)
@@ -113,11 +117,10 @@ class Attention(nnx.Module):
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         options: dict[str, Any] = dict(self.options)
-        if window is not None:
-            options["window"] = window
         if self.sinks is not None:
             options["sinks"] = self.sinks[...]
-        return self.o(attend(q, k, v, ends, tiles, tile=tile, **options).reshape(x.shape[0], -1))
+        seen, kept = look(q, k, v, **options)
+        return self.o(seen.reshape(x.shape[0], -1)), kept
 
 
 class MLP(nnx.Module):
@@ -161,16 +164,16 @@ class Layer(nnx.Module):
         self.mlp = _experts(config, dtype) if config.num_experts else MLP(config, dtype)
         self.mlp_post_norm = _stream_norm(config, dtype) if config.post_norm else None
 
-    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window=None):
+    def __call__(self, x: Float[Array, "N E"], angles, look: Look) -> tuple[Array, Any]:
         before = _apply(self.attention_norm, x)
-        attended = self.attention(before, angles, ends, tiles, tile, window)
+        attended, kept = self.attention(before, angles, look)
         attended = _apply(self.attention_post_norm, attended)
         if not self.parallel:
             x = before = self._add(x, attended)
         if self.mlp_norm is not None:
             before = self.mlp_norm(x)
         y = _apply(self.mlp_post_norm, self.mlp(before))
-        return self._add(self._add(x, attended), y) if self.parallel else self._add(x, y)
+        return self._add(self._add(x, attended) if self.parallel else x, y), kept
 
     def _add(self, x: Float[Array, "N E"], y: Float[Array, "N E"]) -> Float[Array, "N E"]:
         return x + (y if self.multiplier == 1 else y * jnp.asarray(self.multiplier, y.dtype))
@@ -203,14 +206,28 @@ class Decoder(nnx.Module):
           tile: queries and keys a tile where attention runs in tiles; no effect on the result
             beyond rounding.
         """
+        tiles = find_tiles(positions, ends, tile)
+
+        def look(q, k, v, *, window, **options):
+            if window is not None:
+                options["window"] = Window(window, positions)
+            return attend(q, k, v, ends, tiles, tile=tile, **options), None
+
+        x, _ = self.scan_layers(tokens.reshape(-1), positions.reshape(-1), look)
+        return x.reshape(*tokens.shape, -1)
+
+    def scan_layers(
+        self, tokens: Int[Array, " N"], depth: Int[Array, " N"], look: Look
+    ) -> tuple[Float[Array, "N E"], Any]:
+        """Hidden states of flat tokens after the final norm, and what `look` keeps, by layer.
+
+        Args:
+          tokens: ids.
+          depth: of each token in its own sequence.
+          look: attention; its `window` is how many tokens the layer's queries see, or None.
+        """
         config = self.config
-        depth = positions.reshape(-1)
-        ropes = list(dict.fromkeys(kind.rope for kind in config.layers)) or [config.rope]
-        width = config.rotary_dim or config.head_dim
-        angles = [
-            rotation(depth, inverse_frequencies(rope, width), rope.attention_factor)
-            for rope in ropes
-        ]
+        ropes, angles = self.rotations(depth)
         # Layers that differ take their own from a stack; a program for layers alike has no trace
         # of this.
         each: dict[str, Array] = {}
@@ -220,21 +237,32 @@ class Decoder(nnx.Module):
         if any(kind.window for kind in config.layers):
             each["window"] = jnp.array([kind.window or _EVERYTHING for kind in config.layers])
         alike = None if ropes == [NO_ROPE] else angles[0]
-        tiles = find_tiles(positions, ends, tile)
         graphdef, stacked = nnx.split(self.layers)
 
         def step(x, scanned):
             params, own = scanned
             turn = jax.tree.map(lambda s: s[own["rope"]], stack) if "rope" in own else alike
-            window = Window(own["window"], positions) if "window" in own else None
             layer = nnx.merge(graphdef, params)
-            return layer(x, turn, ends, tiles, tile, window), None
+            return layer(x, turn, partial(look, window=own.get("window")))
 
-        x = self.embed(tokens.reshape(-1), depth)
-        x, _ = lax.scan(step, x, (stacked, each))
-        x = self.final_norm(x)
-        x = x if config.logit_multiplier == 1 else x * jnp.asarray(config.logit_multiplier, x.dtype)
-        return x.reshape(*tokens.shape, -1)
+        x, kept = lax.scan(step, self.embed(tokens, depth), (stacked, each))
+        return self.finish(x), kept
+
+    def rotations(self, depth: Int[Array, " N"]) -> tuple[list[RopeConfig], list[Any]]:
+        """The kinds of rotary positions that layers have, and the turns of each at these depths."""
+        config = self.config
+        ropes = list(dict.fromkeys(kind.rope for kind in config.layers)) or [config.rope]
+        width = config.rotary_dim or config.head_dim
+        turns = [
+            rotation(depth, inverse_frequencies(rope, width), rope.attention_factor)
+            for rope in ropes
+        ]
+        return ropes, turns
+
+    def finish(self, x: Float[Array, "N E"]) -> Float[Array, "N E"]:
+        """What the head takes of the last layer's output."""
+        x, multiplier = self.final_norm(x), self.config.logit_multiplier
+        return x if multiplier == 1 else x * jnp.asarray(multiplier, x.dtype)
 
     @property
     def output_table(self) -> Float[Array, "V E"]:
