@@ -39,7 +39,8 @@ class TableOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; float32 is exact."""
     format: str | None = None
-    """Of the data: contract, alpaca, dolly, superni, messages, flan, bigbench; else detected."""
+    """Of the data: contract, alpaca, dolly, superni, messages, ifeval, flan, bigbench; else
+    detected."""
     field: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=COLUMN: which column holds instruction, input, output, id...; give it once a name."""
     strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
