@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from instructjax.batching import Batch, batch_from_lengths
     from instructjax.data import Example, Message, Reject, read_examples
     from instructjax.errors import DataError, InstructJaxError, ModelError, PromptError, UsageError
+    from instructjax.evaluation import Evaluation, evaluate, read_evaluation
     from instructjax.models import Model, load_model
     from instructjax.prompts import PromptEncoder, PromptOptions, Request, Tokenizer
+    from instructjax.sampling import Choice, Samples, beam_search, choose, sample
     from instructjax.scoring import (
         Divergences,
         DocumentScore,
@@ -61,6 +63,8 @@ _ROOMS = {
     "models": ("Model", "load_model"),
     "batching": ("Batch", "batch_from_lengths"),
     "errors": ("DataError", "InstructJaxError", "ModelError", "PromptError", "UsageError"),
+    "evaluation": ("Evaluation", "evaluate", "read_evaluation"),
+    "sampling": ("Choice", "Samples", "beam_search", "choose", "sample"),
     "scoring": (),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
@@ -92,6 +96,16 @@ __all__ = [
     "Ranking",
     "rank",
     "rank_rows",
+    # what responses are worth
+    "Evaluation",
+    "evaluate",
+    "read_evaluation",
+    # responses
+    "Choice",
+    "Samples",
+    "beam_search",
+    "choose",
+    "sample",
     # two models, two conditions
     "Divergences",
     "ScoreDifferences",

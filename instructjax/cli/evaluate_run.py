@@ -16,8 +16,9 @@ from instructjax.cli.evaluate_summary import show_evaluation
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.cli.row_count import estimate_rows
 from instructjax.cli.score_checks import check_all, check_apart, make_reject
-from instructjax.cli.table_run import Rows, describe_inputs, parse_fields
+from instructjax.cli.table_run import Rows, parse_fields
 from instructjax.data import Example, Reject, RejectsFile, read_examples
+from instructjax.data.files import find_files
 from instructjax.display.progress import ScoringProgress
 from instructjax.errors import UsageError
 from instructjax.evaluation.api import join_metadata
@@ -90,6 +91,19 @@ class Run:
             "dtype": self.options.dtype,
         }
 
+    def describe_inputs(self) -> dict[str, str]:
+        """What else the rows of the table depend on."""
+        fields = sorted(self.fields.items())
+        files = [*find_files(self.options.data), *self.options.predictions]
+        return {
+            "format": self.options.format or "detected",
+            "field": ", ".join(f"{name}={column}" for name, column in fields) or "none",
+            "strict": str(self.options.strict).lower(),
+            "keep_predictions": str(self.options.keep_predictions).lower(),
+            **{f"model {name}": spec for name, spec in self.specs.items()},
+            **describe_files(files),
+        }
+
 
 def run_evaluate(options: Evaluate) -> int:
     """Evaluates models on a data file; returns the exit code.
@@ -98,14 +112,10 @@ def run_evaluate(options: Evaluate) -> int:
       InstructJaxError: there is no new table; see the message. What was done is kept.
     """
     run = _check(options)
-    samples = {f"predictions of {name}": str(len(x)) for name, x in run.predictions.items()}
-    specs = {f"model {name}": spec for name, spec in run.specs.items()}
-    inputs = describe_inputs(options, run.fields) | specs | samples
-    inputs |= describe_files(options.predictions)
     with open_parts(
         options.out,
         run.describe(),
-        inputs,
+        run.describe_inputs(),
         overwrite=options.overwrite,
         schema=EVALUATION_SCHEMA,
     ) as parts:

@@ -11,15 +11,24 @@ from typing import Annotated
 import tyro
 
 from instructjax.cli.demo import Demo
+from instructjax.cli.evaluate import Evaluate
 from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
 from instructjax.cli.rank import Rank
+from instructjax.cli.sample import Sample
 from instructjax.cli.score import Score
 from instructjax.errors import InstructJaxError
 
-VERBS = {"demo": Demo, "score": Score, "rank": Rank, "lm-eval": LmEval, "info": Info}
-Verb = Demo | Score | Rank | LmEval | Info
+VERBS = {
+    "demo": Demo,
+    "score": Score,
+    "rank": Rank,
+    "evaluate": Evaluate,
+    "lm-eval": LmEval,
+    "info": Info,
+}
+Verb = Demo | Score | Rank | Evaluate | LmEval | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -91,6 +100,8 @@ def _parse(args: list[str]) -> Verb:
         Annotated[Demo, subcommand("demo")]
         | Annotated[Score, subcommand("score")]
         | Annotated[Rank, subcommand("rank")]
+        | Annotated[Sample, subcommand("sample")]
+        | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[LmEval, subcommand("lm-eval")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]
         prog="instructjax",

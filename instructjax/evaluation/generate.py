@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from instructjax.data.example import Example
 from instructjax.errors import UsageError
 from instructjax.models.model import Model
+from instructjax.prompts.options import Truncation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class GenerateOptions:
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
     layout: str = "user"
-    truncation: str = "error"
+    truncation: Truncation = "error"
     max_length: int | None = None
 
     def __post_init__(self) -> None:

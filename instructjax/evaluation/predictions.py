@@ -21,15 +21,16 @@ def read_predictions(path: Path) -> Predictions:
     """The texts of a samples file by the id of their example, several samples in their order.
 
     Args:
-      path: .jsonl or .parquet, with `id` and `text` in every row.
+      path: .jsonl or .parquet, with `id` and `output` (as `instructjax sample` writes it) or
+        `text` in every row.
 
     Raises:
       UsageError: no such file, or another suffix.
-      DataError: a row has no `id` or no `text`, or there are no rows.
+      DataError: a row has no `id` or no text, or there are no rows.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "samples.jsonl"
-    >>> _ = file.write_text('{"id": "a", "text": "Yes"}\\n{"id": "a", "text": "No"}\\n')
+    >>> _ = file.write_text('{"id": "a", "output": "Yes"}\\n{"id": "a", "output": "No"}\\n')
     >>> read_predictions(file)
     {'a': ('Yes', 'No')}
     """
@@ -40,14 +41,14 @@ def read_predictions(path: Path) -> Predictions:
     texts: dict[str, list[str]] = {}
     read = _read_parquet if path.suffix.lower() == ".parquet" else _read_lines
     for row, record in read(path):
-        name, text = record.get("id"), record.get("text")
+        name, text = record.get("id"), record.get("output", record.get("text"))
         if isinstance(name, bool) or not isinstance(name, str | int) or not isinstance(text, str):
-            wrong = "text" if isinstance(name, str | int) else "id"
+            wrong = "output" if isinstance(name, str | int) else "id"
             raise DataError(
                 f"`{wrong}` is missing or no text",
                 file=path,
                 row=row,
-                remedy='write {"id": ..., "text": ...} in every row',
+                remedy='write {"id": ..., "output": ...} in every row',
             )
         texts.setdefault(str(name), []).append(text)
     if not texts:
@@ -92,7 +93,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
-        table = pq.ParquetFile(path).read(columns=["id", "text"])
+        table = pq.ParquetFile(path).read(columns=["id", "output"])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"cannot be read ({error})", file=path, remedy="repair it") from error
     for number, record in enumerate(table.to_pylist(), 1):

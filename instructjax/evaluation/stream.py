@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -71,7 +71,7 @@ def evaluate_chunks(
     headway: Headway | None = None,
     work: Work | None = None,
     on_progress: Callable[[], None] | None = None,
-) -> Iterator[EvaluatedChunk]:
+) -> Generator[EvaluatedChunk, None, None]:
     """Evaluates a stream of rows in memory that does not grow with it.
 
     Args:
