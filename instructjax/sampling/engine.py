@@ -8,6 +8,7 @@ beside it does not change a bit of what is computed for it; see `kv_cache`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -172,8 +173,19 @@ class Sampler:
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     @cached_property
-    def _parts(self) -> tuple[Any, Any]:
+    def parts(self) -> tuple[Any, Any]:
+        """The decoder's parameters; see `split_layers`."""
         return self._put(split_layers(self.model.params))
+
+    def describe(self) -> dict[str, str]:
+        """Rules, seed, stops and slots, as text by name."""
+        return {
+            **self.rules.describe(),
+            "seed": str(self.seed),
+            "stop": json.dumps(self._stop, ensure_ascii=False),
+            "stop_ids": ",".join(map(str, self.stop_ids)),
+            "slots": str(self._slots),
+        }
 
     def sample(
         self,
@@ -269,10 +281,14 @@ class Sampler:
             del slots
             yield from self._sample_group(prompts, doubtful, columns, SLOTS, None)
 
-    def _write(
-        self, slots: Slots, writing: dict[int, _Draft], enough: int
-    ) -> tuple[Slots, int]:
-        rest, layers = self._parts
+    def admission(self, prompts: Sequence[PromptToSample], columns: int) -> Iterator[Any]:
+        """One ((prompt, sample), keys and values, newcomer) a prompt, to be admitted to slots."""
+        for i, prompt in enumerate(prompts):
+            self._check(prompt, i)
+        return self._newcomers(prompts, [(i, 0) for i in range(len(prompts))], columns)
+
+    def _write(self, slots: Slots, writing: dict[int, _Draft], enough: int) -> tuple[Slots, int]:
+        rest, layers = self.parts
         idle = self._put(jnp.int32(STEPS)), self._put(jnp.int32(enough))
         graphdef = self.model.graphdef
         slots, written = write(

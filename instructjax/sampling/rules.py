@@ -73,6 +73,4 @@ def _in_range(
 ) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return (least <= value if low else least < value) and (
-        value <= most if high else value < most
-    )
+    return (least <= value if low else least < value) and (value <= most if high else value < most)

@@ -193,9 +193,7 @@ def write(
 
         def step(state):
             slots, written = state
-            hidden, cache = decode(
-                graphdef, rest, layers, slots.cache, slots.token, slots.position
-            )
+            hidden, cache = decode(graphdef, rest, layers, slots.cache, slots.token, slots.position)
             logits = compute_logits(hidden, model.output_table)
             logits = cap_logits(logits, model.config.logit_softcap)
             drawn = draw(logits, uniform_of(slots.key, slots.count), slots.seen, rules)
