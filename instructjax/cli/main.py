@@ -24,11 +24,12 @@ VERBS = {
     "demo": Demo,
     "score": Score,
     "rank": Rank,
+    "sample": Sample,
     "evaluate": Evaluate,
     "lm-eval": LmEval,
     "info": Info,
 }
-Verb = Demo | Score | Rank | Evaluate | LmEval | Info
+Verb = Demo | Score | Rank | Sample | Evaluate | LmEval | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 

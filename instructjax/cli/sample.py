@@ -22,6 +22,7 @@ class Sample(DataOptions):
 
     EXAMPLE: ClassVar[str] = "instructjax sample rows.jsonl --out samples.jsonl --temperature 0"
     DONE: ClassVar[str] = "answered"
+    NEEDS_OUTPUT: ClassVar[bool] = False
 
     max_new_tokens: int = 256
     """Of each response, at most."""
@@ -38,7 +39,7 @@ class Sample(DataOptions):
     min_p: float = 0.0
     """Draw only from tokens that are at least this share as likely as the likeliest."""
     repetition_penalty: float = 1.0
-    """Logits of tokens that were there already are divided by it where positive, else multiplied."""
+    """Logits of tokens that are there already are divided by it if positive, else multiplied."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A string that ends a response, beside the model's own stop tokens; give it once a string."""
     slots: int = 16

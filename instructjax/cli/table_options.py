@@ -15,9 +15,11 @@ class DataOptions:
 
     Attributes:
       DONE: what rows are when the verb has done its work, such as "scored".
+      NEEDS_OUTPUT: whether rows must have a response.
     """
 
     DONE: ClassVar[str]
+    NEEDS_OUTPUT: ClassVar[bool] = True
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A .jsonl, .json, .csv, .tsv or .parquet file (text also as .gz), or a folder of them."""

@@ -78,12 +78,21 @@ def open_rows(options: DataOptions, fields: Mapping[str, str]) -> Rows:
     """
     check_target(options.out, overwrite=options.overwrite or is_finished(options.out))
     # Files are opened and their columns checked here, before any time goes into the model.
-    rows = read_examples(options.data, format=options.format, fields=fields)
+    rows = _read(options, fields)
     check_apart(options.data, options.out)
     parse_spec(options.model)
     if sys.stderr.isatty():
         print(f"loading {escape_controls(options.model)}", file=sys.stderr)
     return rows
+
+
+def _read(options: DataOptions, fields: Mapping[str, str]) -> Rows:
+    return read_examples(
+        options.data,
+        format=options.format,
+        fields=fields,
+        needs_output=options.NEEDS_OUTPUT,
+    )
 
 
 def write_table(
@@ -116,7 +125,7 @@ def write_table(
         if parts.done:
             say_error(f"going on after {parts.rows:,} rows that are {options.DONE}", label="")
         elif options.strict:
-            again = read_examples(options.data, format=options.format, fields=fields)
+            again = _read(options, fields)
             if not check_all(again, lambda row: job.encode(row, 0)):
                 parts.discard()
                 return 1

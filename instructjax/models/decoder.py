@@ -30,7 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
 }
 
-# What attention does with queries, keys and values (and `sinks`, `scale`, `softcap` as keywords, where
+# What attention does with queries, keys and values (and `sinks`, `scale`, `softcap`, where
 # a family has them): gives what each query sees, and what is to be kept of the layer.
 Look = Callable[..., tuple[Array, Any]]
 

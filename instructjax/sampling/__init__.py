@@ -3,7 +3,8 @@
 from instructjax.sampling.api import sample
 from instructjax.sampling.beam import beam_search
 from instructjax.sampling.choose import Choice, choose
-from instructjax.sampling.engine import PromptToSample, Sampled, Sampler, SamplingWork
+from instructjax.sampling.engine import Sampler, SamplingWork
+from instructjax.sampling.responses import PromptToSample, Sampled
 from instructjax.sampling.result import Samples
 from instructjax.sampling.rows import SampledRow
 from instructjax.sampling.rules import SamplingRules

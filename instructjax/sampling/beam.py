@@ -17,7 +17,8 @@ from instructjax.models.kv_cache import KVCache, decode
 from instructjax.models.model import Model
 from instructjax.prompts.options import Truncation
 from instructjax.sampling.api import check_count
-from instructjax.sampling.engine import PromptToSample, Sampled, Sampler, columns_for
+from instructjax.sampling.engine import Sampler
+from instructjax.sampling.responses import PromptToSample, Sampled, columns_for
 from instructjax.sampling.result import Samples
 from instructjax.sampling.rows import SampledRow, encode_prompt, make_prompt_encoder, to_prompt
 from instructjax.sampling.rules import SamplingRules

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from instructjax.data.example import Example
 from instructjax.errors import UsageError
 from instructjax.models.model import Model
-from instructjax.sampling.engine import key_of
+from instructjax.sampling.responses import key_of
 from instructjax.scoring.api import score
 
 

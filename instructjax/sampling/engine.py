@@ -7,7 +7,6 @@ beside it does not change a bit of what is computed for it; see `kv_cache`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,56 +26,23 @@ from instructjax.models.kv_cache import compute_keys, split_layers
 from instructjax.models.model import Model
 from instructjax.prompts.request import Request
 from instructjax.sampling.draw import RuleValues, to_values
+from instructjax.sampling.responses import (
+    Draft,
+    PromptToSample,
+    Sampled,
+    columns_for,
+    key_of,
+)
 from instructjax.sampling.rules import SamplingRules
 from instructjax.sampling.slots import AXIS, STEPS, Newcomer, Slots, admit, empty_slots, write
-from instructjax.sampling.stops import FinishReason, StopFinder, stop_mask
+from instructjax.sampling.stops import StopFinder, stop_mask
 
 SLOTS = 16
-# Programs of other numbers of slots round differently. A choice that hangs by less than this is made
-# again by the program of `SLOTS` slots, so that it does not matter which one wrote.
+# Programs of other numbers of slots round differently. A choice that hangs by less than this is
+# made again by the program of `SLOTS` slots, so that it does not matter which one wrote.
 SAFE_MARGIN = 2e-4
 
 _compute_keys = jax.jit(compute_keys)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class PromptToSample:
-    """A prompt, and what its samples are drawn with.
-
-    Attributes:
-      ids: int32 [n], n >= 1.
-      name: with the seed and a sample's number it decides every draw; nothing else does.
-      num_samples: how many responses to write.
-      max_new_tokens: of each.
-    """
-
-    ids: np.ndarray
-    name: str
-    num_samples: int = 1
-    max_new_tokens: int = 256
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Sampled:
-    """One response.
-
-    Attributes:
-      prompt: index of the prompt.
-      sample: number of the response among the prompt's.
-      ids: int32 [n], the stop token included if it was drawn, and those of a stop string.
-      text: without them.
-      token_log_probs: float32 [n], nats, under the model.
-      sampling_log_probs: float32 [n], nats, under the distribution the tokens were drawn from.
-      finish_reason: "stop_token", "stop_string" or "length".
-    """
-
-    prompt: int
-    sample: int
-    ids: np.ndarray
-    text: str
-    token_log_probs: np.ndarray
-    sampling_log_probs: np.ndarray
-    finish_reason: FinishReason
 
 
 @dataclass(kw_only=True)
@@ -96,30 +62,6 @@ class SamplingWork:
     steps: int = 0
     places: int = 0
     programs: set[tuple[str, int, int]] = field(default_factory=set)
-
-
-def columns_for(tokens: int) -> int:
-    """Columns of the cache for a sequence of so many tokens.
-
-    >>> columns_for(30), columns_for(130), columns_for(300), columns_for(1025)
-    (64, 192, 384, 1536)
-    """
-    size = 64
-    while size < tokens:
-        if size + size // 2 >= tokens and size >= 128:
-            return size + size // 2
-        size *= 2
-    return size
-
-
-def key_of(seed: int, name: str, sample: int) -> np.ndarray:
-    """uint32 [2]: the key of a response's draws, from nothing but these three.
-
-    >>> key_of(0, "row 1", 0).dtype, (key_of(0, "row 1", 0) == key_of(0, "row 1", 1)).all()
-    (dtype('uint32'), np.False_)
-    """
-    text = f"{seed}\0{sample}\0{name}".encode("utf-8", "surrogatepass")
-    return np.frombuffer(hashlib.sha256(text).digest()[:8], "<u4").astype(np.uint32)
 
 
 class Sampler:
@@ -219,7 +161,7 @@ class Sampler:
         return {"top_k", "top_p", "min_p"}.isdisjoint(self._values.in_force)
 
     def budget(self, prompt: PromptToSample) -> int:
-        """Tokens that may be drawn after a prompt: its own limit, or what the model has room for."""
+        """Tokens that may be drawn after a prompt: its limit, or what the model has room for."""
         room = self.model.config.max_positions - len(prompt.ids) + 1
         return min(prompt.max_new_tokens, room)
 
@@ -262,7 +204,7 @@ class Sampler:
                 slot = free.popleft()
                 slots = admit(slots, *keys, newcomer, self._put(jnp.int32(slot)), mesh=self.mesh)
                 finder = StopFinder(self.model.tokenizer, self._stop)
-                writing[slot] = _Draft(prompt, sample, self.budget(prompts[prompt]), finder)
+                writing[slot] = Draft(prompt, sample, self.budget(prompts[prompt]), finder)
                 following = next(waiting, None)
             enough = len(writing) - 1 if following is not None else 0
             slots, fresh = self._write(slots, writing, enough)
@@ -287,7 +229,7 @@ class Sampler:
             self._check(prompt, i)
         return self._newcomers(prompts, [(i, 0) for i in range(len(prompts))], columns)
 
-    def _write(self, slots: Slots, writing: dict[int, _Draft], enough: int) -> tuple[Slots, int]:
+    def _write(self, slots: Slots, writing: dict[int, Draft], enough: int) -> tuple[Slots, int]:
         rest, layers = self.parts
         idle = self._put(jnp.int32(STEPS)), self._put(jnp.int32(enough))
         graphdef = self.model.graphdef
@@ -324,7 +266,7 @@ class Sampler:
     def _newcomers(
         self, prompts: Sequence[PromptToSample], pairs: Sequence[tuple[int, int]], columns: int
     ) -> Iterator[Any]:
-        """Sequences in the order of the rows that their prompts are computed in, a row at a time."""
+        """Sequences in the order of the rows that their prompts are computed in, row by row."""
         members = sorted({prompt for prompt, _ in pairs})
         requests = [_to_request(prompts[i].ids, i) for i in members]
         for row in pack(requests):
@@ -351,7 +293,7 @@ class Sampler:
 
 
 def _to_request(ids: np.ndarray, row: int) -> Request:
-    """All tokens but the last are to be computed; of a single one, itself, which is then replaced."""
+    """All tokens but the last are to be computed; of a single one, itself, to be replaced."""
     ids = np.asarray(ids, np.int32)
     ids = ids if len(ids) > 1 else np.repeat(ids, 2)
     return Request(ids=ids, spans=((len(ids) - 1, len(ids)),), num_bytes=0, row=row)
@@ -359,39 +301,3 @@ def _to_request(ids: np.ndarray, row: int) -> Request:
 
 def _pad(values: np.ndarray, columns: int) -> np.ndarray:
     return np.pad(values.astype(np.int32), (0, columns - len(values)), mode="edge")
-
-
-class _Draft:
-    """A response that is being written."""
-
-    def __init__(self, prompt: int, sample: int, budget: int, finder: StopFinder) -> None:
-        self.prompt, self.sample, self.budget, self.finder = prompt, sample, budget, finder
-        self.ids: list[int] = []
-        self.log_probs: list[Any] = []
-        self.sampling_log_probs: list[Any] = []
-        self.margin = np.inf
-        self.reason: FinishReason | None = None
-
-    def add(self, token, log_prob, sampling_log_prob, margin, stop_ids: Sequence[int]) -> None:
-        self.ids.append(int(token))
-        self.log_probs.append(log_prob)
-        self.sampling_log_probs.append(sampling_log_prob)
-        self.margin = min(self.margin, float(margin))
-        if int(token) in stop_ids:
-            self.reason = "stop_token"
-        elif self.finder.add(int(token)):
-            self.reason = "stop_string"
-        elif len(self.ids) == self.budget:
-            self.reason = "length"
-
-    def finish(self) -> Sampled:
-        assert self.reason is not None
-        return Sampled(
-            prompt=self.prompt,
-            sample=self.sample,
-            ids=np.array(self.ids, np.int32),
-            text=self.finder.text,
-            token_log_probs=np.array(self.log_probs, np.float32),
-            sampling_log_probs=np.array(self.sampling_log_probs, np.float32),
-            finish_reason=self.reason,
-        )

@@ -13,7 +13,7 @@ from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.prompts.options import Truncation
 from instructjax.prompts.request import Request
-from instructjax.sampling.engine import PromptToSample, Sampled
+from instructjax.sampling.responses import PromptToSample, Sampled
 from instructjax.scoring.api import make_encoder
 from instructjax.scoring.rows import check_example
 
