@@ -15,7 +15,7 @@ from torch_peers import load
 
 
 def generate(model: Any, tokenizer: Any, prompts: list[list[int]], job: dict[str, Any], **more):
-    """Greedy tokens after each prompt, left-padded as `generate` wants it; and each one's logits."""
+    """Greedy tokens after each prompt, left-padded as `generate` wants it, with logits."""
     import torch
 
     width = max(map(len, prompts))

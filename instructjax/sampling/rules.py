@@ -38,11 +38,11 @@ class SamplingRules:
     def __post_init__(self) -> None:
         whole = isinstance(self.top_k, int) and not isinstance(self.top_k, bool)
         good = {
-            "repetition_penalty": _in_range(self.repetition_penalty, 0, math.inf, low=False),
-            "temperature": _in_range(self.temperature, 0, math.inf),
+            "repetition_penalty": _in_range(self.repetition_penalty, 0.0, math.inf, low=False),
+            "temperature": _in_range(self.temperature, 0.0, math.inf),
             "top_k": whole and self.top_k >= 0,
-            "top_p": _in_range(self.top_p, 0, 1, low=False, high=True),
-            "min_p": _in_range(self.min_p, 0, 1, high=True),
+            "top_p": _in_range(self.top_p, 0.0, 1.0, low=False, high=True),
+            "min_p": _in_range(self.min_p, 0.0, 1.0, high=True),
         }
         remedies = {
             "repetition_penalty": "a number above 0, 1 for none",
