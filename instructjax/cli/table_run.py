@@ -194,7 +194,7 @@ def _run(
 
     headway, work = Headway(rows=parts.rows), Work()
     progress = ScoringProgress(estimate_rows(options.data), log=True)
-    encoded = chunks.make_chunks(rows, encode, done=parts.done.copy(), max_rows=job.chunk_rows)
+    encoded = chunks.make_chunks(rows, encode, done=parts.done.copy(), most_rows=job.chunk_rows)
 
     def show() -> None:
         progress.update(headway.rows, work.useful)

@@ -252,7 +252,7 @@ class Sampler:
         for slot, draft in writing.items():
             for step in np.flatnonzero(wrote[:steps, slot]):
                 if not draft.reason:
-                    draft.add(*(column[step, slot] for column in columns), self.stop_ids)
+                    draft.add([column[step, slot] for column in columns], self.stop_ids)
                     fresh += 1
             if draft.reason == "stop_string":
                 ended.append(slot)
@@ -280,16 +280,16 @@ class Sampler:
                 path = np.flatnonzero(ends[: last + 1] > last)
                 size = len(prompt.ids)
                 made = Newcomer(
-                    path=_pad(path, columns),
-                    token=np.int32(prompt.ids[-1]),
-                    position=np.int32(size - 1),
-                    budget=np.int32(self.budget(prompt)),
-                    key=np.zeros(2, np.uint32),
-                    prompt=_pad(prompt.ids, columns),
+                    path=jnp.asarray(_pad(path, columns)),
+                    token=jnp.int32(prompt.ids[-1]),
+                    position=jnp.int32(size - 1),
+                    budget=jnp.int32(self.budget(prompt)),
+                    key=jnp.zeros(2, jnp.uint32),
+                    prompt=jnp.asarray(_pad(prompt.ids, columns)),
                 )
                 for sample in (sample for i, sample in pairs if i == index):
                     key = key_of(self.seed, prompt.name, sample)
-                    yield (index, sample), keys, self._put(made.replace(key=key))
+                    yield (index, sample), keys, self._put(made.replace(key=jnp.asarray(key)))
 
 
 def _to_request(ids: np.ndarray, row: int) -> Request:

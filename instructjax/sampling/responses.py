@@ -87,7 +87,8 @@ class Draft:
         self.margin = np.inf
         self.reason: FinishReason | None = None
 
-    def add(self, token, log_prob, sampling_log_prob, margin, stop_ids: Sequence[int]) -> None:
+    def add(self, drawn: Sequence[Any], stop_ids: Sequence[int]) -> None:
+        token, log_prob, sampling_log_prob, margin = drawn
         self.ids.append(int(token))
         self.log_probs.append(log_prob)
         self.sampling_log_probs.append(sampling_log_prob)

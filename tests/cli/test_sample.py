@@ -49,7 +49,7 @@ def test_the_table_is_what_sample_gives(calm: Path, tiny_model: Any) -> None:
     rows = read_lines(calm / "samples.jsonl")
     assert [row["id"] for row in rows] == [f"r{n}" for n in range(12) if n % 7 != 4 for _ in "ab"]
     assert [row["sample"] for row in rows] == [0, 1] * 10
-    examples = [x for x in ij.read_examples(calm / "data.jsonl", needs_output=False)]
+    examples = list(ij.read_examples(calm / "data.jsonl", needs_output=False))
     good = [x for x in examples if isinstance(x, ij.Example) and len(x.input) < 500]
     again = ij.sample(tiny_model, good[::-1], max_new_tokens=6, num_samples=2, seed=5)
     expected = {(row.id, row.sample): row for row in again}

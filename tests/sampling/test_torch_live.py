@@ -1,4 +1,4 @@
-"""Greedy ids are those of transformers `generate` on PyTorch, for random models of many families."""
+"""Greedy ids are those of transformers `generate` on PyTorch, for models of many families."""
 
 from __future__ import annotations
 
