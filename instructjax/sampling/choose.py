@@ -39,7 +39,7 @@ def choose(
     model: Model,
     examples: Example | Iterable[Example],
     *,
-    temperature: float = 1.0,
+    temperature: int | float = 1.0,
     seed: int = 0,
     layout: str | Path = "user",
     include_eos: bool = True,

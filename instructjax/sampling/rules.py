@@ -29,11 +29,11 @@ class SamplingRules:
     False
     """
 
-    repetition_penalty: float = 1.0
-    temperature: float = 1.0
+    repetition_penalty: int | float = 1.0
+    temperature: int | float = 1.0
     top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    top_p: int | float = 1.0
+    min_p: int | float = 0.0
 
     def __post_init__(self) -> None:
         whole = isinstance(self.top_k, int) and not isinstance(self.top_k, bool)

@@ -31,7 +31,7 @@ def test_names_numbers_and_table(samples: ij.Samples) -> None:
     assert samples.sample.tolist() == [0, 1] * 3
     frame = samples.to_pandas()
     assert frame["task"].tolist()[:3] == ["t", "t", None]
-    assert frame["instruction_id"][0] == "c1" and frame["input_id"][2] == "z2"
+    assert frame["instruction_id"].tolist()[0] == "c1" and frame["input_id"].tolist()[2] == "z2"
     assert frame["output"].tolist() == samples.text and frame.attrs["seed"] == "1"
     np.testing.assert_allclose(
         samples.log_prob, [logs.sum(dtype=np.float64) for logs in samples.token_log_probs]
@@ -99,7 +99,12 @@ def test_long_prompts_leave_room_where_they_may_be_cut(tiny_model: Any) -> None:
 
 
 def test_wrong_calls(tiny_model: Any) -> None:
-    for wrong in ({"max_new_tokens": 0}, {"num_samples": True}, {"temperature": -0.1}):
+    calls: list[dict[str, Any]] = [
+        {"max_new_tokens": 0},
+        {"num_samples": True},
+        {"temperature": -0.1},
+    ]
+    for wrong in calls:
         with pytest.raises(ij.UsageError, match=next(iter(wrong))):
             ij.sample(tiny_model, EXAMPLES, **wrong)
     with pytest.raises(ij.DataError, match="row 1: no instruction and no input"):

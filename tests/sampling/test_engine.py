@@ -147,7 +147,8 @@ def test_programs_are_few_and_slots_are_used_again(random_model: Any) -> None:
 def count_programs() -> tuple[int, int]:
     from instructjax.sampling import slots
 
-    return slots.write._cache_size(), slots.admit._cache_size()
+    programs: list[Any] = [slots.write, slots.admit]
+    return programs[0]._cache_size(), programs[1]._cache_size()
 
 
 def test_another_seed_name_or_sample_writes_something_else(
