@@ -80,5 +80,7 @@ def _make_table(*names: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
         text = name in ("metric", "model", "paired difference")
-        table.add_column(name, justify="left" if text else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if text else "right", overflow="fold", no_wrap=not text
+        )
     return table

@@ -12,6 +12,7 @@ import pytest
 import instructjax as ij
 from instructjax.errors import DataError, UsageError
 from instructjax.evaluation import EVALUATION_SCHEMA, read_evaluation, stream, text_hash, token_f1
+from instructjax.sampling import sample
 
 EXAMPLES = [
     ij.Example(instruction="Add.", input="1 and 1", output=["2", "3", "4"], answer="2", id="a"),
@@ -64,9 +65,7 @@ def test_what_the_model_writes_is_what_is_judged(tiny_model: Any) -> None:
     found = ij.evaluate(
         tiny_model, EXAMPLES, ["chrf", "log_prob"], max_new_tokens=4, progress=False
     )
-    samples = ij.sampling.sample(
-        tiny_model, EXAMPLES, max_new_tokens=4, temperature=0.0, progress=False
-    )
+    samples = sample(tiny_model, EXAMPLES, max_new_tokens=4, temperature=0.0, progress=False)
     written = found.columns["prediction"][found.columns["metric"] == "chrf"].tolist()
     assert written == [row.text for row in samples]
     assert set(found.columns["prediction"][found.columns["metric"] == "log_prob"]) == {None}
