@@ -65,7 +65,8 @@ def test_a_stop_string_ends_the_text_where_it_begins(tiny_model: Any) -> None:
     example = EXAMPLES[0]
     whole = ij.sample(tiny_model, example, max_new_tokens=12, stop_ids=(), temperature=0)
     text = whole.text[0]
-    stop = text[3:5]
+    pairs = (text[i : i + 2] for i in range(1, len(text) - 1))
+    stop = next(pair for pair in pairs if pair.isascii())
     cut = ij.sample(
         tiny_model, example, max_new_tokens=12, stop_ids=(), temperature=0, stop=[stop, "@@@"]
     )
@@ -134,13 +135,13 @@ def test_choices_are_drawn_by_their_exact_posterior(random_model: Any, decode_by
 
 @pytest.fixture(scope="module")
 def small(random_model: Any) -> Any:
-    return random_model(vocab_size=6, seed=4)
+    return random_model(vocab_size=4, seed=4)
 
 
 def log_probs_of_all(model: Any, decode_by_hand: Any, prompt: list[int], length: int, stop: int):
     """log Pr of every response that ends with `stop` or has `length` tokens, by loops."""
     found = {}
-    for y in itertools.product(range(6), repeat=length):
+    for y in itertools.product(range(4), repeat=length):
         y = y[: y.index(stop) + 1] if stop in y else y
         if y not in found:
             table = decode_by_hand(model, [*prompt, *y])
@@ -151,10 +152,10 @@ def log_probs_of_all(model: Any, decode_by_hand: Any, prompt: list[int], length:
 def test_a_wide_beam_finds_the_best_of_all(small: Any, decode_by_hand: Any) -> None:
     prompt, length = [1, 2], 3
     every = log_probs_of_all(small, decode_by_hand, prompt, length, 0)
-    best = sorted(every.items(), key=lambda item: -item[1])[:40]
+    best = sorted(every.items(), key=lambda item: -item[1])
     sampler = Sampler(small, rules=SamplingRules(temperature=0), stop_ids=(0,))
     asked = PromptToSample(ids=np.array(prompt, np.int32), name="a", max_new_tokens=length)
-    found = search(sampler, asked, 200)[:40]
+    found = search(sampler, asked, 40)
     assert [tuple(one.ids.tolist()) for one in found] == [y for y, _ in best]
     logs = [float(one.token_log_probs.sum()) for one in found]
     np.testing.assert_allclose(logs, [log_prob for _, log_prob in best], atol=1e-4)
@@ -163,13 +164,13 @@ def test_a_wide_beam_finds_the_best_of_all(small: Any, decode_by_hand: Any) -> N
 
 def test_a_narrow_beam_is_the_one_written_out(small: Any, decode_by_hand: Any) -> None:
     """Keeps the best unfinished beams, step by step, with nothing shared and no cache."""
-    prompt, length, width = [4, 2, 5], 5, 2
+    prompt, length, width = [3, 2, 1], 5, 2
     alive, done = [((), 0.0)], []
     for _ in range(length):
         grown = []
         for y, total in alive:
             table = decode_by_hand(small, [*prompt, *y])[-1]
-            grown += [((*y, token), total + table[token]) for token in range(6)]
+            grown += [((*y, token), total + table[token]) for token in range(4)]
         grown.sort(key=lambda item: -item[1])
         alive = []
         for y, total in grown:
