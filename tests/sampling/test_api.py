@@ -29,9 +29,10 @@ def samples(tiny_model: Any) -> ij.Samples:
 def test_names_numbers_and_table(samples: ij.Samples) -> None:
     assert samples.ids == ["a", "a", "row 2", "row 2", "given", "given"]
     assert samples.sample.tolist() == [0, 1] * 3
+    columns = samples.to_arrow().to_pydict()
+    assert columns["task"][:3] == ["t", "t", None]
+    assert columns["instruction_id"][0] == "c1" and columns["input_id"][2] == "z2"
     frame = samples.to_pandas()
-    assert frame["task"].tolist()[:3] == ["t", "t", None]
-    assert frame["instruction_id"].tolist()[0] == "c1" and frame["input_id"].tolist()[2] == "z2"
     assert frame["output"].tolist() == samples.text and frame.attrs["seed"] == "1"
     np.testing.assert_allclose(
         samples.log_prob, [logs.sum(dtype=np.float64) for logs in samples.token_log_probs]
