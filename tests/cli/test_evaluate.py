@@ -20,7 +20,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 TIED, OTHER = str(FIXTURES / "llama-tied"), str(FIXTURES / "llama-untied")
 Run = Callable[..., int]
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"instruction": "Add.", "input": f"{i} and 1", "output": ["1", "2", "3"], "gold": i % 3}
     | {"cell": "seen_c_seen_z" if i % 2 else "seen_c_unseen_z"}
     for i in range(6)

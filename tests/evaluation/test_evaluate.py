@@ -38,7 +38,7 @@ def test_scores_are_those_of_score_and_rank(tiny_model: Any) -> None:
     np.testing.assert_allclose(pick(found, "log_prob_per_token"), expected, atol=1e-5)
     ranking = ij.rank(tiny_model, EXAMPLES[:2], progress=False)
     np.testing.assert_array_equal(
-        pick(found, "rank_accuracy"), [*map(float, [x.correct for x in ranking]), math.nan]
+        pick(found, "rank_accuracy"), [*(float(bool(x.correct)) for x in ranking), math.nan]
     )
     columns = found.columns
     assert columns["id"][::3].tolist() == ["a", "b", "row 3"]
