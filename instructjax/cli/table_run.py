@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import pyarrow as pa
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.cli.row_count import estimate_rows
 from instructjax.cli.score_checks import check_all, check_apart
-from instructjax.cli.table_options import TableOptions
+from instructjax.cli.table_options import DataOptions
 from instructjax.data import Example, Reject, RejectsFile, read_examples
 from instructjax.data.files import find_files
 from instructjax.data.unusable import make_reject
@@ -26,14 +26,16 @@ from instructjax.prompts import PromptEncoder, Request
 from instructjax.scoring.cache import ScoreCache
 from instructjax.scoring.engine import Work
 from instructjax.scoring.runs import chunks
+from instructjax.scoring.runs.chunks import Chunk
 from instructjax.scoring.runs.folder import is_finished
 from instructjax.scoring.runs.manifest import describe_files
 from instructjax.scoring.runs.parts import Parts, open_parts
-from instructjax.scoring.runs.stream import Headway, ScoredChunk, score_chunks
+from instructjax.scoring.runs.stream import Headway, score_chunks
 from instructjax.scoring.tables.files import check_target
 
 Rows = Iterator[Example | Reject]
 Records = Iterable[Mapping[str, Any]]
+Chunks = Generator[Any, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +47,18 @@ class TableJob:
       encode: requests of an example, given its index.
       record: the records of a chunk, and its counts as a JSON value.
       count: takes the counts of a part, in the order of the input, earlier runs' parts too.
+      compute: what is done with chunks where they are not scored; given how far the run is, what
+        it computed, and what to call now and then.
+      chunk_rows: of the input in a chunk, if fewer than `CHUNK_ROWS`.
     """
 
     schema: pa.Schema
     metadata: Mapping[str, str]
     encode: Callable[[Example, int], list[Request]]
-    record: Callable[[ScoredChunk], tuple[Records, Any]]
+    record: Callable[[Any], tuple[Records, Any]]
     count: Callable[[Any], None]
+    compute: Callable[[Iterable[Chunk], Headway, Work, Callable[[], None]], Chunks] | None = None
+    chunk_rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,7 @@ class Written:
     cache: ScoreCache | None
 
 
-def open_rows(options: TableOptions, fields: Mapping[str, str]) -> Rows:
+def open_rows(options: DataOptions, fields: Mapping[str, str]) -> Rows:
     """The rows of the data, after checks of all that needs no model.
 
     Raises:
@@ -72,7 +79,7 @@ def open_rows(options: TableOptions, fields: Mapping[str, str]) -> Rows:
     """
     check_target(options.out, overwrite=options.overwrite or is_finished(options.out))
     # Files are opened and their columns checked here, before any time goes into the model.
-    rows = read_examples(options.data, format=options.format, fields=fields)
+    rows = _read(options, fields)
     check_apart(options.data, options.out)
     parse_spec(options.model)
     if sys.stderr.isatty():
@@ -80,8 +87,17 @@ def open_rows(options: TableOptions, fields: Mapping[str, str]) -> Rows:
     return rows
 
 
+def _read(options: DataOptions, fields: Mapping[str, str]) -> Rows:
+    return read_examples(
+        options.data,
+        format=options.format,
+        fields=fields,
+        needs_output=options.NEEDS_OUTPUT,
+    )
+
+
 def write_table(
-    options: TableOptions,
+    options: DataOptions,
     job: TableJob,
     rows: Rows,
     *,
@@ -100,7 +116,7 @@ def write_table(
     with open_parts(
         options.out,
         job.metadata,
-        _describe_inputs(options, fields),
+        _describe_inputs(options, job, fields),
         overwrite=options.overwrite,
         schema=job.schema,
     ) as parts:
@@ -110,11 +126,12 @@ def write_table(
         if parts.done:
             say_error(f"going on after {parts.rows:,} rows that are {options.DONE}", label="")
         elif options.strict:
-            again = read_examples(options.data, format=options.format, fields=fields)
+            again = _read(options, fields)
             if not check_all(again, lambda row: job.encode(row, 0)):
                 parts.discard()
                 return 1
-        caching = nullcontext() if options.cache is None else ScoreCache(options.cache, model)
+        folder = getattr(options, "cache", None)
+        caching = nullcontext() if folder is None else ScoreCache(folder, model)
         with caching as cache:
             headway, work = _run(options, job, rows, model, encoder, parts, cache)
         with RejectsFile(options.out) as rejects:
@@ -147,7 +164,7 @@ def show_end(done: str, written: Written) -> None:
 
 
 def _run(
-    options: TableOptions,
+    options: DataOptions,
     job: TableJob,
     rows: Rows,
     model: Model,
@@ -171,20 +188,22 @@ def _run(
                 checked = True
             return make_reject(row, error)
 
-    def write(chunk: ScoredChunk) -> None:
+    def write(chunk: Any) -> None:
         records, counts = job.record(chunk)
         rejects = [dataclasses.asdict(row) for row in chunk.failures if isinstance(row, Reject)]
         parts.add(chunk.first, chunk.stop, records, {"counts": counts, "rejects": rejects})
 
     headway, work = Headway(rows=parts.rows), Work()
     progress = ScoringProgress(estimate_rows(options.data), log=True)
-    scored = score_chunks(
-        model,
-        chunks.make_chunks(rows, encode, done=parts.done.copy()),
-        cache=cache,
-        headway=headway,
-        work=work,
-        on_progress=lambda: progress.update(headway.rows, work.useful),
+    encoded = chunks.make_chunks(rows, encode, done=parts.done.copy(), most_rows=job.chunk_rows)
+
+    def show() -> None:
+        progress.update(headway.rows, work.useful)
+
+    scored = (
+        score_chunks(model, encoded, cache=cache, headway=headway, work=work, on_progress=show)
+        if job.compute is None
+        else job.compute(encoded, headway, work, show)
     )
     writing: Future[None] | None = None
     with progress, ThreadPoolExecutor(1, thread_name_prefix="write") as writer, closing(scored):
@@ -197,12 +216,14 @@ def _run(
     return headway, work
 
 
-def _describe_inputs(options: TableOptions, fields: Mapping[str, str]) -> dict[str, str]:
+def _describe_inputs(
+    options: DataOptions, job: TableJob, fields: Mapping[str, str]
+) -> dict[str, str]:
     """What the rows of the table depend on beside the model and the rules of its prompts."""
     return {
         "format": options.format or "detected",
         "field": ", ".join(f"{name}={column}" for name, column in sorted(fields.items())) or "none",
         "strict": str(options.strict).lower(),
-        "chunks": f"{chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} tokens",
+        "chunks": f"{job.chunk_rows or chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} tokens",
         **describe_files(find_files(options.data)),
     }

@@ -12,6 +12,7 @@ from instructjax.data.rejects import BadRow
 NAMES = ("id", "instruction_id", "input_id", "task", "category")
 CONTRACT = ("instruction", "input", "output", "system", "history", "prompt_ids", "output_ids")
 CONTRACT += ("answer", *NAMES)
+_OUTPUTS = ("output", "output_ids")
 
 # Names of roles in chat files (OpenAI's and ShareGPT's) to the three that there are.
 ROLES = {
@@ -29,6 +30,8 @@ def build_example(
     default_id: str,
     columns: Mapping[str, str] | None = None,
     place: tuple[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    needs_output: bool = True,
 ) -> Example:
     """Makes an `Example` of a row with the contract's columns; others are ignored.
 
@@ -42,6 +45,8 @@ def build_example(
       default_id: the id where the row has none.
       columns: what the contract's names are called in the file, to say in a reason.
       place: file and row, for the example to carry.
+      extra: further columns, for the example to carry.
+      needs_output: whether a row without a response cannot be used; an empty one is none.
 
     Raises:
       BadRow: the row cannot be used.
@@ -51,7 +56,9 @@ def build_example(
     """
     values = {name: value for name in CONTRACT if not _is_missing(value := row.get(name))}
     shown = {name: f"`{(columns or {}).get(name, name)}`" for name in CONTRACT}
-    ids = _check_ids(values, shown)
+    if not needs_output:
+        values = {k: v for k, v in values.items() if k not in _OUTPUTS or v not in ("", [], ())}
+    ids = _check_ids(values, shown, needs_output)
     texts: dict[str, Any] = {
         name: _check_text(values[name], shown[name])
         for name in ("instruction", "input", "system")
@@ -62,7 +69,7 @@ def build_example(
     if "output" in values and not (ids and values["output"] in ("", [])):
         output = _check_output(values["output"], shown["output"])
     if not ids:
-        if output is None:
+        if output is None and needs_output:
             raise BadRow(f"no response: {shown['output']} is missing or null; give it a text")
         if not texts.get("instruction") and not texts.get("input"):
             both = f"{shown['instruction']} and {shown['input']}"
@@ -74,6 +81,7 @@ def build_example(
         history=check_messages(values.get("history", ()), shown["history"]),
         answer=_check_answer(values.get("answer"), shown["answer"], "answer" in (columns or {})),
         **names,
+        extra=extra or {},
         place=place,
     )
 
@@ -139,10 +147,15 @@ def _check_output(value: Any, shown: str) -> str | tuple[str, ...]:
     return tuple(_check_text(item, f"candidate {n} of {shown}") for n, item in enumerate(value, 1))
 
 
-def _check_ids(values: Mapping[str, Any], shown: Mapping[str, str]) -> dict[str, Any]:
+def _check_ids(
+    values: Mapping[str, Any], shown: Mapping[str, str], needs_output: bool
+) -> dict[str, Any]:
     given = [name for name in ("prompt_ids", "output_ids") if name in values]
     if not given:
         return {}
+    if given == ["prompt_ids"] and not needs_output:
+        prompt = _check_id_list(values["prompt_ids"], shown["prompt_ids"], "no prompt")
+        return {"prompt_ids": prompt}
     if len(given) == 1:
         raise BadRow(
             f"half of the token ids: there is {shown[given[0]]} alone; give both"

@@ -40,6 +40,8 @@ class Example:
       answer: the right one among several y, if it is known: its index from 0, or its text.
       prompt_ids: token ids of the whole prompt, used as they are.
       output_ids: token ids of y (or of several y), used as they are: nothing is appended.
+      extra: further columns of the data row, where a reader was asked to keep them; no part of
+        equality.
       place: file and row that a reader took it from, to name in messages; no part of equality.
 
     >>> Example(instruction="Add.", input="1 + 1", output=["2", "3"]).outputs
@@ -59,6 +61,7 @@ class Example:
     answer: int | str | None = None
     prompt_ids: Sequence[int] | np.ndarray | None = None
     output_ids: Sequence[int] | Sequence[Sequence[int]] | np.ndarray | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     place: tuple[str, str] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -77,6 +77,13 @@ def _convert_super_natural_instructions(row: Row, stem: str) -> dict[str, Any]:
     }
 
 
+def _convert_ifeval(row: Row, stem: str) -> dict[str, Any]:
+    return keep_contract(row) | {
+        "instruction": row.get("prompt"),
+        "id": _first(row, "id", "key"),
+    }
+
+
 def _convert_big_bench(row: Row, stem: str) -> dict[str, Any]:
     scores = row.get("target_scores")
     return keep_contract(row) | {
@@ -161,6 +168,12 @@ FORMATS: dict[str, Format] = {
         needs="messages or conversations",
         matches=lambda columns: "messages" in columns or "conversations" in columns,
         convert=_convert_messages,
+    ),
+    "ifeval": Format(
+        needs="prompt, instruction_id_list and kwargs",
+        matches=lambda columns: "prompt" in columns and "instruction_id_list" in columns,
+        convert=_convert_ifeval,
+        columns={"instruction": "prompt"},
     ),
     "flan": Format(
         needs="inputs and targets",

@@ -27,6 +27,8 @@ def read_examples(
     *,
     format: str | None = None,
     fields: Mapping[str, str] | None = None,
+    needs_output: bool = True,
+    keep_extra: bool = False,
 ) -> Iterator[Example | Reject]:
     """Streams the rows of a data file, or of every data file within a folder.
 
@@ -39,11 +41,13 @@ def read_examples(
 
     Args:
       path: a .jsonl, .ndjson, .json, .csv, .tsv (each also .gz), .parquet or .pq file, or a folder.
-      format: contract, alpaca, dolly, superni, messages, flan or bigbench; by default the one
-        that the first rows have.
+      format: contract, alpaca, dolly, superni, messages, ifeval, flan or bigbench; by
+        default the one that the first rows have.
       fields: columns by the contract's names, such as {"instruction": "question"}; "a.b" is
         column b within column a, "a.0" the first item of a list. Rows are then read as format
         contract, unless `answer` alone is mapped.
+      needs_output: whether rows must have a response; without, they are prompts to answer.
+      keep_extra: keep columns that are not the contract's in `Example.extra`.
 
     Returns:
       An iterator of examples and rejects, in the order of the rows.
@@ -62,7 +66,10 @@ def read_examples(
     """
     fields = dict(fields or {})
     _check_options(format, fields)
-    sources = [_open_source(file, format, fields) for file in find_files(Path(path))]
+    sources = [
+        _open_source(file, format, fields, needs_output, keep_extra)
+        for file in find_files(Path(path))
+    ]
     return (row for source in sources for row in source.read_rows())
 
 
@@ -72,6 +79,8 @@ class _Source:
     start: Callable[[], Iterator[Record]]
     format: Format
     fields: Mapping[str, str]
+    needs_output: bool
+    keep_extra: bool
 
     def read_rows(self) -> Iterator[Example | Reject]:
         stem = find_stem(self.file)
@@ -86,6 +95,8 @@ class _Source:
                     default_id=f"{stem}:{record.number}",
                     columns=columns,
                     place=(str(self.file), record.row),
+                    extra=_find_extra(record.value) if self.keep_extra else None,
+                    needs_output=self.needs_output,
                 )
             except BadRow as bad:
                 yield Reject(
@@ -112,7 +123,13 @@ def _check_options(format: str | None, fields: Mapping[str, str]) -> None:
         )
 
 
-def _open_source(file: Path, format: str | None, fields: Mapping[str, str]) -> _Source:
+def _open_source(
+    file: Path,
+    format: str | None,
+    fields: Mapping[str, str],
+    needs_output: bool,
+    keep_extra: bool,
+) -> _Source:
     start = open_records(file)
     first = _read_first_columns(file, start, fields)
     rows = [mapped for _, mapped in first]
@@ -126,6 +143,8 @@ def _open_source(file: Path, format: str | None, fields: Mapping[str, str]) -> _
             )
     if fields.keys() - {"answer"}:
         format = "contract"
+    if not needs_output and rows and not any(_fits(row, format) for row in rows):
+        rows = [(*row, "output") for row in rows]
     if rows and not any(_fits(row, format) for row in rows):
         raise _make_format_error(file, format, rows[0])
     if rows and all("instructions" in row and "instruction" not in row for row in rows):
@@ -136,7 +155,18 @@ def _open_source(file: Path, format: str | None, fields: Mapping[str, str]) -> _
             " (`--field instruction=instructions.0`)",
         )
     found = format or next((name for row in rows if (name := detect_format(row))), "contract")
-    return _Source(file=file, start=start, format=FORMATS[found], fields=fields)
+    return _Source(
+        file=file,
+        start=start,
+        format=FORMATS[found],
+        fields=fields,
+        needs_output=needs_output,
+        keep_extra=keep_extra,
+    )
+
+
+def _find_extra(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in CONTRACT}
 
 
 def _read_first_columns(

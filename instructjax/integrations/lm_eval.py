@@ -45,6 +45,7 @@ import numpy as np
 from instructjax.display.progress import ScoringProgress
 from instructjax.errors import UsageError
 from instructjax.integrations.conversations import render_conversation
+from instructjax.integrations.lm_eval_generate import write_responses
 from instructjax.integrations.lm_eval_requests import RequestEncoder
 from instructjax.models.model import Model, load_model
 from instructjax.prompts.options import Boundary, Truncation
@@ -73,7 +74,7 @@ _IDENTITY = "instructjax"
 
 
 class InstructJaxLM(LM):
-    """log Pr(continuation | context) for lm-evaluation-harness.
+    """log Pr(continuation | context), and responses, for lm-evaluation-harness.
 
     Args:
       pretrained: a model spec as `load_model` takes it, or a `Model`.
@@ -163,15 +164,31 @@ class InstructJaxLM(LM):
         return answers
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Refuses: this model scores, and does not sample.
+        """What the model writes after each context, by the task's `generation_kwargs`.
 
         Raises:
-          UsageError: always, if there is a request.
+          UsageError: `generation_kwargs` that cannot be done here.
+          PromptError: a context cannot be encoded faithfully; names task and document.
         """
-        names = sorted({name_request(request).partition(",")[0] for request in requests})
-        if names:
-            raise generation_error(names)
-        return []
+        answers = [""] * len(requests)
+        wanted: list[Any] = [(*request.args, name_request(request)) for request in requests]
+        done = tokens = 0
+        with ScoringProgress(len(requests), show=False if disable_tqdm else None) as bar:
+
+            def tick(fresh: int) -> None:
+                nonlocal tokens
+                tokens += fresh
+                bar.update(done, tokens)
+
+            for texts in write_responses(self.model, self._encoder, wanted, on_tokens=tick):
+                for i, text in texts:
+                    answers[i] = text
+                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                done += len(texts)
+                if (cached := self.cache_hook.dbdict) is not None:
+                    cached.commit()
+        self.num_scored += len(requests)
+        return answers
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -295,15 +312,6 @@ def name_request(request: Instance) -> str:
     'task copa, document 3, request 1'
     """
     return f"task {request.task_name}, document {request.doc_id}, request {request.idx}"
-
-
-def generation_error(tasks: Sequence[str]) -> UsageError:
-    """What to say of tasks that need a model to write."""
-    return UsageError(
-        f"{', '.join(tasks)}: the output type is generate_until, which needs sampling, and "
-        "instructjax does not sample yet",
-        remedy="leave out such tasks; multiple_choice, loglikelihood and loglikelihood_rolling run",
-    )
 
 
 def _take(stream: Iterator[Request], tokens: int) -> list[Request]:

@@ -65,19 +65,29 @@ class RequestEncoder:
         del about["contexts"]
         return {**about, "rolling_bos": self._rolling_bos}
 
-    def encode_pair(self, context: str, continuation: str, *, row: int, name: str) -> Request:
+    def encode_pair(
+        self, context: str, continuation: str, *, row: int, name: str, room: int = 0
+    ) -> Request:
         """The continuation after its context; an empty context is BOS, or EOS without one.
 
         Args:
           context, continuation: as the harness gives them.
           row: index in the input.
           name: what to call the request in a message.
+          room: tokens to leave free after them, where contexts are cut.
 
         Raises:
           PromptError: they cannot be encoded faithfully, or are too long.
         """
         chat = bool(self._openings) and context.startswith(self._openings)
         encoder = self._chat if chat else self._plain
+        if room and encoder.options.truncation != "error":
+            limit = max(self.max_length - room, 2)
+            encoder = PromptEncoder(
+                encoder.tokenizer,
+                replace(encoder.options, max_length=limit),
+                vocab_size=self._model.config.vocab_size,
+            )
         example = Example(instruction=context, output=continuation, id=name)
         request = encoder.encode(example, row=row)[0]
         tokenizer = self._model.tokenizer

@@ -7,23 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import instructjax.integrations.lm_eval  # noqa: F401  # says so if the harness is not installed
 from instructjax.errors import DataError, InstructJaxError, UsageError
-from instructjax.integrations.lm_eval import generation_error
 
-# After instructjax.integrations.lm_eval, which says so if the harness is not installed.
+# After that.
 from lm_eval.tasks import TaskManager  # isort: skip
 
 SHOWN_MATCHES = 5
 
 
 class ScoringTasks(TaskManager):
-    """The harness' task manager, which refuses what this model cannot do when tasks are loaded."""
+    """The harness' task manager, whose errors name the remedy."""
 
     def load(self, task_list: Any) -> Any:
         """Loads tasks and their data.
 
         Raises:
-          UsageError: a task generates text.
           DataError: a task or its data cannot be loaded.
         """
         try:
@@ -37,9 +36,6 @@ class ScoringTasks(TaskManager):
                 f"({type(error).__name__}: {reason})",
                 remedy="check their files; data of built-in tasks come from the Hugging Face hub",
             ) from error
-        tasks: dict[str, Any] = dict(loaded["tasks"])
-        if generating := [n for n, task in tasks.items() if task.OUTPUT_TYPE == "generate_until"]:
-            raise generation_error([f"task {name}" for name in generating])
         return loaded
 
 

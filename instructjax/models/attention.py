@@ -9,8 +9,9 @@ shared prefixes laid out depth first (`ends` is where the token's subtree stops)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.models.attention_tiles import Tiles, attend_tiles
 from instructjax.models.linear import precision_of
+
+# What attention does with queries, keys and values (and `sinks`, `scale`, `softcap`, where
+# a family has them): gives what each query sees, and what is to be kept of the layer.
+Look = Callable[..., tuple[Array, Any]]
 
 
 def visible(ends: Int[Array, "B T"]) -> Bool[Array, "B T T"]:

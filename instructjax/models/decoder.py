@@ -16,9 +16,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from instructjax.models.attention import Window, attend
+from instructjax.models.attention import Look, Window, attend
 from instructjax.models.attention_tiles import find_tiles
-from instructjax.models.config import NO_ROPE, DecoderConfig
+from instructjax.models.config import NO_ROPE, DecoderConfig, RopeConfig
 from instructjax.models.experts import Experts
 from instructjax.models.latent_attention import LatentAttention
 from instructjax.models.linear import LayerNorm, Linear, OnePlusRMSNorm, RMSNorm
@@ -112,7 +112,7 @@ class Attention(nnx.Module):
         }
         return None if config.qk_norm is None else _norm(config, dtype, *shapes[config.qk_norm])
 
-    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window):
+    def __call__(self, x: Float[Array, "N E"], angles, look: Look) -> tuple[Array, Any]:
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.norms_all:
             q, k = _apply(self.q_norm, q), _apply(self.k_norm, k)
@@ -122,11 +122,10 @@ class Attention(nnx.Module):
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         options: dict[str, Any] = dict(self.options)
-        if window is not None:
-            options["window"] = window
         if self.sinks is not None:
             options["sinks"] = self.sinks[...]
-        return self.o(attend(q, k, v, ends, tiles, tile=tile, **options).reshape(x.shape[0], -1))
+        seen, kept = look(q, k, v, **options)
+        return self.o(seen.reshape(x.shape[0], -1)), kept
 
 
 class MLP(nnx.Module):
@@ -180,16 +179,16 @@ class Layer(nnx.Module):
         self.mlp = _block(config, dtype, dense)
         self.mlp_post_norm = _stream_norm(config, dtype) if config.post_norm else None
 
-    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window=None):
+    def __call__(self, x: Float[Array, "N E"], angles, look: Look) -> tuple[Array, Any]:
         before = _apply(self.attention_norm, x)
-        attended = self.attention(before, angles, ends, tiles, tile, window)
+        attended, kept = self.attention(before, angles, look)
         attended = _apply(self.attention_post_norm, attended)
         if not self.parallel:
             x = before = self._add(x, attended)
         if self.mlp_norm is not None:
             before = self.mlp_norm(x)
         y = _apply(self.mlp_post_norm, self.mlp(before))
-        return self._add(self._add(x, attended), y) if self.parallel else self._add(x, y)
+        return self._add(self._add(x, attended) if self.parallel else x, y), kept
 
     def _add(self, x: Float[Array, "N E"], y: Float[Array, "N E"]) -> Float[Array, "N E"]:
         return x + (y if self.multiplier == 1 else y * jnp.asarray(self.multiplier, y.dtype))
@@ -241,21 +240,39 @@ class Decoder(nnx.Module):
           remat: what the backward pass computes again instead of keeping it, see
             `rematerialize`.
         """
-        config = self.config
-        depth = positions.reshape(-1)
-        ropes = list(dict.fromkeys(kind.rope for kind in config.layers)) or [config.rope]
-        width = config.latent.rotary_dim if config.latent else config.rotary_dim or config.head_dim
+        tiles = find_tiles(positions, ends, tile)
+
+        def look(q, k, v, *, window, **options):
+            if window is not None:
+                options["window"] = Window(window, positions)
+            return attend(q, k, v, ends, tiles, tile=tile, **options), None
+
+        ropes = [self.config.rope, *(kind.rope for kind in self.config.layers)]
         lengths = sequence_lengths(positions, ends) if any(map(by_length, ropes)) else None
-        angles = [
-            rotation(
-                depth,
-                frequencies_by_length(rope, width, lengths)
-                if lengths is not None and by_length(rope)
-                else inverse_frequencies(rope, width),
-                rope.attention_factor,
-            )
-            for rope in ropes
-        ]
+        depth = positions.reshape(-1)
+        x, _ = self.scan_layers(tokens.reshape(-1), depth, look, lengths=lengths, remat=remat)
+        return x.reshape(*tokens.shape, -1)
+
+    def scan_layers(
+        self,
+        tokens: Int[Array, " N"],
+        depth: Int[Array, " N"],
+        look: Look,
+        *,
+        lengths: Int[Array, " N"] | None = None,
+        remat: str = "none",
+    ) -> tuple[Float[Array, "N E"], Any]:
+        """Hidden states of flat tokens after the final norm, and what `look` keeps, by layer.
+
+        Args:
+          tokens: ids.
+          depth: of each token in its own sequence.
+          look: attention; its `window` is how many tokens the layer's queries see, or None.
+          lengths: see `rotations`.
+          remat: see `rematerialize`.
+        """
+        config = self.config
+        ropes, angles = self.rotations(depth, lengths)
         # Layers that differ take their own from a stack; a program for layers alike has no trace
         # of this.
         each: dict[str, Array] = {}
@@ -265,28 +282,54 @@ class Decoder(nnx.Module):
         if any(kind.window for kind in config.layers):
             each["window"] = jnp.array([kind.window or _EVERYTHING for kind in config.layers])
         alike = None if ropes == [NO_ROPE] else angles[0]
-        tiles = find_tiles(positions, ends, tile)
 
         def step(graphdef, x, scanned):
             params, own = scanned
             params = params if self.gather is None else self.gather(params)
             turn = jax.tree.map(lambda s: s[own["rope"]], stack) if "rope" in own else alike
-            window = Window(own["window"], positions) if "window" in own else None
             layer = nnx.merge(graphdef, params)
-            return layer(x, turn, ends, tiles, tile, window), None
+            return layer(x, turn, partial(look, window=own.get("window")))
 
         def run(stack, x, each):
             graphdef, stacked = nnx.split(stack)
             body = rematerialize(partial(step, graphdef), remat, gathers=self.gather is not None)
-            return lax.scan(body, x, (stacked, each))[0]
+            return lax.scan(body, x, (stacked, each))
 
-        x, dense = self.embed(tokens.reshape(-1), depth), config.dense_layers
-        if self.dense_layers is not None:
-            x = run(self.dense_layers, x, {name: part[:dense] for name, part in each.items()})
-        x = run(self.layers, x, {name: part[dense:] for name, part in each.items()})
-        x = self.final_norm(x)
-        x = x if config.logit_multiplier == 1 else x * jnp.asarray(config.logit_multiplier, x.dtype)
-        return x.reshape(*tokens.shape, -1)
+        x, dense = self.embed(tokens, depth), config.dense_layers
+        if self.dense_layers is None:
+            x, kept = run(self.layers, x, each)
+        else:
+            first = {name: part[:dense] for name, part in each.items()}
+            x, before = run(self.dense_layers, x, first)
+            x, kept = run(self.layers, x, {name: part[dense:] for name, part in each.items()})
+            kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, kept)
+        return self.finish(x), kept
+
+    def rotations(
+        self, depth: Int[Array, " N"], lengths: Int[Array, " N"] | None = None
+    ) -> tuple[list[RopeConfig], list[Any]]:
+        """The kinds of rotary positions that layers have, and the turns of each at these depths.
+
+        Args:
+          depth: of each token in its own sequence.
+          lengths: of the request that each token belongs to; None where all are within the original
+            context, or nothing depends on it.
+        """
+        config = self.config
+        ropes = list(dict.fromkeys(kind.rope for kind in config.layers)) or [config.rope]
+        width = config.latent.rotary_dim if config.latent else config.rotary_dim or config.head_dim
+
+        def find(rope: RopeConfig):
+            if lengths is not None and by_length(rope):
+                return frequencies_by_length(rope, width, lengths)
+            return inverse_frequencies(rope, width)
+
+        return ropes, [rotation(depth, find(rope), rope.attention_factor) for rope in ropes]
+
+    def finish(self, x: Float[Array, "N E"]) -> Float[Array, "N E"]:
+        """What the head takes of the last layer's output."""
+        x, multiplier = self.final_norm(x), self.config.logit_multiplier
+        return x if multiplier == 1 else x * jnp.asarray(multiplier, x.dtype)
 
     @property
     def output_table(self) -> Float[Array, "V E"]:

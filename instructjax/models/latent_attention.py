@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from instructjax.models.attention import attend
+from instructjax.models.attention import Look
 from instructjax.models.config import DecoderConfig
 from instructjax.models.linear import Linear, RMSNorm
 from instructjax.models.rotary import rotate
@@ -44,7 +44,7 @@ class LatentAttention(nnx.Module):
         scale = config.attention_scale
         self.options = () if scale is None else (("scale", scale),)
 
-    def __call__(self, x: Float[Array, "N E"], angles, ends, tiles, tile: int, window):
+    def __call__(self, x: Float[Array, "N E"], angles, look: Look) -> tuple[Array, Any]:
         latent, count = self.latent, len(x)
         still = self.head_dim - latent.rotary_dim
         q = self._queries(x).reshape(count, -1, self.head_dim)
@@ -54,10 +54,8 @@ class LatentAttention(nnx.Module):
         turned = kept[:, None, latent.rank :]
         k = self._turned_first(turned, expanded[..., :still], angles)
         v = expanded[..., still:]
-        options: dict[str, Any] = dict(self.options)
-        if window is not None:
-            options["window"] = window
-        return self.o(attend(q, k, v, ends, tiles, tile=tile, **options).reshape(count, -1))
+        seen, own = look(q, k, v, **dict(self.options))
+        return self.o(seen.reshape(count, -1)), own
 
     def _queries(self, x: Float[Array, "N E"]) -> Float[Array, "N Q"]:
         if self.q is not None:

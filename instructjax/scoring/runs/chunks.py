@@ -60,7 +60,11 @@ Encode = Callable[[Any, int], list[Request] | Failure | Reject]
 
 
 def make_chunks(
-    rows: Iterable[Any], encode: Encode, *, done: Mapping[int, int] | None = None
+    rows: Iterable[Any],
+    encode: Encode,
+    *,
+    done: Mapping[int, int] | None = None,
+    most_rows: int | None = None,
 ) -> Iterator[Chunk]:
     """Cuts a stream into chunks of `CHUNK_ROWS` rows or about `CHUNK_TOKENS` tokens.
 
@@ -69,6 +73,7 @@ def make_chunks(
       encode: makes the requests of a row, given its index, or says why there are none; what it
         raises ends the stream.
       done: chunks to pass over, unencoded: the index of the first row to that after the last.
+      most_rows: rows of a chunk, if fewer than `CHUNK_ROWS`.
     """
     done = done or {}
     rows = iter(rows)
@@ -80,14 +85,14 @@ def make_chunks(
                 pass
             place = stop
             continue
-        chunk = _read_chunk(rows, encode, place)
+        chunk = _read_chunk(rows, encode, place, min(most_rows or CHUNK_ROWS, CHUNK_ROWS))
         if chunk.stop == place:
             return
         yield chunk
         place = chunk.stop
 
 
-def _read_chunk(rows: Iterator[Any], encode: Encode, first: int) -> Chunk:
+def _read_chunk(rows: Iterator[Any], encode: Encode, first: int, most_rows: int) -> Chunk:
     chunk = Chunk(first=first, stop=first)
     tokens = 0
     for row in rows:
@@ -98,6 +103,6 @@ def _read_chunk(rows: Iterator[Any], encode: Encode, first: int) -> Chunk:
         else:
             chunk.failures.append(made)
         chunk.stop += 1
-        if chunk.stop - first >= CHUNK_ROWS or tokens >= CHUNK_TOKENS:
+        if chunk.stop - first >= most_rows or tokens >= CHUNK_TOKENS:
             break
     return chunk

@@ -106,13 +106,17 @@ class Parts:
                 text = part_file(self._folder, first, stop, "note").read_text(encoding="utf-8")
             yield json.loads(text)
 
-    def finish(self) -> None:
+    def finish(self, metadata: Mapping[str, str] | None = None) -> None:
         """Puts the parts together under the table's name and deletes them.
+
+        Args:
+          metadata: of the table, beside that which was known from the start.
 
         Raises:
           DataError: the table cannot be written, or a file of its name has appeared meanwhile.
         """
         staged, sidecar = self._folder / "table.tmp", sidecar_of(self._out)
+        self._metadata = {**self._metadata, **(metadata or {})}
         with self.blaming():
             try:
                 with self._open_writer(staged) as writer:

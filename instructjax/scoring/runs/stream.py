@@ -50,6 +50,7 @@ class ScoredChunk:
     Attributes:
       first, stop: indices of the first row, and after the last.
       examples: those that have scores, in order.
+      indices: of these in the input.
       rows: the scores, one a request.
       failures: the examples that have none, in order.
     """
@@ -57,6 +58,7 @@ class ScoredChunk:
     first: int
     stop: int
     examples: list[Example]
+    indices: list[int]
     rows: list[ScoredRow]
     failures: list[Reject | Failure]
 
@@ -170,6 +172,7 @@ def score_chunks(
                 first=chunk.first,
                 stop=chunk.stop,
                 examples=[row.example for row in chunk.rows],
+                indices=[row.row for row in chunk.rows],
                 rows=rows,
                 failures=chunk.failures,
             )

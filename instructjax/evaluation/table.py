@@ -1,0 +1,93 @@
+"""The evaluation table: one row a (model, example, metric), that every later analysis reads.
+
+| column | what it holds |
+| --- | --- |
+| `model` | name of the model; all rows of a model stand together |
+| `id` | the example's; "row N" with N counted from 1 where it has none |
+| `metric` | name of the metric, such as `log_prob` or `rouge_l` |
+| `value` | P(c, z, y); null (NaN in numpy) where there is none, and `status` says why |
+| `instruction_id`, `input_id`, `task`, `category` | names of the data row, null where it has none |
+| `cell` | the data row's, such as `seen_c_seen_z`; null where it has none |
+| `instruction_hash`, `input_hash` | what identifies c and z: `text_hash` of their texts |
+| `num_references` | y that the value is the best over; for `ifeval_*`, constraints checked |
+| `prediction` | what the model wrote, in rows of metrics of text, if predictions are kept |
+| `status` | "ok", or flags joined by commas |
+
+Every model has the same examples in the same order, and every example every metric, so the rows of
+two models pair by place as well as by (`id`, `metric`). Hashes and not names identify c and z: the
+names may be missing, or differ for one text. Where a prompt is given as token ids,
+`instruction_hash` is null and `input_hash` stands for the whole prompt.
+
+Units: `log_prob` nats, `log_prob_per_token` nats a token, all other metrics 0 to 1, except `chrf`,
+0 to 100 as sacrebleu gives it, and a user's own.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pyarrow as pa
+
+from instructjax.scoring.tables.reading import read_table
+
+EVALUATION_SCHEMA = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("instruction_id", pa.string()),
+        pa.field("input_id", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("category", pa.string()),
+        pa.field("cell", pa.string()),
+        pa.field("instruction_hash", pa.string()),
+        pa.field("input_hash", pa.string()),
+        pa.field("num_references", pa.int32(), nullable=False),
+        pa.field("prediction", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+    ]
+)
+
+
+def read_evaluation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The columns of an evaluation table as numpy arrays of one length.
+
+    `value` is float64 with NaN where there is none, `num_references` int32. The others are object
+    arrays of texts with "" where there is none, so that `np.unique` can group by them; in
+    `prediction` it is None.
+
+    Args:
+      path: a .parquet, .jsonl or .csv file that `instructjax evaluate` or `Evaluation.save` wrote.
+
+    Raises:
+      UsageError: no such file, or another suffix.
+      DataError: it is no evaluation table, or it is damaged.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> file = Path(tempfile.mkdtemp()) / "results.csv"
+    >>> row = {name: "" for name in EVALUATION_SCHEMA.names}
+    >>> row |= {"model": "tiny", "id": "a", "value": "0.5", "num_references": "1", "status": "ok"}
+    >>> _ = file.write_text(",".join(row) + "\\n" + ",".join(row.values()) + "\\n")
+    >>> read_evaluation(file)["value"]
+    array([0.5])
+    """
+    return to_columns(read_table(path, EVALUATION_SCHEMA, verb="evaluate"))
+
+
+def to_columns(table: pa.Table) -> dict[str, np.ndarray]:
+    """The same of a table in memory; see `read_evaluation`."""
+    columns = {}
+    for field in EVALUATION_SCHEMA:
+        values = table.column(field.name).to_pylist()
+        if field.name == "value":
+            columns[field.name] = np.array(values, np.float64)  # None becomes NaN
+        elif field.name == "num_references":
+            columns[field.name] = np.array(values, np.int32)
+        else:
+            column = np.empty(len(values), object)
+            column[:] = values if field.name == "prediction" else [x or "" for x in values]
+            columns[field.name] = column
+    return columns

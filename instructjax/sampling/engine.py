@@ -1,0 +1,303 @@
+"""Prompts in, responses out: prompts computed in packed rows, responses written in slots.
+
+Sequences of about one length share a cache of fixed slots; where one is finished, the next moves
+in. The number of columns of the cache follows from a sequence's own length, so that what is written
+beside it does not change a bit of what is computed for it; see `kv_cache`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from instructjax.batching.packing import pack
+from instructjax.errors import PromptError, UsageError
+from instructjax.models.kv_cache import compute_keys, split_layers
+from instructjax.models.model import Model
+from instructjax.prompts.request import Request
+from instructjax.sampling.draw import RuleValues, to_values
+from instructjax.sampling.responses import (
+    Draft,
+    PromptToSample,
+    Sampled,
+    columns_for,
+    key_of,
+)
+from instructjax.sampling.rules import SamplingRules
+from instructjax.sampling.slots import AXIS, STEPS, Newcomer, Slots, admit, empty_slots, write
+from instructjax.sampling.stops import StopFinder, stop_mask
+
+SLOTS = 16
+# Programs of other numbers of slots round differently. A choice that hangs by less than this is
+# made again by the program of `SLOTS` slots, so that it does not matter which one wrote.
+SAFE_MARGIN = 2e-4
+
+_compute_keys = jax.jit(compute_keys)
+
+
+@dataclass(kw_only=True)
+class SamplingWork:
+    """What a run has done so far.
+
+    Attributes:
+      prompt_tokens: of prompts, computed; shared prefixes of a row once.
+      new_tokens: drawn and kept.
+      steps: of the decoder.
+      places: slots times steps.
+      programs: (slots, columns) of every loop, and (row length, tile) of prompts.
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    places: int = 0
+    programs: set[tuple[str, int, int]] = field(default_factory=set)
+
+
+class Sampler:
+    """Writes responses of one model by one set of rules.
+
+    The decoder's layers are kept as arrays of their own (see `split_layers`), which takes the
+    memory of the weights once more.
+
+    Args:
+      model: who writes.
+      rules: how tokens are drawn.
+      stop: strings that end a response.
+      stop_ids: tokens that do; by default all that end a turn of the model's.
+      seed: of the draws.
+      slots: sequences written at a time, at most.
+      mesh: with an axis `data`, over which the slots are spread; parameters are on every device.
+
+    Raises:
+      UsageError: a stop that is none, or slots that the mesh cannot share out.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        rules: SamplingRules,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        seed: int = 0,
+        slots: int = SLOTS,
+        mesh: Mesh | None = None,
+    ) -> None:
+        self.model, self.rules, self.seed, self.mesh = model, rules, seed, mesh
+        self.work = SamplingWork()
+        self._stop = tuple(stop)
+        StopFinder(model.tokenizer, self._stop)
+        known = [i for i in model.tokenizer.eos_ids if i < model.config.vocab_size]
+        self.stop_ids = tuple(known if stop_ids is None else stop_ids)
+        mask = stop_mask(model.config.vocab_size, self.stop_ids)
+        share = 1 if mesh is None else mesh.shape.get(AXIS, 0)
+        if not share:
+            raise UsageError("the mesh has no axis data", remedy="make one with data=N")
+        if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
+            raise UsageError(f"slots is {slots!r}", remedy="give a number of at least 1")
+        self._slots = slots + -slots % share
+        self._values: RuleValues = self._put(to_values(rules))
+        self._mask = self._put(jnp.asarray(mask))
+
+    def _put(self, tree: Any) -> Any:
+        """On every device of the mesh."""
+        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))
+
+    @cached_property
+    def parts(self) -> tuple[Any, Any]:
+        """The decoder's parameters; see `split_layers`."""
+        return self._put(split_layers(self.model.params))
+
+    def describe(self) -> dict[str, str]:
+        """Rules, seed, stops and slots, as text by name."""
+        return {
+            **self.rules.describe(),
+            "seed": str(self.seed),
+            "stop": json.dumps(self._stop, ensure_ascii=False),
+            "stop_ids": ",".join(map(str, self.stop_ids)),
+            "slots": str(self._slots),
+        }
+
+    def sample(
+        self,
+        prompts: Sequence[PromptToSample],
+        *,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> Iterator[Sampled]:
+        """All responses, each as soon as it is finished.
+
+        Args:
+          prompts: a window of them.
+          on_tokens: called with the number of tokens written since the last call.
+
+        Raises:
+          PromptError: a prompt is empty, leaves no room, or holds an id that the model lacks.
+        """
+        groups: dict[int, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(columns_for(self._check(prompt, i)), []).append(i)
+        total = sum(prompt.num_samples for prompt in prompts)
+        # One sequence alone is written fastest in a slot of its own: a matrix times one row.
+        lone = total == 1 and self.mesh is None and self._margins_tell
+        for columns, members in sorted(groups.items()):
+            pairs = [(i, sample) for i in members for sample in range(prompts[i].num_samples)]
+            count = 1 if lone else self._slots
+            yield from self._sample_group(prompts, pairs, columns, count, on_tokens)
+
+    @property
+    def _margins_tell(self) -> bool:
+        """Whether a choice with a margin is the same after another rounding; see `Drawn`."""
+        return {"top_k", "top_p", "min_p"}.isdisjoint(self._values.in_force)
+
+    def budget(self, prompt: PromptToSample) -> int:
+        """Tokens that may be drawn after a prompt: its limit, or what the model has room for."""
+        room = self.model.config.max_positions - len(prompt.ids) + 1
+        return min(prompt.max_new_tokens, room)
+
+    def _check(self, prompt: PromptToSample, place: int) -> int:
+        """The tokens of the longest sequence that the prompt may become."""
+        config, size = self.model.config, len(prompt.ids)
+        problem = ""
+        if not size:
+            problem = "the prompt is empty"
+        elif size > config.max_positions:
+            problem = f"{size} tokens, more than the {config.max_positions} that the model takes"
+        elif prompt.ids.min() < 0 or prompt.ids.max() >= config.vocab_size:
+            problem = f"a token id is not one of the model's {config.vocab_size}"
+        elif prompt.max_new_tokens < 1 or prompt.num_samples < 1:
+            raise UsageError("nothing is to be written", remedy="ask for 1 token and 1 sample")
+        if problem:
+            raise PromptError(problem, row=prompt.name or f"row {place + 1}")
+        return size + self.budget(prompt) - 1
+
+    def _sample_group(
+        self,
+        prompts: Sequence[PromptToSample],
+        pairs: Sequence[tuple[int, int]],
+        columns: int,
+        count: int,
+        on_tokens: Callable[[int], None] | None,
+    ) -> Iterator[Sampled]:
+        """Responses for pairs of (prompt, sample), written in `count` slots of `columns`."""
+        config, dtype = self.model.config, jnp.dtype(self.model.dtype)
+        penalty = "repetition_penalty" in self._values.in_force
+        slots = empty_slots(config, count, columns, dtype, penalty=penalty, mesh=self.mesh)
+        self.work.programs.add(("write", count, columns))
+        waiting = self._newcomers(prompts, pairs, columns)
+        free, writing = deque(range(count)), {}
+        doubtful: list[tuple[int, int]] = []
+        following = next(waiting, None)
+        while writing or following is not None:
+            while free and following is not None:
+                (prompt, sample), keys, newcomer = following
+                slot = free.popleft()
+                slots = admit(slots, *keys, newcomer, self._put(jnp.int32(slot)), mesh=self.mesh)
+                finder = StopFinder(self.model.tokenizer, self._stop)
+                writing[slot] = Draft(prompt, sample, self.budget(prompts[prompt]), finder)
+                following = next(waiting, None)
+            enough = len(writing) - 1 if following is not None else 0
+            slots, fresh = self._write(slots, writing, enough)
+            if on_tokens is not None:
+                on_tokens(fresh)
+            for slot in [slot for slot, draft in writing.items() if draft.reason]:
+                draft = writing.pop(slot)
+                free.append(slot)
+                unsure = count != SLOTS and self._margins_tell and draft.margin < SAFE_MARGIN
+                if unsure and self.mesh is None:
+                    doubtful.append((draft.prompt, draft.sample))
+                else:
+                    self.work.new_tokens += len(draft.ids)
+                    yield draft.finish()
+        if doubtful:
+            del slots
+            yield from self._sample_group(prompts, doubtful, columns, SLOTS, None)
+
+    def admission(self, prompts: Sequence[PromptToSample], columns: int) -> Iterator[Any]:
+        """One ((prompt, sample), keys and values, newcomer) a prompt, to be admitted to slots."""
+        for i, prompt in enumerate(prompts):
+            self._check(prompt, i)
+        return self._newcomers(prompts, [(i, 0) for i in range(len(prompts))], columns)
+
+    def _write(self, slots: Slots, writing: dict[int, Draft], enough: int) -> tuple[Slots, int]:
+        rest, layers = self.parts
+        idle = self._put(jnp.int32(STEPS)), self._put(jnp.int32(enough))
+        graphdef = self.model.graphdef
+        slots, written = write(
+            graphdef, rest, layers, slots, self._values, self._mask, *idle, mesh=self.mesh
+        )
+        steps, *columns, wrote = jax.device_get(
+            (
+                written.steps,
+                written.token,
+                written.log_prob,
+                written.sampling_log_prob,
+                written.margin,
+                written.wrote,
+            )
+        )
+        self.work.steps += int(steps)
+        self.work.places += int(steps) * wrote.shape[1]
+        fresh, ended = 0, []
+        for slot, draft in writing.items():
+            for step in np.flatnonzero(wrote[:steps, slot]):
+                if not draft.reason:
+                    draft.add([column[step, slot] for column in columns], self.stop_ids)
+                    fresh += 1
+            if draft.reason == "stop_string":
+                ended.append(slot)
+        if ended:
+            live = slots.live.at[jnp.asarray(ended)].set(False)
+            if self.mesh is not None:
+                live = jax.device_put(live, NamedSharding(self.mesh, P(AXIS)))
+            slots = slots.replace(live=live)
+        return slots, fresh
+
+    def _newcomers(
+        self, prompts: Sequence[PromptToSample], pairs: Sequence[tuple[int, int]], columns: int
+    ) -> Iterator[Any]:
+        """Sequences in the order of the rows that their prompts are computed in, row by row."""
+        members = sorted({prompt for prompt, _ in pairs})
+        requests = [_to_request(prompts[i].ids, i) for i in members]
+        for row in pack(requests):
+            keys = self._put(_compute_keys(self.model.graphdef, self.model.params, row.batch))
+            self.work.prompt_tokens += row.num_tokens
+            self.work.programs.add(("prompt", row.batch.tokens.shape[1], row.batch.tile))
+            sources, ends = np.asarray(row.batch.sources[0]), np.asarray(row.batch.ends[0])
+            for place, entries in row.members:
+                index, last = members[place], int(sources[entries[-1]])
+                prompt = prompts[index]
+                path = np.flatnonzero(ends[: last + 1] > last)
+                size = len(prompt.ids)
+                made = Newcomer(
+                    path=jnp.asarray(_pad(path, columns)),
+                    token=jnp.int32(prompt.ids[-1]),
+                    position=jnp.int32(size - 1),
+                    budget=jnp.int32(self.budget(prompt)),
+                    key=jnp.zeros(2, jnp.uint32),
+                    prompt=jnp.asarray(_pad(prompt.ids, columns)),
+                )
+                for sample in (sample for i, sample in pairs if i == index):
+                    key = key_of(self.seed, prompt.name, sample)
+                    yield (index, sample), keys, self._put(made.replace(key=jnp.asarray(key)))
+
+
+def _to_request(ids: np.ndarray, row: int) -> Request:
+    """All tokens but the last are to be computed; of a single one, itself, to be replaced."""
+    ids = np.asarray(ids, np.int32)
+    ids = ids if len(ids) > 1 else np.repeat(ids, 2)
+    return Request(ids=ids, spans=((len(ids) - 1, len(ids)),), num_bytes=0, row=row)
+
+
+def _pad(values: np.ndarray, columns: int) -> np.ndarray:
+    return np.pad(values.astype(np.int32), (0, columns - len(values)), mode="edge")

@@ -1,0 +1,150 @@
+"""One response with its names, and the prompt that an example makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from instructjax.data.example import Example
+from instructjax.errors import DataError
+from instructjax.models.model import Model
+from instructjax.prompts.encode import PromptEncoder
+from instructjax.prompts.options import Truncation
+from instructjax.prompts.request import Request
+from instructjax.sampling.responses import PromptToSample, Sampled
+from instructjax.scoring.api import make_encoder
+from instructjax.scoring.rows import check_example
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class SampledRow:
+    """A response y ~ Pr(. | c, z) to one example, with its names.
+
+    Attributes:
+      id: the example's, or "row N" with N counted from 1.
+      example: what was answered.
+      flags: of the prompt; see `PromptEncoder.encode`.
+      sampled: ids, text and numbers.
+    """
+
+    id: str
+    example: Example
+    flags: tuple[str, ...]
+    sampled: Sampled
+
+    @property
+    def sample(self) -> int:
+        """Number of the response among those to this example."""
+        return self.sampled.sample
+
+    @property
+    def text(self) -> str:
+        """y without the token or string that ended it."""
+        return self.sampled.text
+
+    @property
+    def token_ids(self) -> Int32[np.ndarray, " n"]:
+        """Ids drawn, the stop token included."""
+        return self.sampled.ids
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens drawn, the stop token included."""
+        return len(self.sampled.ids)
+
+    @property
+    def token_log_probs(self) -> Float32[np.ndarray, " n"]:
+        """Nats of each token under the model: what `score` gives for these ids."""
+        return self.sampled.token_log_probs
+
+    @property
+    def sampling_log_probs(self) -> Float32[np.ndarray, " n"]:
+        """Nats of each token under the distribution it was drawn from."""
+        return self.sampled.sampling_log_probs
+
+    @property
+    def log_prob(self) -> float:
+        """log Pr(y | c, z) in nats, summed in float64."""
+        return float(self.token_log_probs.sum(dtype=np.float64))
+
+    @property
+    def sampling_log_prob(self) -> float:
+        """Nats under the distribution that y was drawn from, summed in float64."""
+        return float(self.sampling_log_probs.sum(dtype=np.float64))
+
+    @property
+    def finish_reason(self) -> str:
+        """ "stop_token", "stop_string" or "length"."""
+        return self.sampled.finish_reason
+
+    @property
+    def status(self) -> str:
+        """ "ok", or flags of the prompt joined by commas."""
+        return ",".join(self.flags) or "ok"
+
+    def __repr__(self) -> str:
+        return (
+            f"SampledRow(id={self.id!r}, sample={self.sample}, text={self.text!r}, "
+            f"log_prob={self.log_prob:.3f}, finish_reason={self.finish_reason!r})"
+        )
+
+
+def make_prompt_encoder(
+    model: Model,
+    *,
+    max_new_tokens: int,
+    truncation: Truncation = "error",
+    max_length: int | None = None,
+    **options: object,
+) -> PromptEncoder:
+    """The encoder of prompts to be answered.
+
+    Args:
+      model: whose tokenizer and context length count.
+      max_new_tokens: with truncation, prompts are cut so that there is room for so many.
+      truncation: of prompts that are too long: "error", "left" or "middle".
+      max_length: tokens of prompt and response; by default all that the model takes.
+      **options: others of `PromptOptions`.
+
+    Raises:
+      UsageError: an unknown option, or a `max_length` that the model does not take.
+    """
+    longest = model.config.max_positions if max_length is None else max_length
+    if truncation != "error" and isinstance(longest, int):
+        longest = max(longest - max_new_tokens + 1, 2)
+    return make_encoder(
+        model, max_length=longest, truncation=truncation, include_eos=False, **options
+    )
+
+
+def encode_prompt(encoder: PromptEncoder, example: Example, row: int) -> Request:
+    """A request whose prompt is the example's, and whose response stands in for one to come.
+
+    Raises:
+      DataError: there is neither instruction nor input.
+      PromptError: the prompt cannot be encoded faithfully.
+    """
+    check_example(example, row)
+    name = example.id or f"row {row + 1}"
+    given = example.prompt_ids is not None
+    if not given and not (
+        example.instruction or example.input or example.system or example.history
+    ):
+        raise DataError("no instruction and no input", row=name, remedy="give one of them")
+    stand_in = {"output": None, "output_ids": [0]} if given else {"output": "x", "output_ids": None}
+    (request,) = encoder.encode(replace(example, answer=None, **stand_in), row=row)
+    return request
+
+
+def to_prompt(
+    example: Example, request: Request, *, num_samples: int, max_new_tokens: int
+) -> PromptToSample:
+    """What the engine takes. The example's id, or else its place, decides about the draws."""
+    return PromptToSample(
+        ids=request.ids[: request.spans[-1][0]],
+        name=example.id or f"row {request.row + 1}",
+        num_samples=num_samples,
+        max_new_tokens=max_new_tokens,
+    )

@@ -1,0 +1,239 @@
+"""`instructjax evaluate`: the table, several models, samples files, resuming, rejects, errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import instructjax as ij
+from instructjax.cli import evaluate_run
+from instructjax.cli.main import main
+from instructjax.evaluation import read_evaluation, stream
+from instructjax.scoring import read_metadata
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+TIED, OTHER = str(FIXTURES / "llama-tied"), str(FIXTURES / "llama-untied")
+Run = Callable[..., int]
+
+ROWS: list[dict[str, Any]] = [
+    {"instruction": "Add.", "input": f"{i} and 1", "output": ["1", "2", "3"], "gold": i % 3}
+    | {"cell": "seen_c_seen_z" if i % 2 else "seen_c_unseen_z"}
+    for i in range(6)
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Any) -> dict[str, Any]:
+    return {TIED: tiny_model, OTHER: ij.load_model(OTHER)}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, models: dict[str, Any]) -> Run:
+    """The command line with models loaded once, who write their name and the input."""
+    monkeypatch.setattr(evaluate_run, "load_model", lambda spec, dtype: models[spec])
+
+    def generate(model: Any, examples: Any, options: Any) -> list[str]:
+        return [f"{model.name[6:]} {example.input[:1]}" for example in examples]
+
+    monkeypatch.setattr(stream, "generate", generate)
+
+    def call(*args: object) -> int:
+        return main(["evaluate", *map(str, args)])
+
+    return call
+
+
+def test_two_models_in_one_paired_table(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], models: dict[str, Any]
+) -> None:
+    data, out = write(tmp_path / "d.jsonl", ROWS), tmp_path / "r.parquet"
+    args = ("--model", TIED, "--model", OTHER, "--data", data, "--field", "answer=gold")
+    metrics = "log_prob,rank_accuracy,exact_match,f1,rouge_l,chrf"
+    assert run(*args, "--metrics", metrics, "--out", out) == 0
+    columns = read_evaluation(out)
+    assert len(columns["id"]) == 2 * 6 * 6
+    half = 36
+    for name in ("id", "metric", "cell", "instruction_hash", "input_hash"):
+        np.testing.assert_array_equal(columns[name][:half], columns[name][half:])
+    assert columns["model"][0] == "llama-tied" and columns["model"][half] == "llama-untied"
+    assert columns["cell"][0] == "seen_c_unseen_z" and columns["cell"][6] == "seen_c_seen_z"
+    examples = [
+        ij.Example(
+            **{k: v for k, v in row.items() if k not in ("gold", "cell")}, answer=row["gold"]
+        )
+        for row in ROWS
+    ]
+    for k, model in enumerate(models.values()):
+        twin = ij.rank(model, examples, progress=False)
+        at = (columns["model"] == model.name) & (columns["metric"] == "rank_accuracy")
+        assert columns["value"][at].mean() == twin.metrics.accuracy
+        at = (columns["model"] == model.name) & (columns["metric"] == "log_prob")
+        expected = [one.log_prob[row["gold"]] for one, row in zip(twin, ROWS, strict=True)]
+        np.testing.assert_allclose(columns["value"][at], expected, atol=1e-4)
+        assert columns["prediction"][k * half + 2] == f"{model.name[6:]} 0"
+    # "tied 1" has one of two words of "1", "2", "3" in the row whose right answer it is.
+    at = (columns["model"] == "llama-tied") & (columns["metric"] == "f1")
+    assert columns["value"][at].tolist() == [0, 0, 0, 0, 0, 0]
+    text = " ".join(capsys.readouterr().out.split())
+    assert "llama-untied - llama-tied" in text and "clustered by instruction" in text
+    assert "evaluated 2 models on 6 rows in" in text and "nothing was left out" in text
+    from pyarrow import parquet
+
+    metadata = read_metadata(parquet.ParquetFile(out).read())
+    assert metadata["models"] == "llama-tied,llama-untied"
+    assert metadata["llama-untied/model_fingerprint"] == models[OTHER].fingerprint
+
+
+def test_samples_files_need_no_model(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(evaluate_run, "load_model", refuse)
+    data = write(tmp_path / "d.jsonl", [{**row, "answer": row["gold"]} for row in ROWS])
+    samples = [{"id": f"d:{i}", "output": str(i)} for i in (1, 2, 2, 3)]
+    file, out = write(tmp_path / "s.jsonl", samples), tmp_path / "r.csv"
+    args = ("--model", TIED, "--data", data, "--predictions", file)
+    assert run(*args, "--metrics", "exact_match", "--out", out) == 0
+    columns = read_evaluation(out)
+    np.testing.assert_array_equal(columns["value"], [1, 1, 1, np.nan, np.nan, np.nan])
+    assert columns["status"].tolist() == ["ok", "samples=2", "ok", *["no_prediction"] * 3]
+    # Without any that fits, there is nothing to tell.
+    strange = write(tmp_path / "x.jsonl", [{"id": "z", "output": "1"}])
+    args = ("--model", TIED, "--data", data, "--predictions", strange)
+    assert run(*args, "--metrics", "exact_match", "--out", tmp_path / "n.csv") == 1
+    assert not (tmp_path / "n.csv").exists()
+    assert "no_prediction" in capsys.readouterr().err
+    # Two rows of one id cannot be told apart.
+    twins = write(tmp_path / "t.jsonl", [{**ROWS[0], "id": "a"}, {**ROWS[1], "id": "a"}])
+    args = ("--model", TIED, "--data", twins, "--predictions", file)
+    assert run(*args, "--metrics", "exact_match", "--out", tmp_path / "n.csv") == 1
+    assert "the id 'a' comes twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_stopped_run_goes_on(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    suffix: str,
+    models: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(stream, "WRITTEN_ROWS", 2)
+    data = write(tmp_path / "d.jsonl", [*ROWS, {"instruction": "", "output": "x"}])
+    args = ("--model", TIED, "--model", OTHER, "--data", data, "--metrics", "log_prob,chrf")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    calm, out = (tmp_path / name / f"r.{suffix}" for name in ("a", "b"))
+    assert run(*args, "--out", calm) == 0
+    real, written = stream.generate, []
+
+    def stop(model: Any, examples: Any, options: Any) -> list[str]:
+        written.append((model.name, len(examples)))
+        if len(written) == 6:
+            raise KeyboardInterrupt
+        return real(model, examples, options)
+
+    monkeypatch.setattr(stream, "generate", stop)
+    assert run(*args, "--out", out) == 130
+    assert "rows are evaluated and kept; the same command goes on" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(*args[:-1], "log_prob", "--out", out) == 2
+    assert "metrics was log_prob,chrf and is log_prob" in capsys.readouterr().err
+    # A model that was done is not loaded again, and no row is written twice.
+    loaded: list[str] = []
+    monkeypatch.setattr(
+        evaluate_run, "load_model", lambda spec, dtype: loaded.append(spec) or models[spec]
+    )
+    written.clear()
+    written.extend([("", 0)] * 10)
+    assert run(*args, "--out", out) == 0
+    assert loaded == [OTHER]
+    assert {name for name, _ in written[10:]} == {"llama-untied"}
+    names = {file.name for file in (tmp_path / "a").iterdir()}
+    assert names == {file.name for file in (tmp_path / "b").iterdir()}
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_rows_that_cannot_be_used_are_told_once(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        ROWS[0],
+        {**ROWS[1], "gold": "9"},
+        {**ROWS[2], "instruction_id_list": ["no:such"], "kwargs": [{}]},
+        {**ROWS[3], "instruction": "7 " * 300},
+        {"instruction": "Say."},
+    ]
+    data, out = write(tmp_path / "d.jsonl", rows), tmp_path / "r.jsonl"
+    args = ("--model", TIED, "--model", OTHER, "--data", data, "--field", "answer=gold")
+    args = (*args, "--metrics", "log_prob,ifeval")
+    assert run(*args, "--out", out) == 0
+    lines = (tmp_path / "r.jsonl.rejects.jsonl").read_text().splitlines()
+    reasons = [(reject["row"], reject["reason"]) for reject in map(json.loads, lines)]
+    assert [row for row, _ in reasons] == ["line 2", "line 3", "line 4", "line 4"]
+    assert "'9' is none of the 3" in reasons[0][1] and "no:such" in reasons[1][1]
+    assert "(model llama-tied)" in reasons[2][1] and "(model llama-untied)" in reasons[3][1]
+    columns = read_evaluation(out)
+    # What a model cannot take has its rows all the same, so that models stay paired.
+    assert columns["id"][::5].tolist() == ["d:1", "d:4", "d:5"] * 2
+    at = columns["metric"] == "log_prob"
+    assert columns["status"][at].tolist() == ["ok", "cannot_be_encoded", "no_reference"] * 2
+    assert "left out 4" in capsys.readouterr().out
+    before = set(tmp_path.iterdir())
+    assert run(*args, "--out", tmp_path / "s.csv", "--strict") == 1
+    assert set(tmp_path.iterdir()) == before
+    assert "error: 3 rows cannot be used" in capsys.readouterr().err
+
+
+def test_the_file_of_ifeval_as_it_is(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {
+            "key": 1000,
+            "prompt": "Say something without commas.",
+            "instruction_id_list": ["punctuation:no_comma"],
+            "kwargs": [{"num_words": None}],
+        }
+    ]
+    out = tmp_path / "r.jsonl"
+    data = write(tmp_path / "input_data.jsonl", rows)
+    assert run("--model", TIED, "--data", data, "--metrics", "ifeval", "--out", out) == 0
+    columns = read_evaluation(out)
+    assert set(columns["id"]) == {"1000"} and columns["value"].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--metrics", "bleurt"],
+        ["--metrics", ""],
+        ["--metrics", "f1,f1"],
+        ["--model", TIED],
+        ["--predictions", "nowhere.jsonl", "--metrics", "f1"],
+        ["--predictions", "nowhere.jsonl"],
+        ["--max-new-tokens", "0", "--metrics", "f1"],
+        ["--layout", "chat"],
+    ],
+)
+def test_wrong_calls(run: Run, tmp_path: Path, args: list[str]) -> None:
+    data = write(tmp_path / "d.jsonl", ROWS)
+    assert run("--model", TIED, "--data", data, "--out", tmp_path / "r.csv", *args) == 2
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--help"]) == 0
+    assert "example: instructjax evaluate --data rows.jsonl" in capsys.readouterr().out

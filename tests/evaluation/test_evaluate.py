@@ -1,0 +1,199 @@
+"""`evaluate`: the values are those of score, rank and the metric functions; references; errors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import instructjax as ij
+from instructjax.errors import DataError, UsageError
+from instructjax.evaluation import EVALUATION_SCHEMA, read_evaluation, stream, text_hash, token_f1
+from instructjax.sampling import sample
+
+EXAMPLES = [
+    ij.Example(instruction="Add.", input="1 and 1", output=["2", "3", "4"], answer="2", id="a"),
+    ij.Example(instruction="Add.", input="2 and 1", output=["2", "3", "4"], answer=1, id="b"),
+    ij.Example(instruction="Say  it. ", input="", output=["It", "It!"], task="say"),
+]
+
+
+def pick(found: Any, metric: str) -> np.ndarray:
+    return found.columns["value"][found.columns["metric"] == metric]
+
+
+def test_scores_are_those_of_score_and_rank(tiny_model: Any) -> None:
+    metrics = ["log_prob", "log_prob_per_token", "rank_accuracy"]
+    found = ij.evaluate(tiny_model, EXAMPLES, metrics, progress=False)
+    scores = ij.score(tiny_model, EXAMPLES, progress=False)
+    sums, lengths = scores.log_prob, scores.num_tokens
+    # The answer where it is known; else the best of the references.
+    expected = [sums[0], sums[4], max(sums[6], sums[7])]
+    np.testing.assert_allclose(pick(found, "log_prob"), expected, atol=1e-4)
+    each = sums / lengths
+    expected = [each[0], each[4], max(each[6], each[7])]
+    np.testing.assert_allclose(pick(found, "log_prob_per_token"), expected, atol=1e-5)
+    ranking = ij.rank(tiny_model, EXAMPLES[:2], progress=False)
+    np.testing.assert_array_equal(
+        pick(found, "rank_accuracy"), [*(float(bool(x.correct)) for x in ranking), math.nan]
+    )
+    columns = found.columns
+    assert columns["id"][::3].tolist() == ["a", "b", "row 3"]
+    assert columns["num_references"].tolist() == [1, 1, 1, 1, 1, 1, 2, 2, 0]
+    assert columns["status"][-1] == "no_answer" and set(columns["status"][:-1]) == {"ok"}
+    assert columns["instruction_hash"][0] == columns["instruction_hash"][3] == text_hash("Add.")
+    assert columns["instruction_hash"][6] == text_hash("Say it.") != columns["instruction_hash"][0]
+    assert columns["task"][-1] == "say" and columns["task"][0] == ""
+
+
+def test_given_predictions_and_samples(tiny_model: Any) -> None:
+    texts = ["2", ["2", "3"], "it it"]
+    found = ij.evaluate(
+        tiny_model, EXAMPLES, ["exact_match", "f1"], predictions=texts, progress=False
+    )
+    # The answer alone counts where it is known: "2" is a candidate of the second, and wrong.
+    assert pick(found, "exact_match").tolist() == [1.0, 0.5, 0.0]
+    assert pick(found, "f1")[2] == token_f1("it it", ["It", "It!"]) == pytest.approx(2 / 3)
+    assert found.columns["status"].tolist() == ["ok", "ok", "samples=2", "samples=2", "ok", "ok"]
+    assert found.columns["prediction"].tolist() == ["2", "2", "2", "2", "it it", "it it"]
+
+
+def test_what_the_model_writes_is_what_is_judged(tiny_model: Any) -> None:
+    found = ij.evaluate(
+        tiny_model, EXAMPLES, ["chrf", "log_prob"], max_new_tokens=4, progress=False
+    )
+    samples = sample(tiny_model, EXAMPLES, max_new_tokens=4, temperature=0.0, progress=False)
+    written = found.columns["prediction"][found.columns["metric"] == "chrf"].tolist()
+    assert written == [row.text for row in samples]
+    assert set(found.columns["prediction"][found.columns["metric"] == "log_prob"]) == {None}
+    assert found.metadata["decoding"] == "greedy" and found.metadata["max_new_tokens"] == "4"
+
+
+def test_two_models_are_paired(tiny_model: Any, random_model: Any) -> None:
+    other = random_model(seed=1, vocab_size=tiny_model.config.vocab_size)
+    found = ij.evaluate({"a": tiny_model, "b": other}, EXAMPLES, ["log_prob"], progress=False)
+    values = found.columns["value"].reshape(2, 3)
+    (one,) = found.differences
+    assert one.difference == pytest.approx((values[1] - values[0]).mean())
+    assert one.num_instructions == 2 and found.mean("log_prob", "b") == values[1].mean()
+    alone = ij.evaluate(other, EXAMPLES, ["log_prob"], progress=False)
+    np.testing.assert_allclose(alone.columns["value"], values[1], atol=1e-4)
+    assert "b - a log_prob" in repr(found)
+    with pytest.raises(UsageError, match="llama-tied, llama-tied"):
+        ij.evaluate([tiny_model, tiny_model], EXAMPLES)
+
+
+def test_constraints_of_ifeval(tiny_model: Any) -> None:
+    row = {
+        "instruction_id_list": ["punctuation:no_comma", "startend:quotation"],
+        "kwargs": [{}, {}],
+        "cell": "seen_c_unseen_z",
+    }
+    foreign = {"instruction_id_list": ["language:response_language", "punctuation:no_comma"]}
+    examples = [
+        ij.Example(instruction="Say.", extra=row),
+        ij.Example(instruction="Say."),
+        ij.Example(instruction="Dis.", extra=foreign),
+    ]
+    texts = ['Well\n"No."', "x", "Oui"]
+    found = ij.evaluate(tiny_model, examples, "ifeval", predictions=texts, progress=False)
+    nan = math.nan
+    expected = {
+        "ifeval_prompt_strict": [0.0, nan, nan],
+        "ifeval_prompt_loose": [1.0, nan, nan],
+        "ifeval_instruction_strict": [0.5, nan, 1.0],
+        "ifeval_instruction_loose": [1.0, nan, 1.0],
+    }
+    for metric, values in expected.items():
+        np.testing.assert_array_equal(pick(found, metric), values)
+    assert found.mean("ifeval_instruction_strict") == pytest.approx(2 / 3)  # of 3 constraints
+    assert found.columns["cell"][0] == "seen_c_unseen_z"
+    assert set(found.columns["status"][4:8]) == {"no_constraints"}
+    assert found.columns["status"][8] == "unchecked=language:response_language"
+
+
+def test_a_metric_of_the_user(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_metrics_x.py").write_text(
+        "def length(prediction, references, example):\n"
+        "    return len(prediction) + 100 * len(references) + example.extra.get('bonus', 0)\n"
+        "def broken(prediction, references, example):\n"
+        "    return {}['no']\n"
+        "def nothing(prediction, references, example):\n"
+        "    return None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    texts = ["abc", "", "x"]
+
+    def run(metric: Any) -> Any:
+        return ij.evaluate(tiny_model, EXAMPLES, [metric], predictions=texts, progress=False)
+
+    found = run("my_metrics_x:length")
+    assert pick(found, "my_metrics_x:length").tolist() == [103.0, 100.0, 201.0]
+    for name, message in (("broken", "KeyError"), ("nothing", "gave None")):
+        with pytest.raises(DataError, match=f"my_metrics_x:{name}.*{message}") as caught:
+            run(f"my_metrics_x:{name}")
+        assert caught.value.row == "a"
+    for spec, message in (
+        ("my_metrics_x:gone", "no function 'gone'"),
+        ("no_such_module_x:f", "cannot be imported"),
+        ("bleurt", "no metric 'bleurt'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(spec)
+
+    def upper(prediction: str, references: list[str], example: ij.Example) -> bool:
+        return prediction.isupper()
+
+    assert pick(run(upper), "upper").tolist() == [0.0, 0.0, 0.0]
+
+
+def test_saved_and_read_again(tiny_model: Any, tmp_path: Path) -> None:
+    found = ij.evaluate(
+        tiny_model,
+        EXAMPLES,
+        ["rank_accuracy", "rouge_l"],
+        predictions=["2", 'a "quoted",\nline', ""],
+        progress=False,
+    )
+    assert found.to_arrow().schema.names == EVALUATION_SCHEMA.names
+    assert list(found.to_pandas().columns) == EVALUATION_SCHEMA.names
+    for suffix in ("parquet", "jsonl", "csv"):
+        path = tmp_path / f"r.{suffix}"
+        found.save(path)
+        columns = read_evaluation(path)
+        assert list(columns) == EVALUATION_SCHEMA.names
+        for name, column in found.columns.items():
+            if suffix == "csv" and name == "prediction":  # there, empty and missing look alike
+                column = np.array([x or None for x in column], object)
+            np.testing.assert_array_equal(columns[name], column, err_msg=f"{suffix} {name}")
+    with pytest.raises(DataError, match="evaluation table"):
+        (tmp_path / "bad.jsonl").write_text('{"id": 1}\n')
+        read_evaluation(tmp_path / "bad.jsonl")
+
+
+def test_an_example_that_cannot_be_used_is_named(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = ij.Example(instruction="Add.", output=["1", "2"], answer="9", id="odd")
+    with pytest.raises(DataError, match="odd: the answer '9' is none"):
+        ij.evaluate(tiny_model, [*EXAMPLES, bad], progress=False)
+    with pytest.raises(UsageError, match="2 predictions of llama-tied for 3 examples"):
+        ij.evaluate(tiny_model, EXAMPLES, ["f1"], predictions=["a", "b"])
+    with pytest.raises(UsageError, match="needs prompts of its own"):
+        ij.evaluate(tiny_model, EXAMPLES, ["rank_accuracy"], normalization="pmi")
+    with pytest.raises(UsageError, match="each once"):
+        ij.evaluate(tiny_model, EXAMPLES, ["f1", "f1"])
+
+    def refuse(model: Any, examples: Any, options: Any) -> list[str]:
+        if any(example.id == "b" for example in examples):
+            raise DataError("too long", row="b")
+        return ["2"] * len(examples)
+
+    monkeypatch.setattr(stream, "generate", refuse)
+    with pytest.raises(DataError, match="b: too long"):
+        ij.evaluate(tiny_model, EXAMPLES, ["f1"], progress=False)
