@@ -1,0 +1,1 @@
+"""At which level a model generalizes: splits, gaps with intervals, variance, attribution."""
