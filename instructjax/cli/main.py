@@ -15,11 +15,21 @@ from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
 from instructjax.cli.rank import Rank
+from instructjax.cli.report import Report
 from instructjax.cli.score import Score
+from instructjax.cli.split import Split
 from instructjax.errors import InstructJaxError
 
-VERBS = {"demo": Demo, "score": Score, "rank": Rank, "lm-eval": LmEval, "info": Info}
-Verb = Demo | Score | Rank | LmEval | Info
+VERBS = {
+    "demo": Demo,
+    "score": Score,
+    "rank": Rank,
+    "split": Split,
+    "report": Report,
+    "lm-eval": LmEval,
+    "info": Info,
+}
+Verb = Demo | Score | Rank | Split | Report | LmEval | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -91,6 +101,8 @@ def _parse(args: list[str]) -> Verb:
         Annotated[Demo, subcommand("demo")]
         | Annotated[Score, subcommand("score")]
         | Annotated[Rank, subcommand("rank")]
+        | Annotated[Split, subcommand("split")]
+        | Annotated[Report, subcommand("report")]
         | Annotated[LmEval, subcommand("lm-eval")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]
         prog="instructjax",
