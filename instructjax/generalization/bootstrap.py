@@ -130,9 +130,7 @@ def bootstrap_records(
 
     def block(key):
         weights = jnp.ones((BLOCK, len(score)))
-        for one, way, count in zip(
-            jax.random.split(key, len(ids)), ids, num_clusters, strict=True
-        ):
+        for one, way, count in zip(jax.random.split(key, len(ids)), ids, num_clusters, strict=True):
             weights *= draw_weights(one, BLOCK, count, kind)[:, way]
         sums, totals = jnp.split(weights @ both, 2, axis=1)
         return jnp.where(totals > 0, sums / jnp.where(totals > 0, totals, 1), 0)
@@ -150,7 +148,7 @@ def nested_bootstrap(
     kind: Kind = "exponential",
     macro: bool = True,
 ) -> Any:
-    """Tasks (or instructions) that have each their own inputs: tasks are drawn, then inputs in them.
+    """Tasks (or instructions) that have each their own inputs: tasks are drawn, then inputs.
 
     Args:
       key: random key.
@@ -198,8 +196,8 @@ def nested_bootstrap(
 
 
 def percentile_interval(
-    draws: Float[AnyArray, "B *shape"], level: float = 0.95
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    draws: Float[AnyArray, "B ..."], level: float = 0.95
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """The middle `level` of bootstrap draws.
 
     >>> low, high = percentile_interval(jnp.arange(101.0), 0.9)

@@ -63,7 +63,7 @@ def ratio_influence(
     return ratio, (above - ratio * below) / total
 
 
-def cluster_sums(influence: Float[AnyArray, "N *K"], cluster_id: Ids) -> Float[Array, "N *K"]:
+def cluster_sums(influence: Float[AnyArray, "N ..."], cluster_id: Ids) -> Float[Array, "N ..."]:
     """Sum of each cluster; zeros for the ids below N that are none."""
     return jax.ops.segment_sum(jnp.asarray(influence), cluster_id, num_segments=len(cluster_id))
 
@@ -144,9 +144,7 @@ def multiway_cluster_se(
     total = sum(single)
     for size in range(2, len(ids) + 1):
         for some in combinations(ids, size):
-            term = one_way_variance(
-                influence, intersect_ids(some), mask, small_sample=small_sample
-            )
+            term = one_way_variance(influence, intersect_ids(some), mask, small_sample=small_sample)
             total += (-1) ** (size + 1) * term
     smallest = jnp.stack([count_clusters(way, mask) for way in ids]).min()
     variance = jnp.maximum(total, jnp.stack(single).max())

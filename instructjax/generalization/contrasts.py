@@ -7,9 +7,9 @@ each cell: a cluster with share h of a cell counts there 1 / sqrt(1 - h) times (
 that is the factor G / (G - 1); Bell and McCaffrey 2002, "Bias Reduction in Standard Errors").
 
 Degrees of freedom: the smallest number of clusters in a cell that enters, less 1. The instructions
-of cells 0 and 1 and the inputs of cells 0 and 2 were seen: where there is only one (the book's fixed
-c*), the estimate is about that one, and it limits nothing. One unseen instruction, input or task
-leaves 0 degrees of freedom, an infinite interval.
+of cells 0 and 1 and the inputs of cells 0 and 2 were seen: where there is only one (the book's
+fixed c*), the estimate is about that one, and it limits nothing. One unseen instruction, input or
+task leaves 0 degrees of freedom, an infinite interval.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def clusters_to_halve(
       factor: how wide the interval may be, relative to now.
 
     >>> more = clusters_to_halve(jnp.array(1.0), jnp.array(1.0), jnp.array(8), jnp.array(99.0))
-    >>> int(more)  # 2.365 / sqrt(8) is halved by 2.074 / sqrt(8 + 15)
-    16
+    >>> int(more)  # 2.365 / sqrt(8) is halved by 2.064 / sqrt(8 + 17)
+    17
     >>> int(clusters_to_halve(jnp.array(1.0), jnp.array(0.5), jnp.array(8), jnp.array(99.0)))
     -1
     """

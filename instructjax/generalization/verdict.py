@@ -2,116 +2,268 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from instructjax.errors import DataError, UsageError
+from instructjax.generalization.analysis import Analysis, GapEstimates
 from instructjax.generalization.bootstrap import bootstrap_records, percentile_interval
-from instructjax.generalization.cells import (
-    CELLS,
-    CONTRASTS,
-    Weights,
-    cell_influence,
-    cell_weights,
-)
+from instructjax.generalization.cells import CELLS, CONTRASTS, Weights, cell_influence, cell_weights
 from instructjax.generalization.contrasts import contrast_se, count_in_cells
+from instructjax.generalization.estimate import Estimate
 from instructjax.generalization.planning import clusters_to_halve
 from instructjax.generalization.quantiles import student_t_quantile
-from instructjax.generalization.verdict_words import Answer, Level, find_level, put_in_words
+from instructjax.generalization.verdict_words import (
+    Answer,
+    Level,
+    combine,
+    find_level,
+    is_above,
+    is_small,
+    put_in_words,
+)
 
 # Whether the clusters of a way (instructions, inputs, tasks) are seen ones in each cell.
 _SEEN = ((True, True, False, False), (True, False, True, False), (True, True, False, False))
-_WITHOUT_CELL_2 = (0, 1, 0, -1)
-_WITHOUT_CELL_0 = (0, 0, 1, -1)
+# The contrast of each gap, and what stands for it where a cell has no scores.
+_GAPS = {
+    "intra": (CONTRASTS[0], (0, 0, 1, -1)),
+    "inter": (CONTRASTS[1], (0, 1, 0, -1)),
+    "joint": (CONTRASTS[2],),
+    "interaction": (CONTRASTS[3],),
+}
+_DRAWS = 2000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A number with its interval, in units of the score.
+def analyze(
+    score: Sequence[float] | Float[np.ndarray | Array, " N"] | Integer[np.ndarray | Array, " N"],
+    instruction_id: Sequence[Any] | np.ndarray | Array,
+    input_id: Sequence[Any] | np.ndarray | Array,
+    task_id: Sequence[Any] | np.ndarray | Array | None,
+    cell: Sequence[int] | np.ndarray | Array,
+    *,
+    level: float = 0.95,
+    smallest_gap: float = 0.05,
+    threshold: float | None = None,
+    weights: Weights = "micro",
+    key: Array | None = None,
+) -> Analysis:
+    """At which level a model generalizes, from its scores on seen and unseen c and z.
 
-    Attributes:
-      estimate: the number.
-      low, high: the interval's ends; infinite where there are 0 degrees of freedom.
-      se: standard error, robust to clusters of instructions, inputs and tasks.
-      df: degrees of freedom of Student's t.
-      contrast: what it is of the cell means m0 to m3, as "m0 - m1".
+    The rule. A gap is small where its whole interval is at most `smallest_gap`, and not small where
+    its whole interval is at least that; otherwise there is too little data to tell. It generalizes
+    over inputs if the intra-task gap is small, over instructions if the inter-task gap is small,
+    over both if moreover the joint gap is at most twice `smallest_gap` (what the two allow
+    together). With `threshold`, the mean of cell 1 must be above it, too, for inputs, and that of
+    cell 3 for instructions, which are the book's two tests (arXiv 2501.09223, chapter 4): the
+    interval decides in the same way.
+
+    Intervals are Student's t with cluster-robust standard errors (`contrasts.contrast_se`): scores
+    share their instruction, their input, and their task where tasks are given. Tasks are taken as a
+    sample of tasks if there are two or more: instructions and inputs are nested in them, so the
+    interval is then about new tasks. To speak of new instructions for these very tasks, leave
+    `task_id` out.
+
+    Args:
+      score: of each record, any unit, higher is better.
+      instruction_id, input_id, task_id: of each record, numbers or strings, by text rather than by
+        name; None without tasks.
+      cell: 0 seen c and z, 1 seen c and unseen z, 2 unseen c and seen z, 3 both unseen. Cells may
+        be empty: what needs them is None, or is measured on others (`GapEstimates`).
+      level: of the intervals.
+      smallest_gap: the smallest gap that matters, in units of the score.
+      threshold: the book's epsilon, in units of the score.
+      weights: "macro" counts tasks alike, "micro" records.
+      key: for bootstrap intervals of the gaps beside the others; they do not enter the decision.
+
+    Raises:
+      DataError: lengths differ, a score is not finite, a cell is not 0 to 3; names the row.
+      UsageError: no records, or "macro" without tasks.
+
+    >>> rng = np.random.default_rng(0)  # 16 instructions on 20 inputs, a half of each unseen
+    >>> c, z = (x.ravel() for x in np.indices((16, 20)))
+    >>> score = 0.8 - 0.4 * (c >= 8) + 0.03 * rng.standard_normal(16)[c]
+    >>> score += 0.03 * rng.standard_normal(c.shape)
+    >>> print(analyze(score, c, z, None, 2 * (c >= 8) + (z >= 10)).verdict)
+    generalizes over inputs, not over instructions: intra-task gap 0.00 +- 0.01, inter-task gap \
+0.40 +- 0.02
     """
+    ways, tasks = _read_ids(instruction_id, input_id, task_id)
+    values, cells = _read_scores(score, cell, ways)
+    if weights == "macro" and tasks is None:
+        raise UsageError("macro weights need tasks", remedy="give task_id, or take micro weights")
+    unit = "tasks" if len(ways) == 3 else "instructions"
+    with jax.enable_x64(True):
+        share = cell_weights(cells, tasks, weights=weights)
+        shares, means = np.asarray(share), np.asarray(share.T @ values)
+        here = shares.sum(0) > 0
+        rows = {name: _pick(some, here) for name, some in _GAPS.items()}
+        zero = np.zeros(CELLS)
+        matrix = np.array([*np.eye(CELLS), *(zero if r is None else r for r in rows.values())])
+        influence, seen = cell_influence(values, share), jnp.array(_SEEN[: len(ways)])
+        se, df = map(np.asarray, contrast_se(influence, share, ways, matrix, seen))
+        half = np.asarray(student_t_quantile((1 + level) / 2, df)) * np.maximum(se, 1e-300)
+        found = [
+            Estimate(
+                estimate=float(row @ means),
+                low=float(row @ means - half[i]),
+                high=float(row @ means + half[i]),
+                se=float(se[i]),
+                df=float(df[i]),
+                contrast=_write_contrast(row),
+            )
+            if row.any() and here[row != 0].all()
+            else None
+            for i, row in enumerate(matrix)
+        ]
+        counts = np.asarray(count_in_cells(share, [*ways[:2], *([] if tasks is None else [tasks])]))
+        more = None
+        if rows["inter"] is not None:
+            more = _more_needed(share, influence, ways, seen, rows["inter"], se[5] ** 2, level)
+        between = None
+        if key is not None:
+            draws = bootstrap_records(
+                key,
+                values,
+                ways,
+                share,
+                num_clusters=[int(way.max()) + 1 for way in ways],
+                draws=_DRAWS,
+            )
+            between = np.stack(percentile_interval(draws @ matrix[CELLS:].T, level), axis=-1)
+    gaps = GapEstimates(**dict(zip(_GAPS, found[CELLS:], strict=True)))
+    inputs = _answer(gaps.intra, found[1], smallest_gap, threshold)
+    instructions = _answer(gaps.inter, found[3], smallest_gap, threshold)
+    both = is_small(gaps.joint, 2 * smallest_gap)
+    if both == "not measured":
+        both = combine([inputs, instructions])
+    decided = find_level(inputs, instructions, both)
+    unseen = counts[-1 if unit == "tasks" else 0, 2:].max()
+    return Analysis(
+        means=means,
+        counts=(shares > 0).sum(0),
+        num_instructions=counts[0].astype(int),
+        num_inputs=counts[1].astype(int),
+        num_tasks=None if tasks is None else counts[2].astype(int),
+        cells=tuple(found[:CELLS]),
+        gaps=gaps,
+        bootstrap=between,
+        inputs=inputs,
+        instructions=instructions,
+        both=both,
+        level=decided,
+        verdict=put_in_words(
+            decided,
+            inputs,
+            instructions,
+            numbers=_list_numbers(gaps, found, threshold, decided),
+            unit=unit,
+            unseen=int(unseen),
+            more=more,
+        ),
+        unit=unit,
+        more_instructions_needed=more,
+        confidence=level,
+        smallest_gap=smallest_gap,
+        threshold=threshold,
+    )
 
-    estimate: float
-    low: float
-    high: float
-    se: float
-    df: float
-    contrast: str
 
-    @property
-    def half_width(self) -> float:
-        """Half the interval's width."""
-        return (self.high - self.low) / 2
-
-    def __str__(self) -> str:
-        return f"{self.estimate:.2f} +- {self.half_width:.2f}"
+def _read_ids(*columns: Any) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """Ways of clustering, ids from 0, and the tasks' ids if there are any."""
+    numbered = [
+        None if column is None else np.unique(np.asarray(column), return_inverse=True)[1].ravel()
+        for column in columns
+    ]
+    instructions, inputs, tasks = numbered
+    ways = [instructions, inputs]
+    if tasks is not None and len(tasks) and tasks.max() > 0:
+        ways.append(tasks)
+    return ways, tasks
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GapEstimates:
-    """The gaps, positive where the unseen is worse; None where a cell they need has no scores.
+def _read_scores(score: Any, cell: Any, ways: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    values, cells = np.asarray(score, np.float64), np.asarray(cell, np.int64)
+    if not len(values):
+        raise UsageError("there are no scores", remedy="give at least one record")
+    lengths = {len(column) for column in (values, cells, *ways)}
+    if len(lengths) > 1:
+        raise DataError(
+            f"columns have {', '.join(map(str, sorted(lengths)))} rows",
+            remedy="give one id a score",
+        )
+    for wrong, what in (
+        (~np.isfinite(values), "a score that is no finite number"),
+        ((cells < 0) | (cells >= CELLS), "a cell that is not 0, 1, 2 or 3"),
+    ):
+        if wrong.any():
+            raise DataError(what, row=f"row {int(wrong.argmax()) + 1}", remedy="leave the row out")
+    return values, cells
 
-    Attributes:
-      intra: m0 - m1, the price of new inputs (m2 - m3 without scores in cell 0 or 1).
-      inter: m0 - m2, the price of new instructions (m1 - m3 without scores in cell 0 or 2).
-      joint: m0 - m3.
-      interaction: m0 - m1 - m2 + m3.
-    """
 
-    intra: Estimate | None
-    inter: Estimate | None
-    joint: Estimate | None
-    interaction: Estimate | None
+def _pick(contrasts: Sequence[tuple[int, ...]], here: np.ndarray) -> np.ndarray | None:
+    """The first contrast whose cells all have scores."""
+    rows = (np.array(contrast, float) for contrast in contrasts)
+    return next((row for row in rows if here[row != 0].all()), None)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Analysis:
-    """What `analyze` found.
+def _write_contrast(row: np.ndarray) -> str:
+    terms = "".join(f" {'+' if x > 0 else '-'} m{i}" for i, x in enumerate(row) if x)
+    return terms.removeprefix(" + ")
 
-    Attributes:
-      means: of the four cells, in units of the score; 0 in a cell without scores.
-      counts: scores in each cell.
-      num_instructions, num_inputs, num_tasks: different ones in each cell; tasks only if given.
-      cells: each mean with its interval; None without scores.
-      gaps: with their intervals.
-      bootstrap: ends of the percentile intervals of the four gaps (product weights), [4, 2], in
-        the order of `gaps`; None without a key. Where a gap is None it means nothing.
-      inputs, instructions, both: whether it generalizes over them, and over both at once.
-      level: what follows.
-      verdict: in words, with the numbers.
-      unit: what was drawn to represent new instructions: "instructions", or "tasks" if given.
-      more_instructions_needed: how many more unseen ones (of `unit`) would halve the interval of
-        the inter-task gap; None if there is none, or more of them alone cannot.
-      confidence: level of the intervals.
-      smallest_gap, threshold: as given.
-    """
 
-    means: Float[np.ndarray, " 4"]
-    counts: Integer[np.ndarray, " 4"]
-    num_instructions: Integer[np.ndarray, " 4"]
-    num_inputs: Integer[np.ndarray, " 4"]
-    num_tasks: Integer[np.ndarray, " 4"] | None
-    cells: tuple[Estimate | None, ...]
-    gaps: GapEstimates
-    bootstrap: Float[np.ndarray, "4 2"] | None
-    inputs: Answer
-    instructions: Answer
-    both: Answer
-    level: Level
-    verdict: str
-    unit: Literal["instructions", "tasks"]
-    more_instructions_needed: int | None
-    confidence: float
-    smallest_gap: float
-    threshold: float | None
+def _more_needed(
+    share: Array,
+    influence: Array,
+    ways: list[np.ndarray],
+    seen: Array,
+    row: np.ndarray,
+    variance: float,
+    level: float,
+) -> int | None:
+    """Unseen instructions (tasks where they are given) that would halve the interval of a gap."""
+    way = 2 if len(ways) == 3 else 0
+    counts = np.asarray(count_in_cells(share, ways))
+    unseen = np.isin(np.arange(CELLS), (2, 3)) & (row != 0)
+    shares = np.asarray(share)
+    ids = [set(ways[way][shares[:, k] > 0]) for k in np.flatnonzero(row)]
+    if ids[0] & ids[-1]:  # the same tasks, in other words: more of them are more on both sides
+        unseen = row != 0
+    clusters = int(counts[way, unseen].min())
+    if clusters < 2:
+        return None
+    part, _ = contrast_se(influence, share, [ways[way]], (row * unseen)[None], seen[way : way + 1])
+    limits = np.where((row != 0) & ~(np.asarray(seen) & (counts == 1)), counts, np.inf)
+    limits[way, unseen] = np.inf
+    more = clusters_to_halve(
+        jnp.asarray(variance),
+        jnp.minimum(part[0] ** 2, variance),
+        jnp.asarray(clusters),
+        jnp.asarray(limits.min() - 1),
+        level=level,
+    )
+    return int(more) if more >= 0 else None
+
+
+def _answer(
+    gap: Estimate | None, mean: Estimate | None, smallest_gap: float, threshold: float | None
+) -> Answer:
+    small = is_small(gap, smallest_gap)
+    return small if threshold is None else combine([small, is_above(mean, threshold)])
+
+
+def _list_numbers(
+    gaps: GapEstimates, found: list[Estimate | None], threshold: float | None, decided: Level
+) -> list[str]:
+    named = [("intra-task gap", gaps.intra), ("inter-task gap", gaps.inter)]
+    if decided == "each alone" or (decided == "unclear" and gaps.intra and gaps.inter):
+        named.append(("joint gap", gaps.joint))
+    if threshold is not None:
+        named += [("mean on new inputs", found[1]), ("on new instructions", found[3])]
+    told = [f"{name} {estimate}" for name, estimate in named if estimate is not None]
+    return told if threshold is None else [*told, f"threshold {threshold:g}"]

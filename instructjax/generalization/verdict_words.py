@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
+
+from instructjax.generalization.estimate import Estimate
 
 Answer = Literal["yes", "no", "unclear", "not measured"]
 Level = Literal[
@@ -16,20 +18,9 @@ Level = Literal[
 ]
 
 
-class HasInterval(Protocol):
-    """A number with its interval."""
-
-    @property
-    def low(self) -> float: ...
-
-    @property
-    def high(self) -> float: ...
-
-
-def is_small(gap: HasInterval | None, smallest_gap: float) -> Answer:
+def is_small(gap: Estimate | None, smallest_gap: float) -> Answer:
     """Whether a gap is smaller than the smallest that matters: the whole interval decides.
 
-    >>> from instructjax.generalization.verdict import Estimate
     >>> gap = Estimate(estimate=0.4, low=0.3, high=0.5, se=0.05, df=9.0, contrast="m0 - m2")
     >>> is_small(gap, 0.6), is_small(gap, 0.2), is_small(gap, 0.4), is_small(None, 0.4)
     ('yes', 'no', 'unclear', 'not measured')
@@ -41,7 +32,7 @@ def is_small(gap: HasInterval | None, smallest_gap: float) -> Answer:
     return "no" if gap.low >= smallest_gap else "unclear"
 
 
-def is_above(mean: HasInterval | None, threshold: float) -> Answer:
+def is_above(mean: Estimate | None, threshold: float) -> Answer:
     """Whether a mean is above a threshold: the whole interval decides."""
     if mean is None:
         return "not measured"
@@ -82,7 +73,7 @@ _DECIDED = {
     "inputs and instructions": "generalizes over inputs and instructions",
     "inputs": "generalizes over inputs, not over instructions",
     "instructions": "generalizes over instructions, not over inputs",
-    "each alone": "generalizes over inputs and over instructions, each alone, not over both at once",
+    "each alone": "generalizes over inputs and over instructions, not over both at once",
     "neither": "generalizes over neither inputs nor instructions",
 }
 
