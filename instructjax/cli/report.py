@@ -31,6 +31,8 @@ class Report:
     """Let all scores count alike, or all tasks."""
     epsilon: float | None = None
     """The threshold of performance to test the cell means against."""
+    smallest_gap: float = 0.05
+    """The smallest gap that matters, in units of the metric."""
     model: str | None = None
     """Which model the verdict is about, where tables have several; by default the first."""
     tokenizer: str | None = None

@@ -1,0 +1,140 @@
+"""What c and z each contribute to log Pr(y | c, z), from scores in four contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float64, Int
+
+CONTEXTS = ("cz", "c", "z", "none")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Response:
+    """One y with its tokens' log-probabilities in four contexts.
+
+    Attributes:
+      id, candidate: of the row.
+      token_ids: of y.
+      log_probs: nats, a row a context in the order of `CONTEXTS`.
+    """
+
+    id: str
+    candidate: int
+    token_ids: Int[np.ndarray, " T"]
+    log_probs: Float64[np.ndarray, "4 T"]
+
+    @property
+    def layers(self) -> Float64[np.ndarray, "4 T"]:
+        """Token by token, nats: log Pr(y|c,z); what c adds to z; what z adds to c; interaction."""
+        cz, c, z, none = self.log_probs
+        return np.stack([cz, cz - z, cz - c, cz - c - z + none])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """A mean over responses, nats a response.
+
+    Attributes:
+      name: what it is, for a person.
+      formula: in the contexts' log-probabilities.
+      mean: over the responses.
+      se: its standard error, the responses of an instruction taken together.
+      per_token: the mean a token.
+    """
+
+    name: str
+    formula: str
+    mean: float
+    se: float
+    per_token: float
+
+
+def find_responses(table: pa.Table) -> list[Response]:
+    """The responses of a score table that have all four contexts."""
+    wanted = ("id", "candidate", "context", "token_ids", "token_log_probs", "status")
+    found: dict[tuple[str, int], dict[str, dict]] = {}
+    for row in table.select(wanted).to_pylist():
+        if row["status"] == "ok" or row["token_ids"]:
+            found.setdefault((row["id"], row["candidate"]), {})[row["context"]] = row
+    responses = []
+    for (id, candidate), rows in found.items():
+        if set(CONTEXTS) - set(rows):
+            continue
+        ids = [rows[context]["token_ids"] for context in CONTEXTS]
+        # Other ids in another context are another y; a difference token by token would be none.
+        if any(other != ids[0] for other in ids) or not ids[0]:
+            continue
+        log_probs = np.array([rows[c]["token_log_probs"] for c in CONTEXTS], np.float64)
+        if np.isfinite(log_probs).all():
+            responses.append(
+                Response(
+                    id=id, candidate=candidate, token_ids=np.array(ids[0]), log_probs=log_probs
+                )
+            )
+    return responses
+
+
+def summarize_contributions(
+    responses: Sequence[Response], instruction_of: Callable[[str], str]
+) -> list[Contribution]:
+    r"""Means of the conditional pointwise mutual informations and of the Shapley values.
+
+    \(\phi_c = \frac12[(s_{cz}-s_z)+(s_c-s_\emptyset)]\), \(\phi_z\) likewise; together they are
+    \(s_{cz}-s_\emptyset\). Leaving c or z out is an ablation: the four numbers need not come from
+    one joint distribution.
+
+    Args:
+      responses: in four contexts.
+      instruction_of: the instruction of a row's id, to take its responses together.
+    """
+    if not responses:
+        return []
+    totals = np.array([response.log_probs.sum(1) for response in responses])
+    tokens = np.array([len(response.token_ids) for response in responses])
+    clusters = np.unique([instruction_of(r.id) for r in responses], return_inverse=True)[1]
+    cz, c, z, none = totals.T
+    parts = {
+        "instruction, given the input": ("log Pr(y|c,z) − log Pr(y|z)", cz - z),
+        "input, given the instruction": ("log Pr(y|c,z) − log Pr(y|c)", cz - c),
+        "only in combination": ("log Pr(y|c,z) − log Pr(y|c) − log Pr(y|z) + log Pr(y)", cz - c - z + none),
+        "instruction, its fair share": ("Shapley value of c", 0.5 * (cz - z + c - none)),
+        "input, its fair share": ("Shapley value of z", 0.5 * (cz - c + z - none)),
+        "both together": ("log Pr(y|c,z) − log Pr(y)", cz - none),
+    }
+    return [
+        Contribution(
+            name=name,
+            formula=formula,
+            mean=float(values.mean()),
+            se=_cluster_se(values, clusters),
+            per_token=float(values.sum() / tokens.sum()),
+        )
+        for name, (formula, values) in parts.items()
+    ]
+
+
+def _cluster_se(values: Float64[np.ndarray, " n"], clusters: Int[np.ndarray, " n"]) -> float:
+    """Standard error of a mean, robust to one way of clusters; infinite with fewer than two."""
+    sums = np.bincount(clusters, weights=values - values.mean())
+    count = len(sums)
+    if count < 2:
+        return float("inf")
+    return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(values))
+
+
+def choose_shown(responses: Sequence[Response], limit: int = 8) -> list[Response]:
+    """Some to look at: those to which the instruction adds most, and least, a token.
+
+    Returns:
+      In the order of what the instruction adds, most first.
+    """
+    gain = np.array([response.layers[1].mean() for response in responses])
+    order = np.argsort(-gain, kind="stable")
+    if len(order) <= limit:
+        return [responses[i] for i in order]
+    picked = [*order[: limit // 2], *order[len(order) - (limit - limit // 2) :]]
+    return [responses[i] for i in picked]
