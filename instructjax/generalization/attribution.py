@@ -6,11 +6,11 @@ With s_cz = log Pr(y|c,z), s_c = log Pr(y|c), s_z = log Pr(y|z), s_0 = log Pr(y)
   Hanks 1990; conditional: Holtzman et al. 2021), without the other: s_c - s_0, s_z - s_0;
 - interaction information ii = s_cz - s_c - s_z + s_0, above 0 where c and z say more together than
   the sum of what each says (McGill 1954, pointwise), so pmi(y;c|z) = pmi(y;c) + ii;
-- Shapley values phi_c = ((s_cz - s_z) + (s_c - s_0)) / 2, phi_z likewise, phi_c + phi_z = s_cz - s_0
-  (Shapley 1953).
+- Shapley values phi_c = ((s_cz - s_z) + (s_c - s_0)) / 2, phi_z likewise, phi_c + phi_z = s_cz -
+  s_0 (Shapley 1953).
 
-Leaving a part of the prompt away is an ablation, not a marginal: the four numbers need not come from
-one joint distribution. `marginal` has the true marginal over a pool of instructions.
+Leaving a part of the prompt away is an ablation, not a marginal: the four numbers need not come
+from one joint distribution. `marginal` has the true marginal over a pool of instructions.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def following_difficulty(
 ) -> FollowingDifficulty:
     r"""IFD: how little the prompt helps; 1 and above where it does not.
 
-    nll: ratio of mean negative log-likelihoods, s_cz / s_0 (Li et al. 2023, arXiv 2308.12032, as its
-    code has it). perplexity: exp((s_0 - s_cz) / L) (Li et al. 2024, Superfiltering). Both leave c
-    and z away in the denominator; instruction_nll and instruction_perplexity only c (s_z for s_0).
-    A ratio to a likelihood of 1 is infinite.
+    nll: ratio of mean negative log-likelihoods, s_cz / s_0 (Li et al. 2023, arXiv 2308.12032, as
+    its code has it). perplexity: exp((s_0 - s_cz) / L) (Li et al. 2024, Superfiltering). Both leave
+    c and z away in the denominator; instruction_nll and instruction_perplexity only c (s_z for
+    s_0). A ratio to a likelihood of 1 is infinite.
 
     Args:
       s_cz, s_z, s_0: of responses, nats.

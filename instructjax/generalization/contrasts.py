@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,65 +27,76 @@ from instructjax.generalization.cluster_se import ClusterSE, cluster_sums, inter
 Ids = Int[AnyArray, " N"]
 
 
+class CellCovariance(NamedTuple):
+    """Covariance of the four cell means, in squared units of the score.
+
+    Attributes:
+      total: by inclusion and exclusion over the ways, [4, 4].
+      single: of each way alone, [W, 4, 4].
+      clusters: how many clusters of each way are in each cell, [W, 4].
+    """
+
+    total: Array
+    single: Array
+    clusters: Array
+
+
+def cell_covariance(
+    influence: Float[AnyArray, "N 4"], share: Float[AnyArray, "N 4"], ids: Sequence[Ids]
+) -> CellCovariance:
+    """Cluster-robust covariance of the four cell means.
+
+    Args:
+      influence: from `cells.cell_influence`.
+      share: from `cells.cell_weights`.
+      ids: one array a way (instructions, inputs, tasks), from 0 and below N.
+
+    >>> from instructjax.generalization.cells import cell_influence, cell_weights
+    >>> score, share = jnp.array([1.0, 0.0]), cell_weights(jnp.array([0, 0]))
+    >>> found = cell_covariance(cell_influence(score, share), share, [jnp.array([0, 1])])
+    >>> float(found.total[0, 0]), float(found.clusters[0, 0])  # sd^2 / 2
+    (0.25, 2.0)
+    """
+    single = [_one_way(influence, share, way) for way in ids]
+    total = sum(single)
+    for size in range(2, len(ids) + 1):
+        for some in combinations(ids, size):
+            term = _one_way(influence, share, intersect_ids(some))
+            total += (-1) ** (size + 1) * term
+    clusters = jnp.stack([(cluster_sums(share, way) > 0).sum(0) for way in ids])
+    return CellCovariance(jnp.asarray(total), jnp.stack(single), clusters.astype(single[0].dtype))
+
+
+def _one_way(influence: Float[AnyArray, "N 4"], share: Float[AnyArray, "N 4"], way: Ids) -> Array:
+    sums, shares = cluster_sums(influence, way), cluster_sums(share, way)
+    # A single cluster has nothing to vary from: its sum is 0 whatever the factor.
+    sums /= jnp.sqrt(jnp.where(shares < 1 - 1e-6, 1 - shares, 1.0))
+    return sums.T @ sums
+
+
 def contrast_se(
-    influence: Float[AnyArray, "N 4"],
-    share: Float[AnyArray, "N 4"],
-    ids: Sequence[Ids],
+    covariance: CellCovariance,
     contrasts: Float[AnyArray, "K 4"],
     seen: Bool[AnyArray, "W 4"],
 ) -> ClusterSE:
     """Standard errors and degrees of freedom of linear contrasts of cell means, [K] each.
 
     Args:
-      influence: from `cells.cell_influence`.
-      share: from `cells.cell_weights`.
-      ids: one array a way (instructions, inputs, tasks), from 0 and below N.
+      covariance: from `cell_covariance`.
       contrasts: what each cell mean is multiplied with; a cell with 0 does not enter.
       seen: whether the clusters of a way are seen ones in a cell, so that a single one is given.
 
-    >>> score, cell = jnp.array([1.0, 0.0, 1.0, 1.0]), jnp.zeros(4, int)
-    >>> from instructjax.generalization.cells import cell_influence, cell_weights
-    >>> share = cell_weights(cell)
-    >>> c, z = jnp.array([0, 1, 0, 1]), jnp.array([0, 0, 1, 1])
-    >>> seen = jnp.array([[True, True, False, False], [True, False, True, False]])
-    >>> one = jnp.array([[1.0, 0.0, 0.0, 0.0]])
-    >>> se, df = contrast_se(cell_influence(score, share), share, (c, z), one, seen)
-    >>> round(float(se[0]), 4), float(df[0])  # V_C = V_Z = 1/16, of both together 1/16
-    (0.25, 1.0)
+    >>> parts = jnp.diag(jnp.array([1.0, 3.0, 0.0, 0.0]))
+    >>> cov = CellCovariance(parts, parts[None], jnp.array([[8.0, 5.0, 0.0, 0.0]]))
+    >>> se, df = contrast_se(cov, jnp.array([[1.0, -1.0, 0.0, 0.0]]), jnp.ones((1, 4), bool))
+    >>> float(se[0]), float(df[0])
+    (2.0, 4.0)
     """
-    contrasts = jnp.asarray(contrasts)
-    total, largest = jnp.zeros(len(contrasts)), jnp.zeros(len(contrasts))
-    for size in range(1, len(ids) + 1):
-        for some in combinations(ids, size):
-            way = some[0] if size == 1 else intersect_ids(some)
-            term = _way_variance(influence, share, way, contrasts)
-            total += (-1) ** (size + 1) * term
-            largest = jnp.maximum(largest, term) if size == 1 else largest
-    counts = count_in_cells(share, ids)
-    given = jnp.asarray(seen) & (counts == 1)
-    enters = (contrasts != 0)[:, None, :] & ~given & (share.sum(0) > 0)
-    smallest = jnp.where(enters, counts, jnp.inf).min((1, 2))
-    return ClusterSE(jnp.sqrt(jnp.maximum(total, largest)), smallest - 1)
-
-
-def count_in_cells(share: Float[AnyArray, "N 4"], ids: Sequence[Ids]) -> Float[Array, "W 4"]:
-    """How many different ids of each way are in each cell.
-
-    >>> share = jnp.array([[0.5, 0, 0, 0], [0.5, 0, 0, 0], [0, 1.0, 0, 0]])
-    >>> count_in_cells(share, [jnp.array([1, 1, 0])]).tolist()
-    [[1.0, 1.0, 0.0, 0.0]]
-    """
-    sums = [cluster_sums(share, way) for way in ids]
-    return jnp.stack([(x > 0).sum(0) for x in sums]).astype(float)
-
-
-def _way_variance(
-    influence: Float[AnyArray, "N 4"],
-    share: Float[AnyArray, "N 4"],
-    way: Ids,
-    contrasts: Float[Array, "K 4"],
-) -> Float[Array, " K"]:
-    sums, shares = jax.tree.map(lambda x: cluster_sums(x, way), (influence, share))
-    # A single cluster has nothing to vary from: its sum is 0 whatever the factor.
-    rest = jnp.where(shares < 1 - 1e-6, 1 - shares, 1.0)
-    return (((sums / jnp.sqrt(rest)) @ contrasts.T) ** 2).sum(0)
+    a = jnp.asarray(contrasts)
+    total = jnp.einsum("ki,ij,kj->k", a, covariance.total, a)
+    single = jnp.einsum("ki,wij,kj->wk", a, covariance.single, a)
+    clusters = jnp.asarray(covariance.clusters)
+    given = jnp.asarray(seen) & (clusters == 1)
+    enters = (a != 0)[:, None, :] & ~given & (clusters > 0)
+    smallest = jnp.where(enters, clusters, jnp.inf).min((1, 2))
+    return ClusterSE(jnp.sqrt(jnp.maximum(total, single.max(0))), smallest - 1)

@@ -12,13 +12,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from instructjax.generalization.arrays import AnyArray
 from instructjax.generalization.cluster_se import ClusterSE
 from instructjax.generalization.variance_components import Components, variance_components
 
-Count = Float[AnyArray, "*shape"] | int | float
+Count = Num[AnyArray, "*shape"] | int | float
 
 
 class Allocation(NamedTuple):
@@ -31,7 +31,7 @@ class Allocation(NamedTuple):
 
 def d_study(
     components: Components, instructions: Count, inputs: Count, responses: Count = 1
-) -> Float[Array, "..."]:
+) -> Float[Array, "*_"]:
     """Standard error of a mean over a crossed design, in units of the score.
 
     >>> parts = Components(*jnp.array([0.01, 0.04, 0.16, 0.0]))
@@ -68,10 +68,10 @@ def g_coefficients(
     relative_variance: Float[AnyArray, ""],
     absolute_variance: Float[AnyArray, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""How reliably a design tells models apart: \(E\rho^2\) for ranks, \(\Phi\) for values; 0 to 1.
+    r"""How reliably a design tells models apart, 0 to 1: in their ranks, and in their values.
 
     \(E\rho^2 = \sigma^2_m / (\sigma^2_m + \sigma^2_\delta)\) with the error of differences between
-    models (`model_components`), \(\Phi\) the same with that of each model's own mean.
+    models (`model_components`), \(\Phi\) the same with the error of each model's own mean.
 
     >>> g, phi = g_coefficients(jnp.array(0.03), jnp.array(0.01), jnp.array(0.03))
     >>> round(float(g), 2), round(float(phi), 2)

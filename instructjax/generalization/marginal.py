@@ -1,10 +1,10 @@
 r"""The true marginal over a pool of instructions, and what y tells about c.
 
-With a prior Pr(c) over a pool, \(\bar P(y|z) = \sum_c \Pr(c) \Pr(y|c,z)\) is a distribution over y, and
-Pr(c | y, z) is proportional to Pr(c) Pr(y | c, z). log Pr(y|c,z) - log P(y|z) is the pointwise mutual
-information of y and c at z; its mean over c ~ Pr(c) and y ~ Pr(y|c,z) is I(C; Y | z), between 0 and
-the entropy of the pool: how much wording or task matters, with no reference answers (Cover and
-Thomas 2006, chapter 2).
+With a prior Pr(c) over a pool, \(\bar P(y|z) = \sum_c \Pr(c) \Pr(y|c,z)\) is a distribution over
+y, and Pr(c | y, z) is proportional to Pr(c) Pr(y | c, z). log Pr(y|c,z) - log P(y|z) is the
+pointwise mutual information of y and c at z; its mean over c ~ Pr(c) and y ~ Pr(y|c,z) is
+I(C; Y | z), between 0 and the entropy of the pool: how much wording or task matters, with no
+reference answers (Cover and Thomas 2006, chapter 2).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def marginal_attribution(
     log_prior: Float[AnyArray, " C"] | None = None,
     mask: Bool[AnyArray, "D Z"] | None = None,
 ) -> MarginalAttribution:
-    """Marginal, PMI and posterior over a pool of C instructions, for D responses to each of Z inputs.
+    """Marginal, PMI and posterior over a pool of C instructions, of D responses to each input.
 
     Args:
       log_prob: [c, d, z] is log Pr(y_dz | c, z), nats: D = C where y_dz was drawn under d, the
@@ -54,10 +54,10 @@ def marginal_attribution(
 
     >>> log_prob = jnp.log(jnp.array([[0.8, 0.1], [0.2, 0.9]]))[..., None]
     >>> found = marginal_attribution(log_prob)
-    >>> jnp.exp(found.log_marginal[:, 0]).round(3).tolist()
-    [0.5, 0.5]
-    >>> jnp.exp(found.log_posterior[:, 0, 0]).round(3).tolist(), float(found.identified[0])
-    ([0.8, 0.2], 1.0)
+    >>> jnp.exp(found.log_marginal[:, 0]).round(3)
+    Array([0.5, 0.5], dtype=float32)
+    >>> jnp.exp(found.log_posterior[:, 0, 0]).round(3), float(found.identified[0])
+    (Array([0.8, 0.2], dtype=float32), 1.0)
     """
     log_prob = jnp.asarray(log_prob)
     c, d, z = log_prob.shape
@@ -88,8 +88,8 @@ def marginal_token_log_probs(
 ) -> tuple[Float[Array, "N T"], Float[Array, "C N T"]]:
     r"""The marginal token by token, and the posterior over instructions after each token.
 
-    \(\bar P(y_t | y_{<t}, z) = \sum_c \Pr(c | y_{<t}, z) \Pr(y_t | y_{<t}, c, z)\): the mixture with
-    the posterior so far; the sum of its logs over t is log P(y|z).
+    \(\bar P(y_t | y_{<t}, z) = \sum_c \Pr(c | y_{<t}, z) \Pr(y_t | y_{<t}, c, z)\): the mixture
+    with the posterior so far; the sum of its logs over t is log P(y|z).
 
     Args:
       token_log_prob: of the same y under each c, nats.
@@ -101,8 +101,8 @@ def marginal_token_log_probs(
 
     >>> under = jnp.log(jnp.array([[[0.5, 0.5]], [[0.5, 0.1]]]))
     >>> tokens, posterior = marginal_token_log_probs(under, jnp.array([[True, True]]))
-    >>> jnp.exp(tokens).round(3).tolist(), jnp.exp(posterior[0, 0]).round(3).tolist()
-    ([[0.5, 0.3]], [0.5, 0.833])
+    >>> jnp.exp(tokens).round(3), jnp.exp(posterior[0, 0]).round(3)
+    (Array([[0.5, 0.3]], dtype=float32), Array([0.5  , 0.833], dtype=float32))
     """
     values = jnp.where(mask, jnp.asarray(token_log_prob), 0)
     c = values.shape[0]

@@ -2,8 +2,8 @@ r"""Was y in the training data? Min-K% (Shi et al. 2023, arXiv 2310.16789) and M
 
 Min-K%: the mean log-probability of the K% least likely tokens; higher means likelier seen. Min-K%++
 (Zhang et al. 2024, arXiv 2404.02936) standardizes each token first by the mean and the standard
-deviation of log p over the whole next-token distribution,
-\(\mu_t = \sum_v p_v \log p_v\) (minus the entropy) and \(\sigma_t^2 = \sum_v p_v \log^2 p_v - \mu_t^2\).
+deviation of log p over the whole next-token distribution, \(\mu_t = \sum_v p_v \log p_v\) (minus
+the entropy) and \(\sigma_t^2 = \sum_v p_v \log^2 p_v - \mu_t^2\).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def next_token_moments(
 ) -> tuple[Float[Array, "B M"], Float[Array, "B M"]]:
     """mu and sigma at every scored position of a batch, nats; 0 past `batch.num_scored`.
 
-    The model runs once a chunk of positions, so that B x chunk x vocabulary numbers exist at a time.
+    The model runs once a row and chunk: only chunk x vocabulary numbers exist at a time.
 
     Args:
       graphdef, params: the halves of a model.

@@ -22,7 +22,7 @@ from instructjax.generalization.quantiles import student_t_cdf
 
 
 class Comparison(NamedTuple):
-    """Attributes: mean difference, its standard error, degrees of freedom, interval, two-sided p."""
+    """Attributes: mean difference, standard error, degrees of freedom, interval, two-sided p."""
 
     difference: Array
     se: Array

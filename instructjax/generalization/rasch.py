@@ -1,9 +1,9 @@
 r"""Completing a sparse grid of right and wrong answers with the Rasch model.
 
-\(\Pr(s_{cz} = 1) = \sigma(\theta_c - \beta_z)\): how well an instruction works, how hard an input is
-(Rasch 1960). As in PromptEval (Polo et al. 2024, arXiv 2405.17202), it is fitted on the cells that
-were evaluated, and the others get its probabilities, so that quantiles over instructions cost a
-fraction of the grid. A normal prior keeps what is always right or always wrong finite (maximum a
+\(\Pr(s_{cz} = 1) = \sigma(\theta_c - \beta_z)\): how well an instruction works, how hard an input
+is (Rasch 1960). As in PromptEval (Polo et al. 2024, arXiv 2405.17202), it is fitted on the cells
+that were evaluated, and the others get its probabilities, so that quantiles over instructions cost
+a fraction of the grid. A normal prior keeps what is always right or always wrong finite (maximum a
 posteriori; Mislevy 1986); shifts of all parameters are pinned by it too.
 """
 

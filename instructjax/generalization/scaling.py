@@ -1,9 +1,9 @@
 r"""How scores grow with the number of instructions or inputs, and what more would bring.
 
 Super-NaturalInstructions (Wang et al. 2022, arXiv 2204.07705) found performance about linear in the
-logarithm of the number of training tasks, and hardly growing with instances a task. Two fits: log-linear,
-\(s = a + b \log n\), and a power law with a floor, \(s = s_\infty - A n^{-\alpha}\) (Hestness et al.
-2017), with intervals.
+logarithm of the number of training tasks, and hardly growing with instances a task. Two fits, with
+intervals: log-linear, \(s = a + b \log n\), and a power law with a ceiling, \(s = s_\infty - A
+n^{-\alpha}\) (Hestness et al. 2017).
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def scaling_curve(
     """Mean of the best of n instructions: what trying n wordings and keeping the best one brings.
 
     For each n, subsets of n of the U units are drawn without replacement; on each the unit with
-    the best mean over one half of the M columns is taken, and the other half says how good it is, so
-    that luck is not counted as quality.
+    the best mean over one half of the M columns is taken, and the other half says how good it is:
+    luck is not counted as quality.
 
     Args:
       key: random key.

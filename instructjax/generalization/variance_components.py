@@ -6,7 +6,8 @@ From a complete grid, mean squares and what they estimate (Henderson's method; B
 
 MS_c = Z R sum_c (m_c - m)^2 / (C - 1), sigma2_c = (MS_c - MS_cz) / (Z R), and so on. With one
 response a cell, cz and e cannot be told apart: their sum is reported as cz, and e is 0. Estimates
-are unbiased, and so may be negative; `clip_components` sets those to 0. For grids with holes, see `reml`.
+are unbiased, and so may be negative; `clip_components` sets those to 0. For grids with holes, see
+`reml`.
 """
 
 from __future__ import annotations

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
+from scipy.special import stdtrit
 
 from instructjax.errors import DataError, UsageError
 from instructjax.generalization.analysis import Analysis, GapEstimates
-from instructjax.generalization.bootstrap import bootstrap_records, percentile_interval
-from instructjax.generalization.cells import CELLS, CONTRASTS, Weights, cell_influence, cell_weights
-from instructjax.generalization.contrasts import contrast_se, count_in_cells
+from instructjax.generalization.cells import CELLS, CONTRASTS, Weights
+from instructjax.generalization.contrasts import contrast_se
 from instructjax.generalization.estimate import Estimate
+from instructjax.generalization.measure import Measured, measure_cells
 from instructjax.generalization.planning import clusters_to_halve
-from instructjax.generalization.quantiles import student_t_quantile
 from instructjax.generalization.verdict_words import (
     Answer,
     Level,
@@ -37,7 +37,6 @@ _GAPS = {
     "joint": (CONTRASTS[2],),
     "interaction": (CONTRASTS[3],),
 }
-_DRAWS = 2000
 
 
 def analyze(
@@ -85,57 +84,41 @@ def analyze(
       DataError: lengths differ, a score is not finite, a cell is not 0 to 3; names the row.
       UsageError: no records, or "macro" without tasks.
 
-    >>> rng = np.random.default_rng(0)  # 16 instructions on 20 inputs, a half of each unseen
+    >>> rng = np.random.default_rng(1)  # 16 instructions on 20 inputs, a half of each unseen
     >>> c, z = (x.ravel() for x in np.indices((16, 20)))
     >>> score = 0.8 - 0.4 * (c >= 8) + 0.03 * rng.standard_normal(16)[c]
     >>> score += 0.03 * rng.standard_normal(c.shape)
     >>> print(analyze(score, c, z, None, 2 * (c >= 8) + (z >= 10)).verdict)
-    generalizes over inputs, not over instructions: intra-task gap 0.00 +- 0.01, inter-task gap \
-0.40 +- 0.02
+    generalizes over inputs, not over instructions: intra-task gap -0.01 +- 0.01, inter-task gap \
+0.40 +- 0.03
     """
     ways, tasks = _read_ids(instruction_id, input_id, task_id)
     values, cells = _read_scores(score, cell, ways)
     if weights == "macro" and tasks is None:
         raise UsageError("macro weights need tasks", remedy="give task_id, or take micro weights")
     unit = "tasks" if len(ways) == 3 else "instructions"
+    measured, between = measure_cells(values, cells, ways, tasks, weights, key)
+    here = measured.counts > 0
+    rows = {name: _pick(some, here) for name, some in _GAPS.items()}
+    matrix = np.array(
+        [*np.eye(CELLS), *(np.zeros(CELLS) if r is None else r for r in rows.values())]
+    )
+    seen = np.array(_SEEN[: len(ways)])
     with jax.enable_x64(True):
-        share = cell_weights(cells, tasks, weights=weights)
-        shares, means = np.asarray(share), np.asarray(share.T @ values)
-        here = shares.sum(0) > 0
-        rows = {name: _pick(some, here) for name, some in _GAPS.items()}
-        zero = np.zeros(CELLS)
-        matrix = np.array([*np.eye(CELLS), *(zero if r is None else r for r in rows.values())])
-        influence, seen = cell_influence(values, share), jnp.array(_SEEN[: len(ways)])
-        se, df = map(np.asarray, contrast_se(influence, share, ways, matrix, seen))
-        half = np.asarray(student_t_quantile((1 + level) / 2, df)) * np.maximum(se, 1e-300)
-        found = [
-            Estimate(
-                estimate=float(row @ means),
-                low=float(row @ means - half[i]),
-                high=float(row @ means + half[i]),
-                se=float(se[i]),
-                df=float(df[i]),
-                contrast=_write_contrast(row),
-            )
-            if row.any() and here[row != 0].all()
-            else None
-            for i, row in enumerate(matrix)
-        ]
-        counts = np.asarray(count_in_cells(share, [*ways[:2], *([] if tasks is None else [tasks])]))
-        more = None
-        if rows["inter"] is not None:
-            more = _more_needed(share, influence, ways, seen, rows["inter"], se[5] ** 2, level)
-        between = None
-        if key is not None:
-            draws = bootstrap_records(
-                key,
-                values,
-                ways,
-                share,
-                num_clusters=[int(way.max()) + 1 for way in ways],
-                draws=_DRAWS,
-            )
-            between = np.stack(percentile_interval(draws @ matrix[CELLS:].T, level), axis=-1)
+        se, df = map(np.asarray, contrast_se(measured.covariance, matrix, seen))
+    found = [
+        _estimate(row, measured.means, float(se[i]), float(df[i]), level)
+        if row.any() and here[row != 0].all()
+        else None
+        for i, row in enumerate(matrix)
+    ]
+    more = None
+    if rows["inter"] is not None:
+        more = _more_needed(measured, ways, seen, rows["inter"], float(se[5]) ** 2, level)
+    if between is not None:
+        between = np.quantile(
+            between @ matrix[CELLS:].T, [(1 - level) / 2, (1 + level) / 2], axis=0
+        ).T
     gaps = GapEstimates(**dict(zip(_GAPS, found[CELLS:], strict=True)))
     inputs = _answer(gaps.intra, found[1], smallest_gap, threshold)
     instructions = _answer(gaps.inter, found[3], smallest_gap, threshold)
@@ -143,13 +126,14 @@ def analyze(
     if both == "not measured":
         both = combine([inputs, instructions])
     decided = find_level(inputs, instructions, both)
-    unseen = counts[-1 if unit == "tasks" else 0, 2:].max()
+    clusters = np.asarray(measured.covariance.clusters).astype(int)
+    unseen = clusters[2 if unit == "tasks" else 0, 2:].max()
     return Analysis(
-        means=means,
-        counts=(shares > 0).sum(0),
-        num_instructions=counts[0].astype(int),
-        num_inputs=counts[1].astype(int),
-        num_tasks=None if tasks is None else counts[2].astype(int),
+        means=measured.means,
+        counts=measured.counts,
+        num_instructions=clusters[0],
+        num_inputs=clusters[1],
+        num_tasks=None if tasks is None else _count(tasks, measured.belongs),
         cells=tuple(found[:CELLS]),
         gaps=gaps,
         bootstrap=between,
@@ -206,6 +190,10 @@ def _read_scores(score: Any, cell: Any, ways: list[np.ndarray]) -> tuple[np.ndar
     return values, cells
 
 
+def _count(ids: np.ndarray, belongs: np.ndarray) -> np.ndarray:
+    return np.array([len(np.unique(ids[column])) for column in belongs.T])
+
+
 def _pick(contrasts: Sequence[tuple[int, ...]], here: np.ndarray) -> np.ndarray | None:
     """The first contrast whose cells all have scores."""
     rows = (np.array(contrast, float) for contrast in contrasts)
@@ -217,37 +205,42 @@ def _write_contrast(row: np.ndarray) -> str:
     return terms.removeprefix(" + ")
 
 
+def _estimate(row: np.ndarray, means: np.ndarray, se: float, df: float, level: float) -> Estimate:
+    value = float(row @ means)
+    half = float(stdtrit(df, (1 + level) / 2)) * se if df > 0 else math.inf
+    return Estimate(
+        estimate=value,
+        low=value - half,
+        high=value + half,
+        se=se,
+        df=df,
+        contrast=_write_contrast(row),
+    )
+
+
 def _more_needed(
-    share: Array,
-    influence: Array,
+    measured: Measured,
     ways: list[np.ndarray],
-    seen: Array,
+    seen: np.ndarray,
     row: np.ndarray,
     variance: float,
     level: float,
 ) -> int | None:
     """Unseen instructions (tasks where they are given) that would halve the interval of a gap."""
     way = 2 if len(ways) == 3 else 0
-    counts = np.asarray(count_in_cells(share, ways))
+    counts = measured.covariance.clusters
     unseen = np.isin(np.arange(CELLS), (2, 3)) & (row != 0)
-    shares = np.asarray(share)
-    ids = [set(ways[way][shares[:, k] > 0]) for k in np.flatnonzero(row)]
+    ids = [set(ways[way][measured.belongs[:, k]]) for k in np.flatnonzero(row)]
     if ids[0] & ids[-1]:  # the same tasks, in other words: more of them are more on both sides
         unseen = row != 0
     clusters = int(counts[way, unseen].min())
     if clusters < 2:
         return None
-    part, _ = contrast_se(influence, share, [ways[way]], (row * unseen)[None], seen[way : way + 1])
-    limits = np.where((row != 0) & ~(np.asarray(seen) & (counts == 1)), counts, np.inf)
+    part = row * unseen
+    of_way = min(float(part @ measured.covariance.single[way] @ part), variance)
+    limits = np.where((row != 0) & ~(seen & (counts == 1)), counts, np.inf)
     limits[way, unseen] = np.inf
-    more = clusters_to_halve(
-        jnp.asarray(variance),
-        jnp.minimum(part[0] ** 2, variance),
-        jnp.asarray(clusters),
-        jnp.asarray(limits.min() - 1),
-        level=level,
-    )
-    return int(more) if more >= 0 else None
+    return clusters_to_halve(variance, of_way, clusters, float(limits.min() - 1), level=level)
 
 
 def _answer(
