@@ -146,8 +146,11 @@ def choose_evaluated(
         marked &= _rank_within(task, order) < recipe.max_per_task
     largest = np.bincount(cell[marked], minlength=4).max()
     training = np.flatnonzero(cell == 0)
-    picked = np.argsort(mix(rows.content[training], recipe.seed + _TRAINING_PAIRS), kind="stable")
-    marked[training[picked[:largest]]] = True
+    shuffled = mix(rows.content[training], recipe.seed + _TRAINING_PAIRS)
+    _, task, count = np.unique(rows.task[training], return_inverse=True, return_counts=True)
+    # Tasks alternate in proportion to their rows, so that the sample has the tasks of the whole.
+    turn = (_rank_within(task, shuffled) + 0.5) / count[task]
+    marked[training[np.lexsort((shuffled, turn))[:largest]]] = True
     return marked
 
 

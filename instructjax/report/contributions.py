@@ -126,15 +126,29 @@ def _cluster_se(values: Float64[np.ndarray, " n"], clusters: Int[np.ndarray, " n
     return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(values))
 
 
-def choose_shown(responses: Sequence[Response], limit: int = 8) -> list[Response]:
+def choose_shown(
+    responses: Sequence[Response], input_of: Callable[[str], str], limit: int = 8
+) -> list[Response]:
     """Some to look at: those to which the instruction adds most, and least, a token.
+
+    Of several responses to one input, the one of which that is truest stands for all.
 
     Returns:
       In the order of what the instruction adds, most first.
     """
-    gain = np.array([response.layers[1].mean() for response in responses])
-    order = np.argsort(-gain, kind="stable")
-    if len(order) <= limit:
-        return [responses[i] for i in order]
-    picked = [*order[: limit // 2], *order[len(order) - (limit - limit // 2) :]]
-    return [responses[i] for i in picked]
+    order = np.argsort([-r.layers[1].mean() for r in responses], kind="stable").tolist()
+    most = _first_of_inputs(responses, order, input_of, limit - limit // 2)
+    taken = {input_of(responses[i].id) for i in most}
+    rest = [i for i in reversed(order) if input_of(responses[i].id) not in taken]
+    least = _first_of_inputs(responses, rest, input_of, limit // 2)
+    return [responses[i] for i in [*most, *reversed(least)]]
+
+
+def _first_of_inputs(
+    responses: Sequence[Response], order: Sequence[int], input_of: Callable[[str], str], limit: int
+) -> list[int]:
+    first: dict[str, int] = {}
+    for i in order:
+        if len(first) < limit:
+            first.setdefault(input_of(responses[i].id), i)
+    return list(first.values())

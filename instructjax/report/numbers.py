@@ -35,14 +35,15 @@ def show_signed(value: float, digits: int = 3) -> str:
 
 
 def decimals_for(spread: float) -> int:
-    """Decimals that make two digits of a standard error or a half width visible.
+    """Decimals that make two or three digits of a standard error or a half width visible.
 
-    >>> decimals_for(0.034), decimals_for(2.0), decimals_for(0.0)
-    (3, 1, 3)
+    >>> decimals_for(0.034), decimals_for(2.0), decimals_for(20.0), decimals_for(0.0)
+    (3, 2, 1, 3)
     """
     if not math.isfinite(spread) or spread <= 0:
         return 3
-    return int(min(6, max(0, 1 - math.floor(math.log10(spread)))))
+    place = math.floor(math.log10(spread))
+    return int(min(6, max(0, 1 - place + (0 <= place < 2))))
 
 
 def show_with_spread(value: float, half: float) -> str:
@@ -80,3 +81,12 @@ def show_percent(share: float) -> str:
     if 0 < share < 0.01:
         return "<1%"
     return f"{100 * share:.0f}%"
+
+
+def show_tick(value: float) -> str:
+    """A round number as an axis has it.
+
+    >>> show_tick(-10.0), show_tick(0.05)
+    ('−10', '0.05')
+    """
+    return f"{value:g}".replace("-", MINUS)

@@ -17,7 +17,7 @@ from instructjax.generalization.analysis import Analysis
 from instructjax.generalization.verdict import analyze
 from instructjax.report.attribution import ContributionSection, describe_contributions
 from instructjax.report.comparison import ModelSection, compare_models
-from instructjax.report.numbers import show_number
+from instructjax.report.numbers import show_number, show_tick
 from instructjax.report.results import Results
 from instructjax.report.scores import CellScores, pick_scores
 from instructjax.report.sections import (
@@ -102,6 +102,7 @@ class Page:
             lstrip_blocks=True,
         )
         environment.filters["number"] = show_number
+        environment.filters["tick"] = show_tick
         environment.filters["thousands"] = "{:,}".format
         style = (_TEMPLATES / "style.css").read_text("utf-8")
         script = (_TEMPLATES / "page.js").read_text("utf-8")
