@@ -88,9 +88,7 @@ def split_by_divergence(
     for _ in range(sweeps if 0 < size < len(order) else 0):
         moved = False
         inside, outside = order[test[order]], order[~test[order]]
-        for a, b in zip(
-            rng.permutation(np.resize(inside, len(outside))), outside, strict=True
-        ):
+        for a, b in zip(rng.permutation(np.resize(inside, len(outside))), outside, strict=True):
             if not test[a] or test[b]:
                 continue
             atom, compound = (table.try_exchange(int(a), int(b)) for table in tables)
@@ -187,9 +185,7 @@ def list_atoms_and_compounds(
     return atoms, compounds
 
 
-def split_by_length(
-    texts: Sequence[str], *, fraction: float
-) -> tuple[Bool[np.ndarray, " N"], int]:
+def split_by_length(texts: Sequence[str], *, fraction: float) -> tuple[Bool[np.ndarray, " N"], int]:
     """Marks the texts with most words (Lake and Baroni 2018's length split of SCAN).
 
     Texts of equal length have one fate: as many lengths are unseen as make up the fraction, and at

@@ -120,14 +120,17 @@ def find_leaks(
             if on_progress is not None:
                 on_progress((number + share) / len(blocks))
 
-        keys = [_list_keys(chunk, rules) for chunk in _split(block)]
-        owners = FirstOwners(np.concatenate([part.keys for part in keys]))
+        owners = FirstOwners(
+            np.concatenate([np.unique(_list_keys(chunk, rules).keys) for chunk in _split(block)])
+        )
         for place, chunk in texts.chunks(training, TRAIN_BYTES):
             shown = _list_keys(chunk, rules)
             owners.show(shown.keys, shown.text + place)
             tell(0.9 * place / max(len(training), 1))
         at = begin
-        for part in keys:
+        # Made again rather than kept: they are four times as large as what is looked up in.
+        for chunk in _split(block):
+            part = _list_keys(chunk, rules)
             found = _Found.look_up(part, owners, rules)
             covers[:, at : at + part.size] = found.covers
             for t in np.flatnonzero(found.suspect):
@@ -199,9 +202,7 @@ class _Found:
         suspect[keys.text[hit & (keys.kind == 2)]] = True
         # Sorted by text, so that those of one text are a slice.
         order = np.flatnonzero(hit)[np.argsort(keys.text[hit], kind="stable")]
-        return _Found(
-            covers=covers, suspect=suspect, text=keys.text[order], owner=owner[order]
-        )
+        return _Found(covers=covers, suspect=suspect, text=keys.text[order], owner=owner[order])
 
     def candidates(self, text: int) -> Int[np.ndarray, " n"]:
         begin, end = np.searchsorted(self.text, [text, text + 1])

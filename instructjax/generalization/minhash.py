@@ -8,7 +8,7 @@ candidates (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, ch. 3).
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64, Int, UInt64
+from jaxtyping import Float64, UInt64
 
 from instructjax.generalization.identity import mix
 from instructjax.generalization.word_hashes import Words, fold_text, hash_ngrams
@@ -18,9 +18,7 @@ PERMUTATIONS = 64
 BANDS = 16
 
 
-def minhash_signatures(
-    words: Words, permutations: int = PERMUTATIONS
-) -> UInt64[np.ndarray, "B K"]:
+def minhash_signatures(words: Words, permutations: int = PERMUTATIONS) -> UInt64[np.ndarray, "B K"]:
     """Signatures of texts over their runs of three words; of a shorter text, over its words.
 
     Texts without a word all have the same one.
@@ -86,5 +84,3 @@ def jaccard(a: str, b: str) -> float:
     one, other = list_shingles(a), list_shingles(b)
     union = len(one | other)
     return len(one & other) / union if union else 1.0
-
-

@@ -1,4 +1,4 @@
-"""A split as a folder: train.jsonl, eval.jsonl, leaks.jsonl, split.json; there whole or not at all."""
+"""A split as a folder: train.jsonl, eval.jsonl, leaks.jsonl, split.json; whole or not at all."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def choose_cells(
     unseen_inputs = choose_inputs(keys, recipe)
     if recipe.by == "compositional":
         chosen, told = _choose_compositional(rows, recipe)
-        held, unseen_inputs = (
-            (held, chosen) if recipe.side == "input" else (chosen, unseen_inputs)
-        )
+        held, unseen_inputs = (held, chosen) if recipe.side == "input" else (chosen, unseen_inputs)
     return assign_cells(keys, held, unseen_inputs), told
 
 
@@ -58,9 +56,7 @@ def _choose_compositional(
     rows: SplitRows, recipe: SplitRecipe
 ) -> tuple[UInt64[np.ndarray, " H"], dict[str, Any]]:
     on_input = recipe.side == "input"
-    fraction = (
-        recipe.fraction_unseen_inputs if on_input else recipe.fraction_unseen_instructions
-    )
+    fraction = recipe.fraction_unseen_inputs if on_input else recipe.fraction_unseen_instructions
     side = rows.side(int(on_input))
     texts = list(rows.texts.read(side.numbers))
     if recipe.method == "length":

@@ -109,9 +109,7 @@ def find_split_leaks(
     return SplitLeaks(records=tuple(records), rows=leaked, summary=summary)
 
 
-def _first_rows(
-    of_row: np.ndarray, among: Bool[np.ndarray, " N"], rows: SplitRows
-) -> np.ndarray:
+def _first_rows(of_row: np.ndarray, among: Bool[np.ndarray, " N"], rows: SplitRows) -> np.ndarray:
     """A row of each text, of those among which to look: the first in the order of contents."""
     order = rows.order()
     order = order[among[order]][::-1]

@@ -66,7 +66,8 @@ def join_groups(
     Returns:
       The units, sorted; the number of each one's joined group; a key of each joined group.
 
-    >>> units, joined, _ = join_groups(*(np.array(x, np.uint64) for x in ([1, 2, 2, 3], [7, 7, 8, 9])))
+    >>> texts, tasks = (np.array(x, np.uint64) for x in ([1, 2, 2, 3], [7, 7, 8, 9]))
+    >>> units, joined, _ = join_groups(texts, tasks)
     >>> units.tolist(), joined.tolist()
     ([1, 2, 3], [0, 0, 1])
     """

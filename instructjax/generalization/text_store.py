@@ -21,7 +21,7 @@ class TextStore:
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end of the block)
         self._ends = array("q", [0])
         self._map: mmap.mmap | None = None
         for text in texts:

@@ -73,9 +73,7 @@ def hash_words(texts: Sequence[str]) -> Words:
     return Words(hashes=hashes, starts=np.searchsorted(begin, borders))
 
 
-def hash_ngrams(
-    words: Words, n: int
-) -> tuple[UInt64[np.ndarray, " G"], Int[np.ndarray, " G"]]:
+def hash_ngrams(words: Words, n: int) -> tuple[UInt64[np.ndarray, " G"], Int[np.ndarray, " G"]]:
     """Hashes of all runs of n words within a text, and the word that each begins with.
 
     >>> hashes, first = hash_ngrams(hash_words(["a b c", "b c"]), 2)

@@ -18,7 +18,6 @@ from instructjax.report.scores import CellScores
 from instructjax.report.tables import Table, make_table
 from instructjax.report.texts import shorten
 
-_T_95 = 1.96
 _HINT = "Point at a token, or tap it."
 
 
@@ -58,7 +57,7 @@ def describe_contributions(
         (
             part.name,
             part.formula,
-            show_with_spread(part.mean, _T_95 * part.se),
+            show_with_spread(part.mean, part.half_width),
             show_number(part.per_token),
         )
         for part in found

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int
 
+from instructjax.generalization.attribution import conditional_attribution
+from instructjax.generalization.cluster_se import multiway_cluster_se, t_interval
+
 CONTEXTS = ("cz", "c", "z", "none")
+_PARTS = {
+    "instruction_given_input": ("instruction, given the input", "log Pr(y|c,z) − log Pr(y|z)"),
+    "input_given_instruction": ("input, given the instruction", "log Pr(y|c,z) − log Pr(y|c)"),
+    "interaction": (
+        "only in combination",
+        "log Pr(y|c,z) − log Pr(y|c) − log Pr(y|z) + log Pr(y)",
+    ),
+    "shapley_instruction": ("instruction, its fair share", "Shapley value of c"),
+    "shapley_input": ("input, its fair share", "Shapley value of z"),
+    "total": ("both together", "log Pr(y|c,z) − log Pr(y)"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,14 +59,14 @@ class Contribution:
       name: what it is, for a person.
       formula: in the contexts' log-probabilities.
       mean: over the responses.
-      se: its standard error, the responses of an instruction taken together.
+      half_width: of its 95% interval, the responses of an instruction taken together.
       per_token: the mean a token.
     """
 
     name: str
     formula: str
     mean: float
-    se: float
+    half_width: float
     per_token: float
 
 
@@ -81,49 +98,34 @@ def find_responses(table: pa.Table) -> list[Response]:
 def summarize_contributions(
     responses: Sequence[Response], instruction_of: Callable[[str], str]
 ) -> list[Contribution]:
-    r"""Means of the conditional pointwise mutual informations and of the Shapley values.
-
-    \(\phi_c = \frac12[(s_{cz}-s_z)+(s_c-s_\emptyset)]\), \(\phi_z\) likewise; together they are
-    \(s_{cz}-s_\emptyset\). Leaving c or z out is an ablation: the four numbers need not come from
-    one joint distribution.
+    """Means of what `conditional_attribution` finds of each response.
 
     Args:
-      responses: in four contexts.
+      responses: in four contexts, one or more.
       instruction_of: the instruction of a row's id, to take its responses together.
     """
-    if not responses:
-        return []
     totals = np.array([response.log_probs.sum(1) for response in responses])
-    tokens = np.array([len(response.token_ids) for response in responses])
+    tokens = sum(len(response.token_ids) for response in responses)
     clusters = np.unique([instruction_of(r.id) for r in responses], return_inverse=True)[1]
-    cz, c, z, none = totals.T
-    parts = {
-        "instruction, given the input": ("log Pr(y|c,z) − log Pr(y|z)", cz - z),
-        "input, given the instruction": ("log Pr(y|c,z) − log Pr(y|c)", cz - c),
-        "only in combination": ("log Pr(y|c,z) − log Pr(y|c) − log Pr(y|z) + log Pr(y)", cz - c - z + none),
-        "instruction, its fair share": ("Shapley value of c", 0.5 * (cz - z + c - none)),
-        "input, its fair share": ("Shapley value of z", 0.5 * (cz - c + z - none)),
-        "both together": ("log Pr(y|c,z) − log Pr(y)", cz - none),
-    }
-    return [
-        Contribution(
-            name=name,
-            formula=formula,
-            mean=float(values.mean()),
-            se=_cluster_se(values, clusters),
-            per_token=float(values.sum() / tokens.sum()),
-        )
-        for name, (formula, values) in parts.items()
-    ]
-
-
-def _cluster_se(values: Float64[np.ndarray, " n"], clusters: Int[np.ndarray, " n"]) -> float:
-    """Standard error of a mean, robust to one way of clusters; infinite with fewer than two."""
-    sums = np.bincount(clusters, weights=values - values.mean())
-    count = len(sums)
-    if count < 2:
-        return float("inf")
-    return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(values))
+    found = []
+    with jax.enable_x64(True):
+        parts = conditional_attribution(*map(jnp.asarray, totals.T))
+        for field, (name, formula) in _PARTS.items():
+            values = getattr(parts, field)
+            mean = values.mean()
+            se, df = multiway_cluster_se((values - mean) / len(values), [jnp.asarray(clusters)])
+            low, high = t_interval(mean, se, df)
+            half = float(high - low) / 2
+            found.append(
+                Contribution(
+                    name=name,
+                    formula=formula,
+                    mean=float(mean),
+                    half_width=half if math.isfinite(half) else math.inf,
+                    per_token=float(mean) * len(values) / tokens,
+                )
+            )
+    return found
 
 
 def choose_shown(

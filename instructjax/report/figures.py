@@ -80,7 +80,9 @@ def _draw_grid(axes: Any, page: Page) -> None:
         axes.add_patch(
             _rectangle((column, 1 - row), alpha, dashed=not cell.rows),
         )
-        text = f"{cell.what}\n" + (f"{cell.range}\n{cell.rows:,} scores" if cell.rows else "no scores")
+        text = f"{cell.what}\n" + (
+            f"{cell.range}\n{cell.rows:,} scores" if cell.rows else "no scores"
+        )
         axes.text(column + 0.5, 1.5 - row + 0.12, cell.mean, ha="center", va="center", size=15)
         axes.text(column + 0.5, 1.5 - row - 0.2, text, ha="center", va="center", size=8)
     axes.set(xlim=(0, 2), ylim=(0, 2))

@@ -47,9 +47,7 @@ def find_worst(
     >>> worst[0].name, round(worst[0].rise, 3)
     ('b', 0.333)
     """
-    groups, of_row, counts = np.unique(
-        names.astype(str), return_inverse=True, return_counts=True
-    )
+    groups, of_row, counts = np.unique(names.astype(str), return_inverse=True, return_counts=True)
     if len(groups) < 2:
         return []
     means = np.bincount(of_row, weights=value) / counts

@@ -117,7 +117,14 @@ class Page:
     def tables(self) -> list[Table]:
         """All numbers of the page as tables."""
         grid = [
-            (cell.what, cell.mean, cell.range, f"{cell.rows:,}", str(cell.instructions), str(cell.inputs))
+            (
+                cell.what,
+                cell.mean,
+                cell.range,
+                f"{cell.rows:,}",
+                str(cell.instructions),
+                str(cell.inputs),
+            )
             for cell in self.cells
             if cell.rows
         ]

@@ -114,9 +114,7 @@ def read_results(paths: Sequence[Path]) -> Results:
         raise UsageError(
             "there is no evaluation table", remedy="give one that `instructjax evaluate` wrote"
         )
-    return make_results(
-        rows, scores=scores, split=split, leaks=leaks, texts=texts, files=files
-    )
+    return make_results(rows, scores=scores, split=split, leaks=leaks, texts=texts, files=files)
 
 
 def make_results(

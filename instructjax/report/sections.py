@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from instructjax.generalization.split_recipes import CELLS
 from instructjax.generalization.analysis import Analysis
+from instructjax.generalization.split_recipes import CELLS
 from instructjax.report.hurts import Group, find_worst
 from instructjax.report.numbers import (
     show_interval,
@@ -23,7 +23,9 @@ from instructjax.report.tables import Table, make_table
 from instructjax.report.texts import shorten
 
 CELL_NAMES = ("training pairs", "intra-task", "known inputs", "inter-task")
-SHORT_CELLS = dict(zip(CELLS, ("c, z seen", "z new", "c new", "c, z new"), strict=True))
+SHORT_CELLS: dict[str, str] = dict[str, str](
+    zip(CELLS, ("c, z seen", "z new", "c new", "c, z new"), strict=True)
+)
 _GAPS = {
     "intra": ("intra-task gap", "new inputs, known instructions"),
     "inter": ("inter-task gap", "new instructions, known inputs"),
@@ -195,7 +197,9 @@ def describe_leaks(
                 show_number(_number(leak.get("similarity")), 2),
             )
         )
-    title = "Pairs with most in common" + (f" ({limit} of {len(leaks):,})" if len(leaks) > limit else "")
+    title = "Pairs with most in common" + (
+        f" ({limit} of {len(leaks):,})" if len(leaks) > limit else ""
+    )
     texts = ("unseen", "in training", "how", "rows")
     table = make_table(title, texts, ("words shared", "Jaccard"), rows) if rows else None
     note = "; ".join(parts) or f"{len(leaks):,} unseen texts share much with training texts"

@@ -1,4 +1,4 @@
-"""How much it matters how an instruction is worded: tasks with several wordings on shared inputs."""
+"""How much it matters how an instruction is worded, where tasks have several wordings."""
 
 from __future__ import annotations
 
