@@ -28,14 +28,14 @@ from instructjax.generalization import (
     cells,
     cluster_se,
     contrasts,
-    d_study,
+    decision_study,
     paired,
     reml,
     scaling,
 )
 
 SD_C, SD_Z, SD_REST = 0.05, 0.25, 0.35
-DRAWS = 1000
+DRAWS = 500
 BATCH = 50
 # Rows that are there for comparison, and are not the ones to use.
 NOT_ADVISED = (
@@ -66,7 +66,7 @@ def mean_of_grid(c: int, z: int) -> Run:
         flat = grid.ravel()
         mean, e = flat.mean(), cluster_se.mean_influence(flat)
         both = cluster_se.multiway_cluster_se(e, (of_c, of_z))
-        parts = d_study.mean_se(grid)
+        parts = decision_study.mean_se(grid)
         found = {
             "naive": _around(mean, jnp.sqrt((e**2).sum()), jnp.array(float(c * z - 1))),
             "clusters: instructions only": _clustered(mean, e, of_c),
@@ -243,15 +243,25 @@ STUDIES: dict[str, Callable[[], Run]] = {
 }
 
 
-def study(runs: int, seed: int = 0, names: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """Coverage of every interval in every design."""
-    results = {}
+def study(
+    runs: int,
+    seed: int = 0,
+    names: tuple[str, ...] | None = None,
+    *,
+    known: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] = lambda results: None,
+) -> dict[str, Any]:
+    """Coverage of every interval in every design; those known are not computed again."""
+    results = dict(known or {})
     for i, (name, make) in enumerate(STUDIES.items()):
-        if names is not None and name not in names:
+        if name in results or (names is not None and not any(map(name.startswith, names))):
             continue
         start = time.perf_counter()
         results[name] = count_covered(make(), jax.random.key(seed + i), runs)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        for interval, found in results[name].items():
+            print(f"    {interval}: {100 * found['coverage']:.1f}%", file=sys.stderr)
+        save(results)
     return results
 
 
@@ -280,15 +290,23 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--only", nargs="*", help="designs, by name")
+    parser.add_argument("--only", nargs="*", help="designs, by the start of their names")
     args = parser.parse_args()
-    results = study(args.runs, args.seed, tuple(args.only) if args.only else None)
-    table = write_table(results, args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "coverage.md").write_text(table)
-    about = {"runs": args.runs, "seed": args.seed, "designs": results}
-    (args.out / "coverage.json").write_text(json.dumps(about, indent=1) + "\n")
-    print(table)
+    path = args.out / "coverage.json"
+    about: dict[str, Any] = {"runs": args.runs, "seed": args.seed, "draws": DRAWS}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    same = all(before.get(name) == value for name, value in about.items())
+
+    def save(results: dict[str, Any]) -> None:
+        ordered = {name: results[name] for name in STUDIES if name in results}
+        path.write_text(json.dumps({**about, "designs": ordered}, indent=1) + "\n")
+        (args.out / "coverage.md").write_text(write_table(ordered, args.runs))
+
+    names = tuple(args.only) if args.only else None
+    known = before["designs"] if same else None
+    results = study(args.runs, args.seed, names, known=known, save=save)
+    print(write_table(results, args.runs))
     wrong = [
         (design, name)
         for design, intervals in results.items()

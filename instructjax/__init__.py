@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from instructjax.batching import Batch, batch_from_lengths
     from instructjax.data import Example, Message, Reject, read_examples
     from instructjax.errors import DataError, InstructJaxError, ModelError, PromptError, UsageError
+    from instructjax.generalization import Analysis, analyze, conditional_attribution
     from instructjax.models import Model, load_model
     from instructjax.prompts import PromptEncoder, PromptOptions, Request, Tokenizer
     from instructjax.scoring import (
@@ -61,6 +62,7 @@ _ROOMS = {
     "models": ("Model", "load_model"),
     "batching": ("Batch", "batch_from_lengths"),
     "errors": ("DataError", "InstructJaxError", "ModelError", "PromptError", "UsageError"),
+    "generalization": ("Analysis", "analyze", "conditional_attribution"),
     "scoring": (),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
@@ -97,6 +99,10 @@ __all__ = [
     "ScoreDifferences",
     "compare_scores",
     "kl_divergence",
+    # at which level it generalizes; the rest is in `instructjax.generalization`
+    "Analysis",
+    "analyze",
+    "conditional_attribution",
     # words and documents
     "DocumentScore",
     "WordScores",

@@ -1,6 +1,6 @@
 r"""Variance components of grids with holes and uneven repeats, by restricted maximum likelihood.
 
-The model of `variance_components`, \(s_{czr} = \mu + c_c + z_z + (cz)_{cz} + e_{czr}\), with normal
+The model of `components`, \(s_{czr} = \mu + c_c + z_z + (cz)_{cz} + e_{czr}\), with normal
 effects. REML maximizes the likelihood of what is left when the mean is swept out (Patterson and
 Thompson 1971); on a complete grid it gives the ANOVA estimates wherever those are not negative, on
 others it weighs scores by what they tell, and no variance is negative.
@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from instructjax.generalization.arrays import AnyArray
-from instructjax.generalization.variance_components import Components
+from instructjax.generalization.components import Components
 
 STEPS = 100
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Num
 
 from instructjax.generalization.arrays import AnyArray
 from instructjax.generalization.cluster_se import ClusterSE
-from instructjax.generalization.variance_components import Components, variance_components
+from instructjax.generalization.components import Components, variance_components
 
 Count = Num[AnyArray, "*shape"] | int | float
 
