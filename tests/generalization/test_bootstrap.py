@@ -40,7 +40,7 @@ def test_draws_are_weighted_means(grid, monkeypatch) -> None:
 
 @pytest.mark.parametrize("kind", ["exponential", "pigeonhole"])
 def test_spread_is_that_of_rows_and_columns(grid, kind) -> None:
-    """Owen (2007): the bootstrap variance is sum_c + sum_z of squared influences, and a bit of cz."""
+    """Owen (2007): the variance is that of rows plus that of columns, and some of cz."""
     draws = b.crossed_bootstrap(KEY, grid, draws=4000, kind=kind)
     e = grid - grid.mean()
     n = e.size
