@@ -3,8 +3,8 @@
     python experiments/multi_prompt.py DATA
 
 DATA is a folder of JSON files with `templates` (each with `correct` and `acc`, an accuracy a model)
-and `published` (a value a model for "MaxP", "AvgP" and "Combined Performance Score", each with "(no
-filtering)" and "(correct paraphrases only)"), as in github.com/SLAB-NLP/Multi-Prompt-LLM-Evaluation.
+and `published` (a value a model for "MaxP", "AvgP" and "CPS", each with "(no filtering)" and
+"(correct paraphrases only)"), as in github.com/SLAB-NLP/Multi-Prompt-LLM-Evaluation.
 Prints the largest difference of each; exit code 1 if one is above 1e-12.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from instructjax.generalization import multi_prompt_summary
 
 LIMIT = 1e-12
-FIELDS = {"MaxP": "max_p", "AvgP": "avg_p", "CPS": "cps", "Combined": "cps"}
+FIELDS = {"MaxP": "max_p", "AvgP": "avg_p", "CPS": "cps"}
 
 
 def compare(path: Path) -> dict[str, float]:

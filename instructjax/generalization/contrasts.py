@@ -1,15 +1,17 @@
 r"""Standard errors of the four cell means and of the gaps between them.
 
-Instructions are clusters, and inputs, and tasks where they are given (then Cameron, Gelbach and
-Miller's sum is the one over tasks, since instructions and inputs are nested in them). A cell of
+Instructions are clusters, and inputs, or tasks where both are nested in tasks. A cell of
 few clusters underestimates its variance more than one of many, so the small-sample factor goes into
 each cell: a cluster with share h of a cell counts there 1 / sqrt(1 - h) times (for equal clusters
 that is the factor G / (G - 1); Bell and McCaffrey 2002, "Bias Reduction in Standard Errors").
 
-Degrees of freedom: the smallest number of clusters in a cell that enters, less 1. The instructions
-of cells 0 and 1 and the inputs of cells 0 and 2 were seen: where there is only one (the book's
-fixed c*), the estimate is about that one, and it limits nothing. One unseen instruction, input or
-task leaves 0 degrees of freedom, an infinite interval.
+Degrees of freedom of a way: the smallest number of clusters in a cell that enters, less 1; of all
+ways, Satterthwaite's (1946), (sum V)^2 / sum (V^2 / df), so that a way counts by the variance it
+brings: a gap between inputs under the same few instructions is not limited by their number. (Give
+no way that is nested in another: it would count twice.) The instructions of cells 0 and 1 and the
+inputs of cells 0 and 2 were seen: where there is only one (the book's fixed c*), the estimate is
+about that one, and it limits nothing. One unseen instruction, input or task leaves 0 degrees of
+freedom, an infinite interval.
 """
 
 from __future__ import annotations
@@ -98,5 +100,10 @@ def contrast_se(
     clusters = jnp.asarray(covariance.clusters)
     given = jnp.asarray(seen) & (clusters == 1)
     enters = (a != 0)[:, None, :] & ~given & (clusters > 0)
-    smallest = jnp.where(enters, clusters, jnp.inf).min((1, 2))
-    return ClusterSE(jnp.sqrt(jnp.maximum(total, single.max(0))), smallest - 1)
+    df = jnp.where(enters, clusters, jnp.inf).min(2).T - 1  # [W, K]
+    # Of a way with one unseen cluster nothing is known, however small its variance looks.
+    none = (df < 1).any(0)
+    spread = (single**2 / jnp.maximum(df, 1)).sum(0)
+    joint = jnp.where(spread > 0, single.sum(0) ** 2 / jnp.where(spread > 0, spread, 1), df.min(0))
+    df = jnp.where(none, 0.0, jnp.maximum(joint, df.min(0)))
+    return ClusterSE(jnp.sqrt(jnp.maximum(total, single.max(0))), df)

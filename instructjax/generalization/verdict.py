@@ -92,18 +92,19 @@ def analyze(
     generalizes over inputs, not over instructions: intra-task gap -0.01 +- 0.01, inter-task gap \
 0.40 +- 0.03
     """
-    ways, tasks = _read_ids(instruction_id, input_id, task_id)
-    values, cells = _read_scores(score, cell, ways)
+    ids = [_number(column) for column in (instruction_id, input_id, task_id) if column is not None]
+    values, cells = _read_scores(score, cell, ids)
+    tasks = ids[2] if len(ids) == 3 else None
+    unit = "instructions" if tasks is None or len(np.unique(tasks)) == 1 else "tasks"
     if weights == "macro" and tasks is None:
         raise UsageError("macro weights need tasks", remedy="give task_id, or take micro weights")
-    unit = "tasks" if len(ways) == 3 else "instructions"
+    ways, seen = _drop_nested(ids)
     measured, between = measure_cells(values, cells, ways, tasks, weights, key)
     here = measured.counts > 0
     rows = {name: _pick(some, here) for name, some in _GAPS.items()}
     matrix = np.array(
         [*np.eye(CELLS), *(np.zeros(CELLS) if r is None else r for r in rows.values())]
     )
-    seen = np.array(_SEEN[: len(ways)])
     with jax.enable_x64(True):
         se, df = map(np.asarray, contrast_se(measured.covariance, matrix, seen))
     found = [
@@ -114,7 +115,8 @@ def analyze(
     ]
     more = None
     if rows["inter"] is not None:
-        more = _more_needed(measured, ways, seen, rows["inter"], float(se[5]) ** 2, level)
+        way = len(ways) - 1 if unit == "tasks" else 0
+        more = _more_needed(measured, ways[way], way, seen, rows["inter"], float(se[5]) ** 2, level)
     if between is not None:
         between = np.quantile(
             between @ matrix[CELLS:].T, [(1 - level) / 2, (1 + level) / 2], axis=0
@@ -126,14 +128,14 @@ def analyze(
     if both == "not measured":
         both = combine([inputs, instructions])
     decided = find_level(inputs, instructions, both)
-    clusters = np.asarray(measured.covariance.clusters).astype(int)
-    unseen = clusters[2 if unit == "tasks" else 0, 2:].max()
+    different = [_count(column, measured.belongs) for column in ids]
+    unseen = different[2 if unit == "tasks" else 0][2:].max()
     return Analysis(
         means=measured.means,
         counts=measured.counts,
-        num_instructions=clusters[0],
-        num_inputs=clusters[1],
-        num_tasks=None if tasks is None else _count(tasks, measured.belongs),
+        num_instructions=different[0],
+        num_inputs=different[1],
+        num_tasks=None if tasks is None else different[2],
         cells=tuple(found[:CELLS]),
         gaps=gaps,
         bootstrap=between,
@@ -158,24 +160,36 @@ def analyze(
     )
 
 
-def _read_ids(*columns: Any) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """Ways of clustering, ids from 0, and the tasks' ids if there are any."""
-    numbered = [
-        None if column is None else np.unique(np.asarray(column), return_inverse=True)[1].ravel()
-        for column in columns
-    ]
-    instructions, inputs, tasks = numbered
-    ways = [instructions, inputs]
-    if tasks is not None and len(tasks) and tasks.max() > 0:
-        ways.append(tasks)
-    return ways, tasks
+def _number(column: Any) -> np.ndarray:
+    """Ids from 0 in the order of what was given."""
+    return np.unique(np.asarray(column), return_inverse=True)[1].ravel()
 
 
-def _read_scores(score: Any, cell: Any, ways: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _drop_nested(ids: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Ways of clustering, and in which cells their clusters are seen ones.
+
+    Instructions and inputs that belong to one task each vary with it, and are no ways of their own.
+    """
+    kept = list(range(len(ids)))
+    if len(ids) == 3:
+        tasks = ids[2]
+        if tasks.max() == 0:
+            kept = [0, 1]
+        else:
+            kept = [i for i in (0, 1) if not _is_nested(ids[i], tasks)] + [2]
+    return [ids[i] for i in kept], np.array([_SEEN[i] for i in kept])
+
+
+def _is_nested(fine: np.ndarray, coarse: np.ndarray) -> bool:
+    pairs = fine.astype(np.int64) * (int(coarse.max()) + 1) + coarse
+    return len(np.unique(pairs)) == len(np.unique(fine))
+
+
+def _read_scores(score: Any, cell: Any, ids: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     values, cells = np.asarray(score, np.float64), np.asarray(cell, np.int64)
     if not len(values):
         raise UsageError("there are no scores", remedy="give at least one record")
-    lengths = {len(column) for column in (values, cells, *ways)}
+    lengths = {len(column) for column in (values, cells, *ids)}
     if len(lengths) > 1:
         raise DataError(
             f"columns have {', '.join(map(str, sorted(lengths)))} rows",
@@ -207,7 +221,7 @@ def _write_contrast(row: np.ndarray) -> str:
 
 def _estimate(row: np.ndarray, means: np.ndarray, se: float, df: float, level: float) -> Estimate:
     value = float(row @ means)
-    half = float(stdtrit(df, (1 + level) / 2)) * se if df > 0 else math.inf
+    half = float(stdtrit(min(df, 1e9), (1 + level) / 2)) * se if df > 0 else math.inf
     return Estimate(
         estimate=value,
         low=value - half,
@@ -220,18 +234,18 @@ def _estimate(row: np.ndarray, means: np.ndarray, se: float, df: float, level: f
 
 def _more_needed(
     measured: Measured,
-    ways: list[np.ndarray],
+    ids: np.ndarray,
+    way: int,
     seen: np.ndarray,
     row: np.ndarray,
     variance: float,
     level: float,
 ) -> int | None:
     """Unseen instructions (tasks where they are given) that would halve the interval of a gap."""
-    way = 2 if len(ways) == 3 else 0
     counts = measured.covariance.clusters
     unseen = np.isin(np.arange(CELLS), (2, 3)) & (row != 0)
-    ids = [set(ways[way][measured.belongs[:, k]]) for k in np.flatnonzero(row)]
-    if ids[0] & ids[-1]:  # the same tasks, in other words: more of them are more on both sides
+    sets = [set(ids[measured.belongs[:, k]]) for k in np.flatnonzero(row)]
+    if sets[0] & sets[-1]:  # the same tasks, in other words: more of them are more on both sides
         unseen = row != 0
     clusters = int(counts[way, unseen].min())
     if clusters < 2:

@@ -1,4 +1,4 @@
-"""A smaller run of the coverage study: the intervals to be used hold the truth, naive ones do not."""
+"""A smaller coverage study: the intervals to be used hold the truth, naive ones do not."""
 
 from __future__ import annotations
 
