@@ -133,13 +133,17 @@ def test_rasch_is_the_maximum_that_scipy_finds() -> None:
 
 def test_rasch_completes_a_sparse_grid() -> None:
     """With a fifth of the cells, instructions' means are nearer than those of the cells alone."""
-    rng = np.random.default_rng(6)
-    p = 1 / (1 + np.exp(-(rng.standard_normal((12, 1)) - 2 * rng.standard_normal(200))))
-    score, there = (rng.random(p.shape) < p).astype(np.float32), rng.random(p.shape) < 0.2
-    whole = score.mean(1)
-    completed = np.asarray(rasch_complete(score, there)).mean(1)
-    alone = np.where(there, score, 0).sum(1) / there.sum(1)
-    assert np.abs(completed - whole).mean() < 0.75 * np.abs(alone - whole).mean()
+    errors = np.zeros(2)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        logits = 0.5 * rng.standard_normal((60, 1)) - 2 * rng.standard_normal(100)
+        score = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+        there = rng.random(logits.shape) < 0.2
+        completed = np.asarray(rasch_complete(score, there)).mean(1)
+        alone = np.where(there, score, 0).sum(1) / there.sum(1)
+        whole = score.mean(1)
+        errors += np.abs(completed - whole).mean(), np.abs(alone - whole).mean()
+    assert errors[0] < 0.85 * errors[1]
 
 
 def test_log_linear_fit_is_scipys_regression() -> None:
