@@ -4,9 +4,9 @@
 
 DATA is a folder of Super-NaturalInstructions tasks (.jsonl or .json files, one a task), or any data
 with tasks. A fifth of the tasks and a fifth of the inputs of the others are held out; the embedded
-model is fine-tuned briefly on the rest; both it and the model before are evaluated on all four cells
-of seen and unseen instructions and inputs; one page says at which level it generalizes. Each step is
-a command of `instructjax` that could be typed, and is printed; what is there already is not done
+model is fine-tuned briefly on the rest; it and the model before are evaluated on all four cells of
+seen and unseen instructions and inputs; one page says at which level it generalizes. Each step is a
+command of `instructjax` that could be typed, and is printed; what is there already is not done
 again, so that a run that was stopped goes on.
 """
 
