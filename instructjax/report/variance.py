@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from instructjax.generalization.components import Components
 from instructjax.generalization.decision_study import d_study, optimal_allocation
 from instructjax.generalization.reml import fit_reml
-from instructjax.generalization.components import Components
 from instructjax.report.grids import make_grids
 from instructjax.report.numbers import show_number, show_percent
 from instructjax.report.scores import CellScores
