@@ -76,7 +76,7 @@ def save_figures(page: Page, folder: Path) -> list[Path]:
 def _draw_grid(axes: Any, page: Page) -> None:
     for k, cell in enumerate(page.cells):
         row, column = divmod(k, 2)
-        alpha = cell.share / 100 * 1.4 if cell.rows else 0.0
+        alpha = cell.share / 100 * 1.6 if cell.rows else 0.0
         axes.add_patch(
             _rectangle((column, 1 - row), alpha, dashed=not cell.rows),
         )

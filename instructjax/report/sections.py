@@ -37,7 +37,7 @@ _ANSWERS = {"yes": "yes", "no": "no", "unclear": "too little data to tell"}
 
 @dataclass(frozen=True, kw_only=True)
 class GridCell:
-    """A cell of the 2 x 2 picture; texts, and how deep its colour is, 0 to 45 per cent."""
+    """A cell of the 2 x 2 picture; texts, and how deep its colour is, 6 to 34 per cent."""
 
     what: str
     mean: str
@@ -84,7 +84,7 @@ def make_grid(analysis: Analysis) -> list[GridCell]:
                 rows=int(analysis.counts[k]),
                 instructions=int(analysis.num_instructions[k]),
                 inputs=int(analysis.num_inputs[k]),
-                share=round(6 + 36 * share, 1),
+                share=round(6 + 28 * share, 1),
             )
         )
     return cells
