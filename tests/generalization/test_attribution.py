@@ -18,7 +18,7 @@ from instructjax.generalization.attribution import (
 from instructjax.generalization.marginal import marginal_attribution, marginal_token_log_probs
 from instructjax.generalization.min_k import log_prob_moments, min_k_log_prob, min_k_pp
 
-nats = st.floats(-60, -0.01, width=32)
+nats = st.floats(-60, -0.0078125, width=32)
 four = st.lists(st.tuples(nats, nats, nats, nats), min_size=5, max_size=5)
 
 
