@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from instructjax.generalization import Analysis, analyze, conditional_attribution
     from instructjax.models import Model, load_model
     from instructjax.prompts import PromptEncoder, PromptOptions, Request, Tokenizer
+    from instructjax.report import Page, Results, make_page, read_results
     from instructjax.scoring import (
         Divergences,
         DocumentScore,
@@ -63,6 +64,7 @@ _ROOMS = {
     "batching": ("Batch", "batch_from_lengths"),
     "errors": ("DataError", "InstructJaxError", "ModelError", "PromptError", "UsageError"),
     "generalization": ("Analysis", "analyze", "conditional_attribution"),
+    "report": ("Page", "Results", "make_page", "read_results"),
     "scoring": (),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
@@ -109,6 +111,11 @@ __all__ = [
     "score_document",
     "score_documents",
     "word_log_probs",
+    # reports
+    "Page",
+    "Results",
+    "make_page",
+    "read_results",
     # requests
     "ScoreCache",
     "ScoredRequest",
