@@ -41,7 +41,7 @@ frame.onload = () => {
   found.repainted = before !== token.style.getPropertyValue("--s");
   const tokens = d.querySelector(".tokens");
   tokens.dispatchEvent(new w.KeyboardEvent("keydown", { key: "ArrowRight" }));
-  found.moved = tokens.children[2].classList.contains("on") || !token.classList.contains("on");
+  found.moved = tokens.children[2].classList.contains("on") && !token.classList.contains("on");
   found.alerts = w.alerts || 0;
   found.loaded = w.performance.getEntriesByType("resource").map((e) => e.name);
   document.getElementById("out").textContent = JSON.stringify(found);

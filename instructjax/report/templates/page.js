@@ -1,6 +1,7 @@
 (() => {
   "use strict";
   const maps = [...document.querySelectorAll(".tokens")];
+  const tokensOf = (map) => [...map.querySelectorAll("span")];
   const show = (map, token) => {
     map.querySelectorAll(".on").forEach((other) => other.classList.remove("on"));
     const detail = map.parentElement.querySelector(".detail");
@@ -10,7 +11,7 @@
   };
   const paint = (layer) => {
     for (const map of maps) {
-      for (const token of map.children) {
+      for (const token of tokensOf(map)) {
         const s = Number(token.dataset.s.split(" ")[layer]);
         token.style.setProperty("--s", Math.abs(s));
         token.classList.toggle("minus", s < 0);
@@ -19,14 +20,14 @@
   };
   for (const map of maps) {
     const at = (event) => (event.target.dataset.s ? event.target : null);
-    for (const token of map.children) token.removeAttribute("title");
+    for (const token of tokensOf(map)) token.removeAttribute("title");
     map.addEventListener("pointerover", (event) => at(event) && show(map, at(event)));
     map.addEventListener("click", (event) => show(map, at(event)));
     map.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!step) return;
       event.preventDefault();
-      const tokens = [...map.children];
+      const tokens = tokensOf(map);
       const now = tokens.findIndex((token) => token.classList.contains("on"));
       const next = now < 0 ? 0 : Math.min(Math.max(now + step, 0), tokens.length - 1);
       show(map, tokens[next]);
