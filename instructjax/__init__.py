@@ -38,9 +38,11 @@ if TYPE_CHECKING:
         sft_loss,
         weigh_tokens,
     )
+    from instructjax.generalization import Analysis, analyze, conditional_attribution
     from instructjax.models import Model, load_model
     from instructjax.models.lora import LoraConfig, add_lora, merge_lora
     from instructjax.prompts import PromptEncoder, PromptOptions, Request, Tokenizer
+    from instructjax.report import Page, Results, make_page, read_results
     from instructjax.sampling import Choice, Samples, beam_search, choose, sample
     from instructjax.scoring import (
         Divergences,
@@ -85,6 +87,8 @@ _ROOMS = {
     "errors": ("DataError", "InstructJaxError", "ModelError", "PromptError", "UsageError"),
     "evaluation": ("Evaluation", "evaluate", "read_evaluation"),
     "sampling": ("Choice", "Samples", "beam_search", "choose", "sample"),
+    "generalization": ("Analysis", "analyze", "conditional_attribution"),
+    "report": ("Page", "Results", "make_page", "read_results"),
     "scoring": (),
     "finetuning": (
         "FinetuneConfig",
@@ -149,12 +153,21 @@ __all__ = [
     "ScoreDifferences",
     "compare_scores",
     "kl_divergence",
+    # at which level it generalizes; the rest is in `instructjax.generalization`
+    "Analysis",
+    "analyze",
+    "conditional_attribution",
     # words and documents
     "DocumentScore",
     "WordScores",
     "score_document",
     "score_documents",
     "word_log_probs",
+    # reports
+    "Page",
+    "Results",
+    "make_page",
+    "read_results",
     # requests
     "ScoreCache",
     "ScoredRequest",

@@ -18,8 +18,10 @@ from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
 from instructjax.cli.rank import Rank
+from instructjax.cli.report import Report
 from instructjax.cli.sample import Sample
 from instructjax.cli.score import Score
+from instructjax.cli.split import Split
 from instructjax.errors import InstructJaxError
 
 VERBS = {
@@ -28,12 +30,26 @@ VERBS = {
     "rank": Rank,
     "finetune": Finetune,
     "sample": Sample,
+    "split": Split,
     "evaluate": Evaluate,
+    "report": Report,
     "lm-eval": LmEval,
     "convert": Convert,
     "info": Info,
 }
-Verb = Demo | Score | Rank | Finetune | Sample | Evaluate | LmEval | Convert | Info
+Verb = (
+    Demo
+    | Score
+    | Rank
+    | Finetune
+    | Sample
+    | Split
+    | Evaluate
+    | Report
+    | LmEval
+    | Convert
+    | Info
+)
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -112,7 +128,9 @@ def _parse(args: list[str]) -> Verb:
         | Annotated[Rank, subcommand("rank")]
         | Annotated[Finetune, subcommand("finetune", **defaults)]
         | Annotated[Sample, subcommand("sample")]
+        | Annotated[Split, subcommand("split")]
         | Annotated[Evaluate, subcommand("evaluate")]
+        | Annotated[Report, subcommand("report")]
         | Annotated[LmEval, subcommand("lm-eval")]
         | Annotated[Convert, subcommand("convert")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]

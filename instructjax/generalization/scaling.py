@@ -1,0 +1,174 @@
+r"""How scores grow with the number of instructions or inputs, and what more would bring.
+
+Super-NaturalInstructions (Wang et al. 2022, arXiv 2204.07705) found performance about linear in the
+logarithm of the number of training tasks, and hardly growing with instances a task. Two fits, with
+intervals: log-linear, \(s = a + b \log n\), and a power law with a ceiling, \(s = s_\infty - A
+n^{-\alpha}\) (Hestness et al. 2017).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Integer
+
+from instructjax.generalization.arrays import AnyArray
+from instructjax.generalization.quantiles import student_t_quantile
+
+STEPS = 200
+
+
+class Fit(NamedTuple):
+    """Parameters with standard errors and interval ends, [P] each, and the residual variance.
+
+    For `fit_log_linear`: a, b. For `fit_power_law`: s_inf, A, alpha.
+    """
+
+    parameters: Array
+    se: Array
+    low: Array
+    high: Array
+    residual_variance: Array
+
+
+def fit_log_linear(
+    number: Float[AnyArray, " K"],
+    score: Float[AnyArray, " K"],
+    weight: Float[AnyArray, " K"] | None = None,
+    *,
+    level: float = 0.95,
+) -> Fit:
+    r"""a and b of s = a + b log n by weighted least squares; b is the gain from n to e n.
+
+    Args:
+      number: n, of instructions or of inputs; two or more different ones, three or more points.
+      score: at each.
+      weight: 1 / variance of each, up to a factor; 0 for points that are missing. Default: equal.
+      level: of the intervals, Student's t with K - 2 degrees of freedom.
+
+    >>> n = jnp.array([1.0, 10.0, 100.0, 1000.0])
+    >>> fit = fit_log_linear(n, 0.2 + 0.1 * jnp.log(n))
+    >>> [round(float(x), 4) for x in fit.parameters]
+    [0.2, 0.1]
+    """
+    x, y = jnp.log(jnp.asarray(number)), jnp.asarray(score)
+    w = jnp.ones_like(y) if weight is None else jnp.asarray(weight)
+    used = (w > 0).sum()
+    total = w.sum()
+    mean_x, mean_y = (w * x).sum() / total, (w * y).sum() / total
+    s_xx = (w * (x - mean_x) ** 2).sum()
+    b = (w * (x - mean_x) * (y - mean_y)).sum() / s_xx
+    a = mean_y - b * mean_x
+    df = (used - 2).astype(y.dtype)
+    variance = (w * (y - a - b * x) ** 2).sum() / jnp.maximum(df, 1)
+    se = jnp.sqrt(variance * jnp.stack([1 / total + mean_x**2 / s_xx, 1 / s_xx]))
+    return _with_intervals(jnp.stack([a, b]), se, df, level, variance)
+
+
+def fit_power_law(
+    number: Float[AnyArray, " K"],
+    score: Float[AnyArray, " K"],
+    weight: Float[AnyArray, " K"] | None = None,
+    *,
+    level: float = 0.95,
+) -> Fit:
+    r"""s_inf, A and alpha of \(s = s_\infty - A n^{-\alpha}\) by weighted least squares.
+
+    For every alpha on a grid from 0.02 to 5 the other two are linear; the best is refined by golden
+    section. Standard errors from the Jacobian at the optimum (Bates and Watts 1988, chapter 2):
+    they are of a linear approximation, good if the points show the curve's bend.
+
+    Args:
+      number, score, weight, level: as in `fit_log_linear`; four or more points.
+
+    >>> n = jnp.array([1.0, 4.0, 16.0, 64.0, 256.0])
+    >>> fit = fit_power_law(n, 0.8 - 0.5 * n**-0.5)
+    >>> [round(float(x), 2) for x in fit.parameters]
+    [0.8, 0.5, 0.5]
+    """
+    x, y = jnp.log(jnp.asarray(number)), jnp.asarray(score)
+    w = jnp.ones_like(y) if weight is None else jnp.asarray(weight)
+    total = w.sum()
+    mean_y = (w * y).sum() / total
+
+    def solve(log_alpha):
+        u = -jnp.exp(-jnp.exp(log_alpha) * x)
+        mean_u = (w * u).sum() / total
+        spread = jnp.maximum((w * (u - mean_u) ** 2).sum(), jnp.finfo(y.dtype).tiny)
+        size = (w * (u - mean_u) * (y - mean_y)).sum() / spread
+        floor = mean_y - size * mean_u
+        return (w * (y - floor - size * u) ** 2).sum(), floor, size
+
+    grid = jnp.linspace(jnp.log(0.02), jnp.log(5.0), STEPS)
+    best = jnp.argmin(jax.vmap(lambda a: solve(a)[0])(grid))
+    step = grid[1] - grid[0]
+    golden = (jnp.sqrt(5.0) - 1) / 2
+
+    def narrow(_, ends):
+        low, high = ends
+        one, two = high - golden * (high - low), low + golden * (high - low)
+        left = solve(one)[0] < solve(two)[0]
+        return jnp.where(left, low, one), jnp.where(left, two, high)
+
+    low, high = lax.fori_loop(0, 40, narrow, (grid[best] - step, grid[best] + step))
+    square, floor, size = solve((low + high) / 2)
+    alpha = jnp.exp((low + high) / 2)
+    power = jnp.exp(-alpha * x)
+    jacobian = jnp.stack([jnp.ones_like(x), -power, size * x * power], axis=1)
+    df = ((w > 0).sum() - 3).astype(y.dtype)
+    variance = square / jnp.maximum(df, 1)
+    information = jacobian.T @ (w[:, None] * jacobian)
+    se = jnp.sqrt(variance * jnp.maximum(jnp.diag(jnp.linalg.pinv(information)), 0))
+    return _with_intervals(jnp.stack([floor, size, alpha]), se, df, level, variance)
+
+
+def _with_intervals(parameters: Array, se: Array, df: Array, level: float, variance: Array) -> Fit:
+    # A line through as many points as it has parameters fits, and tells nothing of its error.
+    half = jnp.where(df >= 1, student_t_quantile((1 + level) / 2, df) * se, jnp.inf)
+    return Fit(parameters, se, parameters - half, parameters + half, variance)
+
+
+def scaling_curve(
+    key: Array,
+    score: Float[AnyArray, "U M"],
+    numbers: Integer[AnyArray, " K"],
+    *,
+    subsets: int = 200,
+) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
+    """Mean of the best of n instructions: what trying n wordings and keeping the best one brings.
+
+    For each n, subsets of n of the U units are drawn without replacement; on each the unit with
+    the best mean over one half of the M columns is taken, and the other half says how good it is:
+    luck is not counted as quality.
+
+    Args:
+      key: random key.
+      score: units (instructions) by columns (inputs).
+      numbers: n, from 1 to U.
+      subsets: drawn for each n.
+
+    Returns:
+      Mean over subsets, and its standard deviation over them, at each n, in units of the score.
+
+    >>> score = jnp.array([[0.0] * 8, [1.0] * 8])
+    >>> mean, _ = scaling_curve(jax.random.key(0), score, jnp.array([1, 2]))
+    >>> bool(abs(mean[0] - 0.5) < 0.15), float(mean[1])
+    (True, 1.0)
+    """
+    score = jnp.asarray(score)
+    units, columns = score.shape
+    half = max(columns // 2, 1)
+
+    def one(key):
+        of_units, of_columns = jax.random.split(key)
+        rank = jnp.argsort(jnp.argsort(jax.random.uniform(of_units, (units,))))
+        shuffled = score[:, jax.random.permutation(of_columns, columns)]
+        chosen_by, told = shuffled[:, :half].mean(1), shuffled[:, half:].mean(1)
+        taken = rank < jnp.asarray(numbers)[:, None]
+        return told[jnp.argmax(jnp.where(taken, chosen_by, -jnp.inf), axis=1)]
+
+    values = lax.map(one, jax.random.split(key, subsets))
+    return values.mean(0), values.std(0)

@@ -1,0 +1,97 @@
+"""The part of a page about what c and z contribute: a table, and token heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from instructjax.report.contributions import (
+    Response,
+    choose_shown,
+    find_responses,
+    summarize_contributions,
+)
+from instructjax.report.heatmap import LAYERS, HeatToken, make_heat_tokens
+from instructjax.report.numbers import show_number, show_with_spread
+from instructjax.report.results import Results
+from instructjax.report.scores import CellScores
+from instructjax.report.tables import Table, make_table
+from instructjax.report.texts import shorten
+
+_HINT = "Point at a token, or tap it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """One response with its instruction and input."""
+
+    instruction: str
+    input: str
+    tokens: list[HeatToken]
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContributionSection:
+    """What c and z add to log Pr(y | c, z)."""
+
+    note: str
+    table: Table
+    maps: list[HeatMap]
+    layers: tuple[str, ...]
+
+
+def describe_contributions(
+    results: Results,
+    scores: CellScores,
+    spell: Callable[[Sequence[int]], list[str]] | None,
+) -> ContributionSection | None:
+    """Means over all responses that score tables have in four contexts, and maps of some."""
+    responses = [response for table in results.scores for response in find_responses(table)]
+    if not responses:
+        return None
+    instruction = dict(zip(scores.id, scores.instruction, strict=True))
+    inputs = dict(zip(scores.id, scores.input, strict=True))
+    found = summarize_contributions(responses, lambda id: instruction.get(id, id))
+    rows = [
+        (
+            part.name,
+            part.formula,
+            show_with_spread(part.mean, part.half_width),
+            show_number(part.per_token),
+        )
+        for part in found
+    ]
+    maps = []
+    for response in choose_shown(responses, lambda id: inputs.get(id, id)):
+        names = (instruction.get(response.id, ""), inputs.get(response.id, ""))
+        texts = [shorten(results.texts.get(name, "")) or response.id for name in names]
+        maps.append(_make_map(response, texts, spell))
+    return ContributionSection(
+        note=f"Means over {len(responses):,} responses y, each scored with instruction and input, "
+        "with either alone, and with neither. Leaving one out is an ablation: the four need not "
+        "come from one joint distribution.",
+        table=make_table(
+            "Nats a response (with 95% interval, clustered by instruction), and a token",
+            ("what adds", "how it is found"),
+            ("a response", "a token"),
+            rows,
+        ),
+        maps=maps,
+        layers=LAYERS,
+    )
+
+
+def _make_map(
+    response: Response,
+    texts: Sequence[str],
+    spell: Callable[[Sequence[int]], list[str]] | None,
+) -> HeatMap:
+    ids = response.token_ids.tolist()
+    pieces = [f"{id} " for id in ids] if spell is None else spell(ids)
+    return HeatMap(
+        instruction=texts[0],
+        input=texts[1],
+        tokens=make_heat_tokens(pieces, response.layers),
+        hint=_HINT,
+    )

@@ -1,0 +1,156 @@
+"""What c and z each contribute to log Pr(y | c, z), from scores in four contexts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float64, Int
+
+from instructjax.generalization.attribution import conditional_attribution
+from instructjax.generalization.cluster_se import multiway_cluster_se, t_interval
+
+CONTEXTS = ("cz", "c", "z", "none")
+_PARTS = {
+    "instruction_given_input": ("instruction, given the input", "log Pr(y|c,z) − log Pr(y|z)"),
+    "input_given_instruction": ("input, given the instruction", "log Pr(y|c,z) − log Pr(y|c)"),
+    "interaction": (
+        "only in combination",
+        "log Pr(y|c,z) − log Pr(y|c) − log Pr(y|z) + log Pr(y)",
+    ),
+    "shapley_instruction": ("instruction, its fair share", "Shapley value of c"),
+    "shapley_input": ("input, its fair share", "Shapley value of z"),
+    "total": ("both together", "log Pr(y|c,z) − log Pr(y)"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Response:
+    """One y with its tokens' log-probabilities in four contexts.
+
+    Attributes:
+      id, candidate: of the row.
+      token_ids: of y.
+      log_probs: nats, a row a context in the order of `CONTEXTS`.
+    """
+
+    id: str
+    candidate: int
+    token_ids: Int[np.ndarray, " T"]
+    log_probs: Float64[np.ndarray, "4 T"]
+
+    @property
+    def layers(self) -> Float64[np.ndarray, "4 T"]:
+        """Token by token, nats: log Pr(y|c,z); what c adds to z; what z adds to c; interaction."""
+        cz, c, z, none = self.log_probs
+        return np.stack([cz, cz - z, cz - c, cz - c - z + none])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """A mean over responses, nats a response.
+
+    Attributes:
+      name: what it is, for a person.
+      formula: in the contexts' log-probabilities.
+      mean: over the responses.
+      half_width: of its 95% interval, the responses of an instruction taken together.
+      per_token: the mean a token.
+    """
+
+    name: str
+    formula: str
+    mean: float
+    half_width: float
+    per_token: float
+
+
+def find_responses(table: pa.Table) -> list[Response]:
+    """The responses of a score table that have all four contexts."""
+    wanted = ("id", "candidate", "context", "token_ids", "token_log_probs", "status")
+    found: dict[tuple[str, int], dict[str, dict]] = {}
+    for row in table.select(wanted).to_pylist():
+        if row["status"] == "ok" or row["token_ids"]:
+            found.setdefault((row["id"], row["candidate"]), {})[row["context"]] = row
+    responses = []
+    for (id, candidate), rows in found.items():
+        if set(CONTEXTS) - set(rows):
+            continue
+        ids = [rows[context]["token_ids"] for context in CONTEXTS]
+        # Other ids in another context are another y; a difference token by token would be none.
+        if any(other != ids[0] for other in ids) or not ids[0]:
+            continue
+        log_probs = np.array([rows[c]["token_log_probs"] for c in CONTEXTS], np.float64)
+        if np.isfinite(log_probs).all():
+            responses.append(
+                Response(
+                    id=id, candidate=candidate, token_ids=np.array(ids[0]), log_probs=log_probs
+                )
+            )
+    return responses
+
+
+def summarize_contributions(
+    responses: Sequence[Response], instruction_of: Callable[[str], str]
+) -> list[Contribution]:
+    """Means of what `conditional_attribution` finds of each response.
+
+    Args:
+      responses: in four contexts, one or more.
+      instruction_of: the instruction of a row's id, to take its responses together.
+    """
+    totals = np.array([response.log_probs.sum(1) for response in responses])
+    tokens = sum(len(response.token_ids) for response in responses)
+    clusters = np.unique([instruction_of(r.id) for r in responses], return_inverse=True)[1]
+    found = []
+    with jax.enable_x64(True):
+        parts = conditional_attribution(*map(jnp.asarray, totals.T))
+        for field, (name, formula) in _PARTS.items():
+            values = getattr(parts, field)
+            mean = values.mean()
+            se, df = multiway_cluster_se((values - mean) / len(values), [jnp.asarray(clusters)])
+            low, high = t_interval(mean, se, df)
+            half = float(high - low) / 2
+            found.append(
+                Contribution(
+                    name=name,
+                    formula=formula,
+                    mean=float(mean),
+                    half_width=half if math.isfinite(half) else math.inf,
+                    per_token=float(mean) * len(values) / tokens,
+                )
+            )
+    return found
+
+
+def choose_shown(
+    responses: Sequence[Response], input_of: Callable[[str], str], limit: int = 8
+) -> list[Response]:
+    """Some to look at: those to which the instruction adds most, and least, a token.
+
+    Of several responses to one input, the one of which that is truest stands for all.
+
+    Returns:
+      In the order of what the instruction adds, most first.
+    """
+    order = np.argsort([-r.layers[1].mean() for r in responses], kind="stable").tolist()
+    most = _first_of_inputs(responses, order, input_of, limit - limit // 2)
+    taken = {input_of(responses[i].id) for i in most}
+    rest = [i for i in reversed(order) if input_of(responses[i].id) not in taken]
+    least = _first_of_inputs(responses, rest, input_of, limit // 2)
+    return [responses[i] for i in [*most, *reversed(least)]]
+
+
+def _first_of_inputs(
+    responses: Sequence[Response], order: Sequence[int], input_of: Callable[[str], str], limit: int
+) -> list[int]:
+    first: dict[str, int] = {}
+    for i in order:
+        if len(first) < limit:
+            first.setdefault(input_of(responses[i].id), i)
+    return list(first.values())

@@ -1,0 +1,327 @@
+"""The page: all that a report says, and the ways of writing it down."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from instructjax.errors import UsageError
+from instructjax.generalization.analysis import Analysis
+from instructjax.generalization.verdict import analyze
+from instructjax.report.attribution import ContributionSection, describe_contributions
+from instructjax.report.comparison import ModelSection, compare_models
+from instructjax.report.numbers import show_number, show_tick
+from instructjax.report.results import Results
+from instructjax.report.scores import CellScores, pick_scores
+from instructjax.report.sections import (
+    Chip,
+    GridCell,
+    LeakSection,
+    TrackItem,
+    describe_leaks,
+    list_answers,
+    list_gaps,
+    list_worst,
+    make_grid,
+    split_verdict,
+)
+from instructjax.report.tables import Table, make_table
+from instructjax.report.texts import shorten
+from instructjax.report.tracks import Scale, make_scale
+from instructjax.report.variance import VarianceSection, describe_variance
+from instructjax.report.wording import WordingSection, describe_wording
+from instructjax.scoring.metadata import installed_version
+
+Spell = Callable[[Sequence[int]], list[str]]
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Names and values under a heading."""
+
+    name: str
+    values: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Page:
+    """All that a report says. In a notebook it shows itself.
+
+    Attributes:
+      analysis: of the model that the verdict is about.
+      scores: that it is made of.
+      headline, numbers: the verdict in words, and its numbers.
+      others: see the functions that make them; None or empty where there is nothing to show.
+    """
+
+    title: str
+    model: str
+    metric: str
+    version: str
+    weights: str
+    confidence: str
+    epsilon: float | None
+    smallest_gap: float
+    num_scores: int
+    analysis: Analysis
+    scores: CellScores
+    headline: str
+    numbers: str
+    answers: list[Chip]
+    cells: list[GridCell]
+    gaps: list[TrackItem]
+    gap_scale: Scale
+    more: str
+    worst: list[Table]
+    wording: WordingSection | None
+    variance: VarianceSection | None
+    contributions: ContributionSection | None
+    models: ModelSection | None
+    leaks: LeakSection | None
+    facts: list[Facts]
+    command: str
+
+    def to_html(self) -> str:
+        """The page, with all that it needs in it; texts of the data are only ever text."""
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
+
+        environment = Environment(
+            loader=FileSystemLoader(_TEMPLATES),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters["number"] = show_number
+        environment.filters["tick"] = show_tick
+        environment.filters["thousands"] = "{:,}".format
+        style = (_TEMPLATES / "style.css").read_text("utf-8")
+        script = (_TEMPLATES / "page.js").read_text("utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        return environment.get_template("page.html").render(
+            page=self,
+            style=Markup(style),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+        )
+
+    def tables(self) -> list[Table]:
+        """All numbers of the page as tables."""
+        grid = [
+            (
+                cell.what,
+                cell.mean,
+                cell.range,
+                f"{cell.rows:,}",
+                str(cell.instructions),
+                str(cell.inputs),
+            )
+            for cell in self.cells
+            if cell.rows
+        ]
+        gaps = [(gap.label, gap.note, gap.text) for gap in self.gaps]
+        tables = [
+            make_table(
+                f"Mean {self.metric} of {shorten(self.model, 80)}",
+                ("cell",),
+                ("mean", f"{self.confidence} interval", "scores", "instructions", "inputs"),
+                grid,
+            ),
+            make_table("Gaps", ("gap", "of"), ("estimate",), gaps),
+            *self.worst,
+        ]
+        if self.wording is not None and self.wording.table is not None:
+            tables.append(self.wording.table)
+        if self.variance is not None:
+            tables.append(self.variance.table)
+        if self.contributions is not None:
+            tables.append(self.contributions.table)
+        if self.models is not None:
+            tables += self.models.tables
+        if self.leaks is not None and self.leaks.table is not None:
+            tables.append(self.leaks.table)
+        return tables
+
+    def to_markdown(self) -> str:
+        """Verdict and tables as Markdown."""
+        verdict = f"{self.headline}: {self.numbers}" if self.numbers else self.headline
+        head = [f"**{verdict[0].upper() + verdict[1:]}**"]
+        return "\n\n".join(head + [table.to_markdown() for table in self.tables()]) + "\n"
+
+    def to_latex(self) -> str:
+        """The tables as LaTeX (package booktabs)."""
+        return "\n\n".join(table.to_latex() for table in self.tables()) + "\n"
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Writes the page (.html) or its tables (.md, .tex), whole or not at all.
+
+        Raises:
+          UsageError: another suffix, or an existing file without `overwrite`.
+        """
+        from instructjax.scoring.tables.disk import write_whole
+
+        path = check_out(Path(path), overwrite=overwrite)
+        make = {".html": self.to_html, ".md": self.to_markdown, ".tex": self.to_latex}
+        text = make[path.suffix.lower()]()
+        write_whole(path, text.encode("utf-8", "backslashreplace").decode())
+        return path
+
+    def save_figures(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Draws grid, gaps and variance as SVG and PNG into a folder.
+
+        Raises:
+          UsageError: matplotlib is not installed.
+        """
+        from instructjax.report.figures import save_figures
+
+        return save_figures(self, Path(folder))
+
+    def _repr_html_(self) -> str:
+        # A frame of its own: its style and a notebook's do not meet, and no script gets out.
+        page = html.escape(self.to_html(), quote=True)
+        style = "width:100%;height:720px;border:1px solid #8884;border-radius:8px"
+        return (
+            f'<iframe sandbox="allow-scripts" style="{style}" title="report" srcdoc="{page}">'
+            "</iframe>"
+        )
+
+    def __repr__(self) -> str:
+        return f"Page({self.headline!r}, {self.numbers!r})"
+
+
+def check_out(path: Path, *, overwrite: bool) -> Path:
+    """Checks that a report can be written there.
+
+    Raises:
+      UsageError: another suffix, a folder, or an existing file without `overwrite`.
+    """
+    if path.suffix.lower() not in (".html", ".md", ".tex"):
+        raise UsageError(
+            f"the suffix {path.suffix!r} is not one that is written",
+            file=path,
+            remedy="end the name in .html, .md or .tex",
+        )
+    if path.is_dir():
+        raise UsageError("is a folder", file=path, remedy="give a file name")
+    if path.exists() and not overwrite:
+        raise UsageError(
+            "exists already", file=path, remedy="give another name, or replace it with --overwrite"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def make_page(
+    results: Results,
+    *,
+    model: str | None = None,
+    metric: str | None = None,
+    weights: Literal["micro", "macro"] = "micro",
+    epsilon: float | None = None,
+    smallest_gap: float = 0.05,
+    title: str = "At which level does it generalize?",
+    command: str = "",
+    spell: Spell | None = None,
+) -> Page:
+    """Analyses results and puts down what there is to say.
+
+    Args:
+      results: what `read_results` gave.
+      model, metric: what the verdict is about; by default the first there is.
+      weights: "micro" lets all scores count alike, "macro" all tasks.
+      epsilon: a threshold for the means.
+      smallest_gap: the smallest gap that matters, in units of the metric.
+      title: of the page.
+      command: that made it.
+      spell: makes texts of token ids, for the heat maps; without it ids are shown.
+
+    Raises:
+      UsageError: no such model or metric, or rows without cells.
+    """
+    model = results.models[0] if model is None else model
+    metric = results.metrics[0] if metric is None else metric
+    scores = pick_scores(results, model, metric)
+    options: Mapping[str, Any] = {
+        "weights": weights,
+        "threshold": epsilon,
+        "smallest_gap": smallest_gap,
+    }
+    analysis = analyze(
+        scores.value, scores.instruction, scores.input, scores.tasks, scores.cell, **options
+    )
+    headline, numbers = split_verdict(analysis.verdict)
+    gaps = list_gaps(analysis)
+    ends = [end for gap in gaps for end in (gap.low, gap.high)]
+    return Page(
+        title=shorten(title, 120),
+        model=shorten(model, 120),
+        metric=shorten(metric, 60),
+        version=installed_version(),
+        weights=weights,
+        confidence=f"{100 * analysis.confidence:.0f}%",
+        epsilon=epsilon,
+        smallest_gap=smallest_gap,
+        num_scores=len(scores.value),
+        analysis=analysis,
+        scores=scores,
+        headline=headline,
+        numbers=numbers,
+        answers=list_answers(analysis),
+        cells=make_grid(analysis),
+        gaps=gaps,
+        gap_scale=make_scale(ends, include=(0.0, smallest_gap)),
+        more=_advise(analysis),
+        worst=list_worst(scores, results.texts),
+        wording=describe_wording(scores, results.texts),
+        variance=describe_variance(scores),
+        contributions=describe_contributions(results, scores, spell),
+        models=compare_models(results, metric, options),
+        leaks=describe_leaks(results.split, results.leaks),
+        facts=_list_facts(results, scores, options),
+        command=shorten(command, 2000),
+    )
+
+
+def _advise(analysis: Analysis) -> str:
+    more, unit = analysis.more_instructions_needed, analysis.unit
+    if more is None:
+        return ""
+    return f"{more:,} more unseen {unit} would halve the interval of the inter-task gap."
+
+
+def _list_facts(results: Results, scores: CellScores, options: Mapping[str, Any]) -> list[Facts]:
+    """Fingerprints, options and versions."""
+    about = {
+        "model": shorten(scores.model),
+        "metric": shorten(scores.metric),
+        "scores used": f"{len(scores.value):,}",
+        "rows left out (no value or no cell)": f"{scores.left_out:,}",
+        **{name.replace("_", " "): str(value) for name, value in options.items()},
+        "instructjax": installed_version(),
+        "Python": platform.python_version(),
+    }
+    facts = [Facts(name="This report", values=tuple(about.items()))]
+    if results.split is not None:
+        split = {
+            name: results.split[name]
+            for name in ("instructjax", "preset", "rows", "fingerprint")
+            if name in results.split
+        } | dict(results.split["recipe"])
+        facts.append(Facts(name="Split", values=_as_texts(split)))
+    for file in results.files:
+        values = {"SHA-256": file.sha256, **file.metadata}
+        facts.append(Facts(name=shorten(file.name, 120), values=_as_texts(values)))
+    return facts
+
+
+def _as_texts(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((shorten(str(k), 80), shorten(str(v), 400)) for k, v in values.items())

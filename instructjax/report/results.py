@@ -1,0 +1,231 @@
+"""Files that a report is made of: evaluation tables, score tables, and what a split left."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float64, Int
+
+from instructjax.errors import DataError, UsageError
+from instructjax.generalization.split_recipes import CELLS
+from instructjax.scoring.tables.files import sidecar_of
+from instructjax.scoring.tables.reading import read_scores
+from instructjax.scoring.tables.table import read_metadata
+
+_TEXTS = ("model", "id", "metric", "task", "category", "cell", "instruction_hash", "input_hash")
+_TEXTS += ("instruction_id", "input_id", "status", "prediction")
+_NEEDED = ("model", "id", "metric", "value")
+MAX_JSON = 1 << 26
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file that was read: its name, SHA-256, and the metadata it carries."""
+
+    name: str
+    sha256: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Results:
+    """All rows of evaluation tables, and what else there is to show.
+
+    Attributes:
+      columns: of the evaluation tables, "" where there is no value.
+      value: of each row; NaN where there is none.
+      cell: 0 to 3 in the order of `CELLS`, -1 where it is not known.
+      scores: score tables.
+      split, leaks: contents of split.json and leaks.jsonl; None and empty where there are none.
+      texts: instructions and inputs by hash, where a split's eval.jsonl gives them.
+      files: that were read.
+    """
+
+    columns: Mapping[str, np.ndarray]
+    value: Float64[np.ndarray, " N"]
+    cell: Int[np.ndarray, " N"]
+    scores: tuple[pa.Table, ...] = ()
+    split: Mapping[str, Any] | None = None
+    leaks: tuple[Mapping[str, Any], ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[SourceFile, ...] = ()
+
+    @property
+    def models(self) -> list[str]:
+        """In the order in which they come."""
+        return list(dict.fromkeys(self.columns["model"]))
+
+    @property
+    def metrics(self) -> list[str]:
+        """In the order in which they come."""
+        return list(dict.fromkeys(self.columns["metric"]))
+
+
+def read_results(paths: Sequence[Path]) -> Results:
+    """Reads the files of a report, each by what is in it.
+
+    Beside a split.json, leaks.jsonl and eval.jsonl are read too if they are there: they hold the
+    leaks and the texts of what is shown.
+
+    Raises:
+      UsageError: no such file, a file of another kind, or no evaluation table among them.
+      DataError: a file is damaged.
+    """
+    rows: list[dict[str, Any]] = []
+    scores, leaks, files, texts, split = [], [], [], {}, None
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UsageError("there is no such file", file=path, remedy="check the path")
+        metadata: Mapping[str, str] = {}
+        if path.name.endswith(".json"):
+            split = _read_split(path)
+            for beside in (path.with_name("leaks.jsonl"), path.with_name("eval.jsonl")):
+                if beside.is_file():
+                    found = _read_json_lines(beside)
+                    leaks += found if beside.name == "leaks.jsonl" else []
+                    texts |= _read_texts(found) if beside.name == "eval.jsonl" else {}
+        else:
+            names = _read_names(path)
+            if {"side", "kinds", "train_id"} <= names:
+                leaks += _read_json_lines(path)
+            elif "token_log_probs" in names:
+                scores.append(read_scores(path))
+                metadata = read_metadata(scores[-1])
+            elif set(_NEEDED) <= names:
+                found, metadata = _read_evaluation(path)
+                rows += found
+            else:
+                raise UsageError(
+                    "is no evaluation table, score table, split.json or leaks.jsonl",
+                    file=path,
+                    remedy="give files of `instructjax evaluate`, `score` or `split`",
+                )
+        files.append(SourceFile(name=path.name, sha256=_digest(path), metadata=metadata))
+    if not rows:
+        raise UsageError(
+            "there is no evaluation table", remedy="give one that `instructjax evaluate` wrote"
+        )
+    return make_results(rows, scores=scores, split=split, leaks=leaks, texts=texts, files=files)
+
+
+def make_results(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    scores: Sequence[pa.Table] = (),
+    split: Mapping[str, Any] | None = None,
+    leaks: Sequence[Mapping[str, Any]] = (),
+    texts: Mapping[str, str] | None = None,
+    files: Sequence[SourceFile] = (),
+) -> Results:
+    """Results of rows of an evaluation table in memory.
+
+    >>> row = {"model": "m", "id": "a", "metric": "f1", "value": 0.5, "cell": "seen_c_seen_z"}
+    >>> results = make_results([row])
+    >>> results.models, results.cell.tolist()
+    (['m'], [0])
+    """
+    columns = {}
+    for name in _TEXTS:
+        column = np.empty(len(rows), object)
+        column[:] = ["" if (v := row.get(name)) is None else str(v) for row in rows]
+        columns[name] = column
+    number = {name: place for place, name in enumerate(CELLS)}
+    return Results(
+        columns=columns,
+        value=np.array([_to_float(row.get("value")) for row in rows], np.float64),
+        cell=np.array([number.get(name, -1) for name in columns["cell"]], int),
+        scores=tuple(scores),
+        split=split,
+        leaks=tuple(leaks),
+        texts=dict(texts or {}),
+        files=tuple(files),
+    )
+
+
+def _to_float(value: Any) -> float:
+    return float("nan") if value in (None, "") else float(value)
+
+
+def _read_names(path: Path) -> set[str]:
+    """Names of the columns of a table, from its beginning."""
+    try:
+        if path.suffix == ".parquet":
+            return set(pq.read_schema(path).names)
+        with path.open(encoding="utf-8", newline="") as stream:
+            if path.suffix == ".csv":
+                return set(next(csv.reader(stream), []))
+            if path.suffix == ".jsonl":
+                first = next((line for line in stream if line.strip()), "{}")
+                return set(json.loads(first))
+    except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException) as error:
+        raise DataError(f"cannot be read ({error})", file=path, remedy="make it again") from None
+    raise UsageError("is no table", file=path, remedy="give .parquet, .jsonl, .csv or split.json")
+
+
+def _read_evaluation(path: Path) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
+    try:
+        if path.suffix == ".parquet":
+            table = pq.ParquetFile(path).read()
+            wanted = [name for name in (*_TEXTS, "value") if name in table.column_names]
+            return table.select(wanted).to_pylist(), read_metadata(table)
+        sidecar = sidecar_of(path)
+        metadata = json.loads(sidecar.read_text("utf-8")) if sidecar.is_file() else {}
+        if path.suffix == ".jsonl":
+            return _read_json_lines(path), metadata
+        with path.open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream, strict=True)), metadata
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+        raise DataError(
+            f"cannot be read as an evaluation table ({error})", file=path, remedy="make it again"
+        ) from None
+
+
+def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"line {number} is no object")
+                    rows.append(row)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot be read ({error})", file=path, remedy="make it again") from None
+    return rows
+
+
+def _read_split(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError("it is too large")
+        split = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot be read ({error})", file=path, remedy="make it again") from None
+    if not isinstance(split, dict) or not isinstance(split.get("recipe"), dict):
+        raise UsageError("is no split.json", file=path, remedy="give that of `instructjax split`")
+    return split
+
+
+def _read_texts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    texts = {}
+    for row in rows:
+        for side in ("instruction", "input"):
+            hash, text = row.get(f"{side}_hash"), row.get(side, "")
+            if isinstance(hash, str) and isinstance(text, str):
+                texts[hash] = text
+    return texts
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,127 @@
+"""A table of texts, as Markdown, as LaTeX, and for a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "∞": r"$\infty$",
+    "×": r"$\times$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "φ": r"$\varphi$",
+    "σ": r"$\sigma$",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column: its name, and whether it holds numbers, which stand to the right."""
+
+    name: str
+    number: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of texts under a title."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def to_markdown(self) -> str:
+        r"""As GitHub's Markdown; nothing of a text becomes markup.
+
+        >>> table = make_table("T", ["name"], ["n"], [("<b>|*", "1")])
+        >>> print(table.to_markdown())
+        **T**
+        <BLANKLINE>
+        | name | n |
+        | --- | ---: |
+        | &lt;b&gt;\|\* | 1 |
+        """
+        lines = [
+            f"**{escape_markdown(self.title)}**",
+            "",
+            _row([escape_markdown(column.name) for column in self.columns]),
+            _row(["---:" if column.number else "---" for column in self.columns]),
+            *(_row(list(map(escape_markdown, row))) for row in self.rows),
+        ]
+        return "\n".join(lines)
+
+    def to_latex(self) -> str:
+        r"""As a LaTeX table of package booktabs; nothing of a text becomes a command.
+
+        >>> print(make_table("T", ["name"], ["n"], [("a_b", "1")]).to_latex())
+        \begin{table}
+        \caption{T}
+        \begin{tabular}{lr}
+        \toprule
+        name & n \\
+        \midrule
+        a\_b & 1 \\
+        \bottomrule
+        \end{tabular}
+        \end{table}
+        """
+        places = "".join("r" if column.number else "l" for column in self.columns)
+        head = " & ".join(escape_latex(column.name) for column in self.columns)
+        rows = [rf"{' & '.join(map(escape_latex, row))} \\" for row in self.rows]
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{escape_latex(self.title)}}}",
+            rf"\begin{{tabular}}{{{places}}}",
+            r"\toprule",
+            rf"{head} \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines)
+
+
+def make_table(
+    title: str, texts: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Table:
+    """A table whose first columns hold text and whose others hold numbers."""
+    columns = [Column(name=name, number=False) for name in texts]
+    columns += [Column(name=name) for name in numbers]
+    return Table(title=title, columns=tuple(columns), rows=tuple(tuple(row) for row in rows))
+
+
+def escape_markdown(text: str) -> str:
+    """A text of which Markdown makes nothing but itself."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # A hyphen within a number or a word is harmless, and more readable bare.
+    return re.sub(r"(?<=\w)\\-(?=\w)", "-", _MARKDOWN.sub(r"\\\1", text))
+
+
+def escape_latex(text: str) -> str:
+    """A text that LaTeX sets as it is."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,185 @@
+"""Sensitivity to wording, POSIX, Rasch and scaling curves against loops and closed forms."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from instructjax.generalization import (
+    consistency_rate,
+    fit_log_linear,
+    fit_power_law,
+    multi_prompt_summary,
+    performance_drop_rate,
+    posix,
+    rasch_complete,
+    rasch_fit,
+    scaling_curve,
+    spread_noise,
+)
+
+
+def test_summary_by_hand() -> None:
+    """Accuracies 0.6, 0.2, 0.4: Sat = 1 - (0.6 - 0.4) = 0.8, CPS = 0.8 x 0.6 = 0.48."""
+    with jax.enable_x64(True):
+        found = multi_prompt_summary(np.array([0.6, 0.2, 0.4]))
+        assert abs(float(found.sat) - 0.8) <= 1e-12
+        assert abs(float(found.cps) - 0.48) <= 1e-12
+    assert float(found.max_p) == 0.6
+    assert float(found.min_p) == 0.2
+
+
+def test_summary_with_a_mask_is_that_of_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    accuracy, mask = rng.random((3, 11)).astype(np.float32), rng.random((3, 11)) > 0.4
+    found = jax.jit(multi_prompt_summary)(accuracy, mask)
+    for row in range(3):
+        a = accuracy[row][mask[row]].astype(np.float64)
+        q1, q2, q3 = np.quantile(a, [0.25, 0.5, 0.75])
+        sat = 1 - (a.max() - a.mean())
+        expected = (a.max(), a.min(), a.mean(), q2, q3 - q1, np.ptp(a), sat, sat * a.max())
+        np.testing.assert_allclose([float(x[row]) for x in found], expected, atol=1e-6)
+
+
+def test_spread_of_noise_is_what_is_expected_of_equal_instructions() -> None:
+    """Permuted means of Z scores have sd s / sqrt(Z): the range of 2 is 2 / sqrt(pi) of that."""
+    rng = np.random.default_rng(1)
+    score = rng.standard_normal((2, 400)).astype(np.float32)
+    found = spread_noise(jax.random.key(0), score, permutations=800)
+    apart = score[0] - score[1]  # a permutation flips signs: |mean| of a normal variable
+    expected = np.sqrt((apart**2).mean() / 400) * np.sqrt(2 / np.pi)
+    assert float(found.expected) == pytest.approx(expected, rel=0.08)
+    assert 0.01 < float(found.p_value) <= 1
+
+
+def test_p_value_of_spread_is_uniform_where_wording_does_not_matter() -> None:
+    """With inputs of very different difficulty and holes, which the permutation must respect."""
+
+    def one(key):
+        a, b, c, d = jax.random.split(key, 4)
+        score = 3 * jax.random.normal(a, (1, 20)) + jax.random.normal(b, (5, 20))
+        there = jax.random.uniform(c, (5, 20)) > 0.3
+        return spread_noise(d, score, there, permutations=99).p_value
+
+    p = np.asarray(
+        jax.jit(lambda k: jax.lax.map(one, k, batch_size=40))(
+            jax.random.split(jax.random.key(2), 400)
+        )
+    )
+    assert stats.kstest(p, "uniform").pvalue > 1e-3
+
+
+def test_drop_rate_by_hand() -> None:
+    clean, hurt = np.float32([0.8, 0.4]), np.float32([0.4, 0.2])
+    assert float(performance_drop_rate(clean, hurt)) == pytest.approx(0.5)
+    assert float(performance_drop_rate(hurt, clean)) == pytest.approx(-1.0)
+
+
+def test_consistency_is_a_loop_over_pairs() -> None:
+    rng = np.random.default_rng(3)
+    answers, there = rng.integers(0, 3, (5, 7)), rng.random((5, 7)) > 0.3
+    mean, each = consistency_rate(answers, there)
+    expected = []
+    for z in range(7):
+        a = answers[there[:, z], z]
+        pairs = [(i, j) for i in range(len(a)) for j in range(len(a)) if i != j]
+        expected.append(np.mean([a[i] == a[j] for i, j in pairs]) if pairs else 0)
+    np.testing.assert_allclose(each, expected, atol=1e-6)
+    counted = [e for z, e in enumerate(expected) if there[:, z].sum() > 1]
+    assert float(mean) == pytest.approx(np.mean(counted), abs=1e-6)
+
+
+def test_posix_is_its_formula() -> None:
+    rng = np.random.default_rng(4)
+    log_prob = -10 * rng.random((3, 4, 4))
+    length = rng.integers(1, 9, (3, 4))
+    mask = np.arange(4) < np.array([[4], [3], [1]])
+    value, psi = jax.jit(posix)(log_prob.astype(np.float32), length, mask)
+    expected = []
+    for p, n in enumerate((4, 3)):
+        total = sum(
+            abs(log_prob[p, i, j] - log_prob[p, j, j]) / length[p, j]
+            for i in range(n)
+            for j in range(n)
+        )
+        expected.append(total / (n * (n - 1)))
+    np.testing.assert_allclose(psi[:2], expected, rtol=1e-5)
+    assert float(value) == pytest.approx(np.mean(expected), rel=1e-5)
+    code, _ = posix(log_prob[:1].astype(np.float32), length[:1], published_code=30)
+    rows = sum(abs(log_prob[0, j, i] - log_prob[0, j, j]) / 30 for i in range(4) for j in range(4))
+    assert float(code) == pytest.approx(rows / 12, rel=1e-5)
+
+
+def test_rasch_is_the_maximum_that_scipy_finds() -> None:
+    rng = np.random.default_rng(5)
+    score, there = rng.integers(0, 2, (4, 6)).astype(np.float64), rng.random((4, 6)) > 0.2
+    mean = (score[there].sum() + 0.5) / (there.sum() + 1)
+    base = np.log(mean / (1 - mean))
+
+    def loss(x):
+        logit = base + x[:4, None] - x[4:]
+        log_p = np.where(score > 0, -np.logaddexp(0, -logit), -np.logaddexp(0, logit))
+        return -log_p[there].sum() + (x**2).sum() / 18
+
+    best = optimize.minimize(loss, np.zeros(10), tol=1e-10).x
+    fit = jax.jit(rasch_fit)(score.astype(np.float32), there)
+    logits = np.asarray(fit.ability)[:, None] - np.asarray(fit.difficulty)
+    np.testing.assert_allclose(logits, base + best[:4, None] - best[4:], atol=2e-3)
+    assert float(fit.difficulty.mean()) == pytest.approx(0, abs=1e-5)
+
+
+def test_rasch_completes_a_sparse_grid() -> None:
+    """With a fifth of the cells, instructions' means are nearer than those of the cells alone."""
+    errors = np.zeros(2)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        logits = 0.5 * rng.standard_normal((60, 1)) - 2 * rng.standard_normal(100)
+        score = (rng.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+        there = rng.random(logits.shape) < 0.2
+        completed = np.asarray(rasch_complete(score, there)).mean(1)
+        alone = np.where(there, score, 0).sum(1) / there.sum(1)
+        whole = score.mean(1)
+        errors += np.abs(completed - whole).mean(), np.abs(alone - whole).mean()
+    assert errors[0] < 0.85 * errors[1]
+
+
+def test_log_linear_fit_is_scipys_regression() -> None:
+    rng = np.random.default_rng(7)
+    n = np.float32([1, 2, 4, 8, 16, 32])
+    y = (0.2 + 0.1 * np.log(n) + 0.02 * rng.standard_normal(6)).astype(np.float32)
+    expected = stats.linregress(np.log(n), y)
+    fit = jax.jit(fit_log_linear)(n, y)
+    np.testing.assert_allclose(fit.parameters, (expected.intercept, expected.slope), rtol=1e-4)
+    np.testing.assert_allclose(fit.se, (expected.intercept_stderr, expected.stderr), rtol=1e-3)
+    half = stats.t.ppf(0.975, 4) * expected.stderr
+    assert float(fit.high[1] - fit.parameters[1]) == pytest.approx(half, rel=1e-3)
+    weight = np.float32([1, 1, 1, 1, 1, 0])  # a missing point
+    without, fewer = fit_log_linear(n, y, weight), fit_log_linear(n[:5], y[:5])
+    np.testing.assert_allclose(without.low, fewer.low, rtol=1e-3)
+
+
+def test_power_law_fit_is_scipys() -> None:
+    rng = np.random.default_rng(8)
+    n = 2.0 ** np.arange(9)
+    y = 0.8 - 0.6 * n**-0.5 + 0.01 * rng.standard_normal(9)
+    best, covariance = optimize.curve_fit(
+        lambda n, s, a, k: s - a * n**-k, n, y, p0=(0.7, 0.5, 0.4), xtol=1e-12, ftol=1e-12
+    )
+    with jax.enable_x64(True):
+        fit = fit_power_law(n, y)
+    np.testing.assert_allclose(fit.parameters, best, rtol=1e-3)
+    np.testing.assert_allclose(fit.se, np.sqrt(np.diag(covariance)), rtol=1e-2)
+
+
+def test_the_best_of_more_instructions_is_better_but_luck_is_not_counted() -> None:
+    rng = np.random.default_rng(9)
+    same = rng.standard_normal((10, 60)).astype(np.float32)
+    mean, _ = scaling_curve(jax.random.key(0), same, jnp.array([1, 10]))
+    assert abs(float(mean[1] - mean[0])) < 0.15
+    apart = same + np.linspace(-1, 1, 10, dtype=np.float32)[:, None]
+    mean, _ = scaling_curve(jax.random.key(0), apart, jnp.array([1, 3, 10]))
+    assert float(mean[0]) < float(mean[1]) < float(mean[2])
+    assert float(mean[2]) == pytest.approx(apart[8:].mean(), abs=0.25)
