@@ -153,7 +153,7 @@ def _read_lines(path: Path) -> list[str]:
         return []
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

@@ -18,7 +18,7 @@ from instructjax.scoring import make_encoder, score
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
 pytestmark = pytest.mark.torch
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"instruction": f"Say {n}.", "input": "x " * (n % 5), "output": f"y {n}"} for n in range(24)
 ]
 

@@ -335,7 +335,7 @@ def test_learned_by_heart(config: Config) -> None:
     """32 examples again and again: near-zero loss, and each response is the likeliest one."""
     logging.getLogger("jax").setLevel(logging.ERROR)
     file = config().data[0]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "instruction": f"Say {n}.",
             "input": "abc"[n % 3],

@@ -28,7 +28,7 @@ def log_probs(graphdef, params, batch):
 @pytest.mark.parametrize("stable", [False, True])
 def test_law_7_merged_is_applied_and_the_base_is_untouched(random_model, batch, stable):
     made = random_model(seed=1, attention_bias=True)
-    config = LoraConfig(rank=3, alpha=6, rank_stabilized=stable)
+    config = LoraConfig(rank=3, alpha=6.0, rank_stabilized=stable)
     graphdef, params = add_lora(made.graphdef, made.params, config, jax.random.key(0))
     base = log_probs(made.graphdef, made.params, batch)
     np.testing.assert_array_equal(log_probs(graphdef, params, batch), base)
