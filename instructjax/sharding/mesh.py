@@ -102,7 +102,7 @@ def _that_fits(sizes: Mapping[str, int], count: int) -> str:
     'data=4,tensor=2'
     """
     fitting: dict[str, int] = {}
-    for name, size in reversed(sizes.items()):
+    for name, size in reversed(list(sizes.items())):
         fitting[name] = math.gcd(count, size) if count % size == 0 else _divisor(count, size)
         count //= fitting[name]
     first = next(iter(sizes))

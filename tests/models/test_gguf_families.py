@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp's own converter: their parameters are those of the checkpoint, bit for bit.
+"""GGUF files of llama.cpp's own converter have the parameters of the checkpoint, bit for bit.
 
 See `make_gguf_fixtures.py`. What such a file cannot say is written here: llama.cpp fixes it for each
 architecture, and the tiny checkpoints differ from it.
@@ -46,7 +46,7 @@ def from_folder(name):
 
 
 def plain(value):
-    """Nested values with numbers as float32 has them, and rotary truncation, which no file names."""
+    """Nested values, numbers as float32 has them; rotary truncation, which no file names, left out."""
     if isinstance(value, RopeConfig):
         value = dataclasses.replace(value, truncate=True)
     if dataclasses.is_dataclass(value):

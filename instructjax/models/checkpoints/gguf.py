@@ -58,8 +58,8 @@ class GgufWeights:
         self.config: DecoderConfig = read_config(metadata, self.shapes, factors, path)
         long, short = (f"rope_factors_{kind}.weight" for kind in ("long", "short"))
         if self.family.model_type == "phi3" and long in self.shapes and short in self.shapes:
-            read = (self.read_rows(name, 0, self.shapes[name][0]) for name in (short, long))
-            self.config = with_longrope(self.config, metadata, *read, path)
+            near, far = (self.read_rows(n, 0, self.shapes[n][0]) for n in (short, long))
+            self.config = with_longrope(self.config, metadata, near, far, path)
 
     def _check_kind(self, kind: GGMLQuantizationType) -> None:
         try:

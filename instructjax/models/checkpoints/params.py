@@ -103,7 +103,7 @@ def load_params(
 def _put(
     host: Shaped[np.ndarray, "*shape"], sharding: NamedSharding | None
 ) -> Shaped[jax.Array, "*shape"]:
-    """On the device, or on each device of this process its share, with nothing sent between them."""
+    """On the device, or on each device of this process its share; nothing is sent."""
     if sharding is None:
         array = jax.device_put(host)
     else:

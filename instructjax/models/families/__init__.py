@@ -31,7 +31,15 @@ from instructjax.models.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from instructjax.models.families.smollm3 import SMOLLM3
 from instructjax.models.families.stablelm import STABLELM
 
-__all__ = ["FAMILIES", "GGUF_ARCHITECTURES", "Family", "TensorRule", "family_for_gguf", "family_for_hf", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "GGUF_ARCHITECTURES",
+    "Family",
+    "TensorRule",
+    "family_for_gguf",
+    "family_for_hf",
+    "family_of",
+]
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,

@@ -1,4 +1,4 @@
-"""How GGUF files name and lay out the tensors of a family, from the rules of its Hugging Face files.
+"""How GGUF files name and lay out the tensors of a family, from the rules of Hugging Face files.
 
 Names are those of the `gguf` package (`gguf.TENSOR_NAMES`); what llama.cpp's converter does to a
 tensor besides is said per architecture.
@@ -83,7 +83,7 @@ def _rule(
         changes["by_head"] = False
     if rule.fused and rule.fused_axis == 1 and not rule.in_turns and len(rule.dims) == 2:
         changes["fused_axis"] = 0
-    if not rule.transpose and leaf == "weight" and path.endswith(".kernel"):
-        if path != "lm_head.kernel":  # stored [in, out]
-            changes |= {"dims": rule.dims[::-1], "transpose": True}
+    in_out = path.endswith(".kernel") and path != "lm_head.kernel" and not rule.transpose
+    if in_out:  # of GPT-2, whose Hugging Face files store [in, out]
+        changes |= {"dims": rule.dims[::-1], "transpose": True}
     return replace(rule, gguf=f"{in_layer}{stem}.{leaf}", each_stacked=bool(rule.each), **changes)
