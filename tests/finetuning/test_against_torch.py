@@ -95,7 +95,7 @@ def ours(request, tiny_model, reference):
 
 def compare_curves(found, expected):
     np.testing.assert_allclose(found["losses"], expected["losses"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(found["grad_norms"], expected["grad_norms"], rtol=2e-4)
+    np.testing.assert_allclose(found["grad_norms"], expected["grad_norms"], rtol=1e-3)
     np.testing.assert_allclose(found["rates"], expected["rates"], rtol=1e-5, atol=1e-12)
 
 
