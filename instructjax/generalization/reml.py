@@ -154,9 +154,12 @@ def _minimize(loss, start):
         curvature = jnp.abs(values) + damping
         move = vectors @ ((vectors.T @ g) / curvature)
         move *= jnp.minimum(1, 0.5 / jnp.maximum(jnp.abs(move).max(), 1e-9))
+        # At 0 an even function has no slope: where it bends down, 0 is a ridge to step off.
+        ridge = (jnp.abs(x) < 1e-2) & (jnp.diag(h) < 0)
+        move = jnp.where(ridge, -0.1 / (1 + damping), move)
         new = loss(x - move)
         good = jnp.isfinite(new) & (new <= value)
-        still = good & (jnp.abs(move).max() < 10 * jnp.finfo(x.dtype).eps)
+        still = good & (jnp.abs(move).max() < 10 * jnp.finfo(x.dtype).eps)  # none on a ridge
         return (
             count + 1,
             jnp.where(good, x - move, x),

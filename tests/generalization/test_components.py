@@ -99,17 +99,10 @@ def test_reml_with_holes_is_statsmodels(grid) -> None:
     there = np.random.default_rng(3).random(grid.shape) > 0.35
     c, z = np.indices(grid.shape)
     y = grid[there]
-    model = sm.MixedLM(
-        y,
-        np.ones((len(y), 1)),
-        groups=np.zeros(len(y)),
-        exog_vc={
-            "c": {0.0: np.eye(6)[c[there]]},
-            "z": {0.0: np.eye(8)[z[there]]},
-        },
-    )
+    parts = {"c": {0.0: np.eye(6)[c[there]]}, "z": {0.0: np.eye(8)[z[there]]}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        model = sm.MixedLM(y, np.ones((len(y), 1)), groups=np.zeros(len(y)), exog_vc=parts)
         fit = model.fit(reml=True, method=["powell", "bfgs"])
     with jax.enable_x64(True):
         ours = fit_reml(grid, there)
