@@ -108,12 +108,13 @@ def open_sinks(config: FinetuneConfig, step: int, described: Mapping[str, str]) 
     Raises:
       UsageError: a package that one of them needs is not there.
     """
-    sinks: list[Sink] = [JsonLines(config.out / "metrics.jsonl", step=step)]
+    # Those that may not be there come first: nothing is open yet if they are not.
+    sinks: list[Sink] = []
     if config.tensorboard:
         sinks.append(TensorBoard(config.out / "tensorboard", step=step))
     if config.wandb is not None:
         sinks.append(Wandb(config.wandb, config.out, described))
-    return sinks
+    return [JsonLines(config.out / "metrics.jsonl", step=step), *sinks]
 
 
 def import_optional(name: str, *, option: str, package: str) -> Any:
