@@ -90,7 +90,7 @@ def analyze(
     >>> score += 0.03 * rng.standard_normal(c.shape)
     >>> print(analyze(score, c, z, None, 2 * (c >= 8) + (z >= 10)).verdict)
     generalizes over inputs, not over instructions: intra-task gap -0.01 +- 0.01, inter-task gap \
-0.40 +- 0.03
+0.40 +- 0.02
     """
     ids = [_number(column) for column in (instruction_id, input_id, task_id) if column is not None]
     values, cells = _read_scores(score, cell, ids)
