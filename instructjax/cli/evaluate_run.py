@@ -15,10 +15,12 @@ from instructjax.cli.evaluate import Evaluate
 from instructjax.cli.evaluate_summary import show_evaluation
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.cli.row_count import estimate_rows
-from instructjax.cli.score_checks import check_all, check_apart, make_reject
-from instructjax.cli.table_run import Rows, parse_fields
+from instructjax.cli.score_checks import check_all, check_apart
+from instructjax.cli.table_run import Rows
 from instructjax.data import Example, Reject, RejectsFile, read_examples
+from instructjax.data.fields import parse_fields
 from instructjax.data.files import find_files
+from instructjax.data.unusable import make_reject
 from instructjax.display.progress import ScoringProgress
 from instructjax.errors import UsageError
 from instructjax.evaluation.api import join_metadata

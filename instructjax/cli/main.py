@@ -37,19 +37,7 @@ VERBS = {
     "convert": Convert,
     "info": Info,
 }
-Verb = (
-    Demo
-    | Score
-    | Rank
-    | Finetune
-    | Sample
-    | Split
-    | Evaluate
-    | Report
-    | LmEval
-    | Convert
-    | Info
-)
+Verb = Demo | Score | Rank | Finetune | Sample | Split | Evaluate | Report | LmEval | Convert | Info
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 

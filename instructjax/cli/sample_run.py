@@ -11,11 +11,11 @@ from instructjax.cli.table_run import (
     Records,
     TableJob,
     open_rows,
-    parse_fields,
     show_end,
     write_table,
 )
 from instructjax.data import Example
+from instructjax.data.fields import parse_fields
 from instructjax.models import load_model
 from instructjax.prompts import Request
 from instructjax.sampling.api import check_count

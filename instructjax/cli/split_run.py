@@ -17,8 +17,8 @@ from instructjax.cli.messages import escape_controls, say_error
 from instructjax.cli.row_count import estimate_rows
 from instructjax.cli.split import Split
 from instructjax.cli.steps import show_step
-from instructjax.cli.table_run import parse_fields
 from instructjax.data import Example, Reject, RejectsFile, read_examples
+from instructjax.data.fields import parse_fields
 from instructjax.data.files import find_files
 from instructjax.data.rejects import BadRow, shorten_raw
 from instructjax.errors import DataError, UsageError

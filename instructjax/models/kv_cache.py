@@ -82,15 +82,16 @@ def compute_keys(
 ) -> tuple[Float[Array, "L N K D"], Float[Array, "L N K D"]]:
     """Keys and values of all tokens of a batch, in all layers; shared prefixes are there once."""
     model = nnx.merge(graphdef, params)
-    tiles = find_tiles(batch.positions, batch.ends, batch.tile)
+    positions, ends = jnp.asarray(batch.positions), jnp.asarray(batch.ends)
+    tiles = find_tiles(positions, ends, batch.tile)
 
     def look(q, k, v, *, window, **options):
         if window is not None:
-            options["window"] = Window(window, batch.positions)
-        return attend(q, k, v, batch.ends, tiles, tile=batch.tile, **options), (k, v)
+            options["window"] = Window(window, positions)
+        return attend(q, k, v, ends, tiles, tile=batch.tile, **options), (k, v)
 
-    depth = batch.positions.reshape(-1)
-    return model.scan_layers(batch.tokens.reshape(-1), depth, look)[1]
+    depth = positions.reshape(-1)
+    return model.scan_layers(jnp.asarray(batch.tokens).reshape(-1), depth, look)[1]
 
 
 def decode(

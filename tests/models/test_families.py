@@ -123,9 +123,7 @@ def test_defaults_agree_with_the_config_class_of_transformers():
         ({"type": "linear", "factor": 2.0}, RopeConfig(theta=500000.0, kind="linear", factor=2.0)),
         (
             {"rope_type": "dynamic", "factor": 4},
-            RopeConfig(
-                theta=500000.0, kind="dynamic", factor=4.0, original_max_positions=131072
-            ),
+            RopeConfig(theta=500000.0, kind="dynamic", factor=4.0, original_max_positions=131072),
         ),
         ({"rope_type": "default"}, RopeConfig(theta=500000.0)),
     ],

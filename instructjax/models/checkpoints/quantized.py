@@ -37,11 +37,11 @@ def unpack_mxfp4(
 
 
 def scale_blocks(
-    values: Shaped[np.ndarray, rows * columns],
+    values: Shaped[np.ndarray, "*shape"],
     scales: Shaped[np.ndarray, "*some"],
     block: tuple[int, int],
     start: int = 0,
-) -> Float32[np.ndarray, rows * columns]:
+) -> Float32[np.ndarray, "*shape"]:
     """Float8 times the scale of its block, in float32.
 
     Args:
