@@ -4,8 +4,8 @@
 
 LLAMA_CPP is a folder with `convert_hf_to_gguf.py` and what lies beside it; the source archive of
 `llama-cpp-python` holds one. Needs torch. Each checkpoint of `fixtures/families` is read, written
-by `instructjax` as a Hugging Face folder, and converted from there in float32, so the converter shows
-that it takes the folders too. Files go to `fixtures/gguf`; they have no vocabulary.
+by `instructjax` as a Hugging Face folder, and converted from there in float32, so the converter
+shows that it takes the folders too. Files go to `fixtures/gguf`; they have no vocabulary.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GGUF files of llama.cpp's own converter have the parameters of the checkpoint, bit for bit.
 
-See `make_gguf_fixtures.py`. What such a file cannot say is written here: llama.cpp fixes it for each
-architecture, and the tiny checkpoints differ from it.
+See `make_gguf_fixtures.py`. What such a file cannot say is written here: llama.cpp fixes it for
+each architecture, and the tiny checkpoints differ from it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def from_folder(name):
 
 
 def plain(value):
-    """Nested values, numbers as float32 has them; rotary truncation, which no file names, left out."""
+    """Nested values, numbers as float32 has them, without truncation, which no file names."""
     if isinstance(value, RopeConfig):
         value = dataclasses.replace(value, truncate=True)
     if dataclasses.is_dataclass(value):
