@@ -17,6 +17,9 @@ from instructjax.report.numbers import show_number, show_percent
 from instructjax.report.scores import CellScores
 from instructjax.report.tables import Table, make_table
 
+# Made once, so that grids of a size that was seen before need no compilation.
+_fit = jax.jit(jax.vmap(fit_reml))
+
 
 @dataclass(frozen=True, kw_only=True)
 class VariancePart:
@@ -49,7 +52,7 @@ def describe_variance(scores: CellScores) -> VarianceSection | None:
     if grids is None:
         return _describe_nested(scores)
     with jax.enable_x64(True):
-        fits = jax.jit(jax.vmap(fit_reml))(jnp.asarray(grids.score), jnp.asarray(grids.mask))
+        fits = _fit(jnp.asarray(grids.score), jnp.asarray(grids.mask))
         parts = np.asarray(jnp.stack(fits.components))
         means, errors = np.asarray(fits.mean), np.asarray(fits.se)
     c, z, cz, rest = (float(np.nanmean(row)) for row in parts)

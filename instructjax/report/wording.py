@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from instructjax.report.tracks import Scale, make_scale
 
 _SHOWN = 10
 _PERMUTATIONS = 500
+# Made once, so that grids of a size that was seen before need no compilation.
+_find_noise = jax.jit(jax.vmap(partial(spread_noise, permutations=_PERMUTATIONS)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,7 @@ def describe_wording(scores: CellScores, texts: Mapping[str, str]) -> WordingSec
     with jax.enable_x64(True):
         summary = multi_prompt_summary(jnp.asarray(means), jnp.asarray(there))
         keys = jax.random.split(jax.random.key(0), len(grids.tasks))
-        test = jax.jit(
-            jax.vmap(lambda key, x, m: spread_noise(key, x, m, permutations=_PERMUTATIONS))
-        )
-        noise = test(keys, grids.score, grids.mask)
+        noise = _find_noise(keys, grids.score, grids.mask)
     spread, chance, p = (np.asarray(x) for x in (noise.spread, noise.expected, noise.p_value))
     high, low, average, cps = (
         np.asarray(x) for x in (summary.max_p, summary.min_p, summary.avg_p, summary.cps)
