@@ -124,6 +124,7 @@ def test_the_embedded_model_gives_its_number(capsys: pytest.CaptureFixture[str])
     assert int(found[2]) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.registry
 def test_each_token_of_the_demo_is_that_of_a_pass_over_its_prefix() -> None:
     model = load_model("smollm2-135m-instruct")

@@ -84,6 +84,7 @@ for job in sys.argv[3:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_law_8_kill_9_at_random_moments(tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
@@ -193,6 +194,7 @@ for count in map(int, sys.argv[3:]):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     counts = ["200", "1000", "6000"]
     result = subprocess.run(

@@ -160,6 +160,7 @@ simple_evaluate(model="instructjax", model_args={"pretrained": tiny}, tasks=["ti
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 14])
 def test_law_8_a_run_that_was_killed_goes_on(
     manager: Any, tasks: Path, tiny_model: Any, tmp_path: Path, after: int

@@ -419,6 +419,7 @@ def test_law_3_no_jit(everywhere):
     assert_same(log_probs(params, *data), values)
 
 
+@pytest.mark.slow
 def test_law_3_vmap(everywhere):
     params, data, log_probs, mean, values, gradient = everywhere
     mapped = jax.jit(jax.vmap(log_probs, in_axes=(None, 0, 0, 0)))
@@ -427,6 +428,7 @@ def test_law_3_vmap(everywhere):
     assert_same(jax.tree.map(lambda x: x.mean(0), slopes), gradient)
 
 
+@pytest.mark.slow
 def test_law_3_grad_of_a_vmap(everywhere):
     params, data, log_probs, _, _, gradient = everywhere
     mapped = jax.vmap(log_probs, in_axes=(None, 0, 0, 0))

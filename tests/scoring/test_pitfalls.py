@@ -76,6 +76,7 @@ def test_pitfall_20_bits_per_byte_counts_bytes_not_characters(tiny_model):
     assert scores.bits_per_byte[0] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_between_processes(tmp_path):
     code = f"""
 import instructjax as ij
@@ -93,6 +94,7 @@ ij.score(model, ij.Example(instruction="a", output="b"), progress=False)
     assert kept[1] == kept[0]
 
 
+@pytest.mark.slow
 @pytest.mark.registry
 def test_law_2_a_long_neighbour_does_not_change_a_short_request_of_a_real_model():
     model = load_model("smollm2-135m-instruct")
@@ -108,7 +110,7 @@ def test_law_2_a_long_neighbour_does_not_change_a_short_request_of_a_real_model(
 
 
 @pytest.mark.registry
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_law_2_sharing_a_prompt_changes_nothing_of_a_real_model(dtype):
     model = load_model("smollm2-135m-instruct", dtype=dtype)
     rng = np.random.default_rng(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -169,7 +170,13 @@ def test_requests_are_packed(
     responses = [rng.integers(0, 61, 1 + i % 9).tolist() for i in range(200)]
     rows = []
     real = hidden.pack
-    monkeypatch.setattr(hidden, "pack", lambda r: (rows.append(x) or x for x in real(r)))
+
+    def keep(requests: Any, **options: Any) -> Iterator[Any]:
+        for row in real(requests, **options):
+            rows.append(row)
+            yield row
+
+    monkeypatch.setattr(hidden, "pack", keep)
     found = kl_divergence(
         models[0],
         Example(prompt_ids=prompt, output_ids=responses),
