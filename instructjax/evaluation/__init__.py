@@ -3,6 +3,7 @@
 `table` says what the columns are. The metrics are pure functions, to use on their own too.
 """
 
+from instructjax.data.text_hash import normalize_text, text_hash
 from instructjax.evaluation.answers import exact_match, normalize_answer, token_f1
 from instructjax.evaluation.api import evaluate
 from instructjax.evaluation.ifeval.verify import follow_loose, follow_strict, read_constraints
@@ -17,7 +18,6 @@ from instructjax.evaluation.summary import (
     summarize,
 )
 from instructjax.evaluation.table import EVALUATION_SCHEMA, read_evaluation
-from instructjax.evaluation.text_hash import normalize_text, text_hash
 
 __all__ = [
     "EVALUATION_SCHEMA",

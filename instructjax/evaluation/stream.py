@@ -9,6 +9,7 @@ from typing import Any
 
 from instructjax.data.example import Example
 from instructjax.data.rejects import Reject
+from instructjax.data.text_hash import ids_hash, text_hash
 from instructjax.errors import DataError, InstructJaxError, PromptError
 from instructjax.evaluation.generate import generate
 from instructjax.evaluation.metrics import IFEVAL, Case
@@ -20,7 +21,6 @@ from instructjax.evaluation.plan import (
     find_references,
     name_example,
 )
-from instructjax.evaluation.text_hash import ids_hash, text_hash
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.prompts.request import Request

@@ -1,44 +1,12 @@
-"""What makes two instructions, or two inputs, the same: their normalized text, never their name."""
+"""Hashes of texts (`data.text_hash`) as numbers: to group by, and to shuffle by."""
 
 from __future__ import annotations
-
-import hashlib
-import unicodedata
 
 import numpy as np
 from jaxtyping import UInt64
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-
-
-def normalize_text(text: str, *, fold_case: bool = False) -> str:
-    """The text by which an instruction or an input is known.
-
-    Unicode NFKC (full-width forms, ligatures, composed accents), then every run of white space
-    becomes one space, and none is left at the ends. Case counts unless `fold_case`.
-
-    >>> normalize_text("  Ｔranslate\\u00a0this:\\n")
-    'Translate this:'
-    >>> normalize_text("STRASSE", fold_case=True) == normalize_text("Straße", fold_case=True)
-    True
-    """
-    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    if fold_case:
-        text = unicodedata.normalize("NFKC", text.casefold())
-    return " ".join(text.split())
-
-
-def hash_text(text: str, *, fold_case: bool = False) -> str:
-    """The identity of an instruction or an input: 128 bits of SHA-256 of its normalized text.
-
-    >>> hash_text("Add. ") == hash_text("Add."), hash_text("add.") == hash_text("Add.")
-    (True, False)
-    >>> hash_text("")
-    'e3b0c44298fc1c149afbf4c8996fb924'
-    """
-    data = normalize_text(text, fold_case=fold_case).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def to_key(hash: str) -> int:

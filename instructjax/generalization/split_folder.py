@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int8, UInt64
 
+from instructjax.data.text_hash import text_hash
 from instructjax.errors import DataError, UsageError, remedy_for_writing
 from instructjax.generalization import divergence
-from instructjax.generalization.identity import hash_text, to_key
+from instructjax.generalization.identity import to_key
 from instructjax.generalization.split_recipes import CELLS, SplitRecipe
 from instructjax.generalization.split_rows import SplitRows
 from instructjax.generalization.splits import (
@@ -41,7 +42,7 @@ def choose_cells(
     """
     told: dict[str, Any] = {}
     if tasks is not None:
-        names = [to_key(hash_text(f"task {task}")) for task, unseen in tasks.items() if unseen]
+        names = [to_key(text_hash(f"task {task}")) for task, unseen in tasks.items() if unseen]
         held = np.unique(keys.instruction[np.isin(keys.task, np.array(names, np.uint64))])
     else:
         held = choose_instructions(keys, recipe)

@@ -16,7 +16,8 @@ from jaxtyping import Int, UInt64
 
 from instructjax.data import Example
 from instructjax.data.rejects import BadRow
-from instructjax.generalization.identity import hash_text, normalize_text, to_key
+from instructjax.data.text_hash import normalize_text, text_hash
+from instructjax.generalization.identity import to_key
 from instructjax.generalization.splits import RowKeys
 from instructjax.generalization.text_store import TextStore
 
@@ -66,7 +67,7 @@ class SplitRows:
         if example.prompt_ids is not None:
             raise BadRow("token ids: what c and z are is not known; give their texts")
         hashes = [
-            hash_text(text, fold_case=self._fold_case)
+            text_hash(text, fold_case=self._fold_case)
             for text in (example.instruction, example.input)
         ]
         keys = [to_key(hash) for hash in hashes]
@@ -84,8 +85,8 @@ class SplitRows:
         content = json.dumps([hashes, row | {"id": ""}], sort_keys=True, ensure_ascii=False)
         row |= {"instruction_hash": hashes[0], "input_hash": hashes[1]}
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        task = to_key(hash_text(f"task {example.task}")) if example.task else keys[0]
-        category = to_key(hash_text(f"category {example.category}")) if example.category else task
+        task = to_key(text_hash(f"task {example.task}")) if example.task else keys[0]
+        category = to_key(text_hash(f"category {example.category}")) if example.category else task
         values = (keys[0], keys[1], task, category, _digest(content.encode("utf-8", "replace")))
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructjax.data.text_hash import normalize_text, text_hash
 from instructjax.errors import UsageError
-from instructjax.generalization.identity import hash_text, mix, normalize_text
+from instructjax.generalization.identity import mix
 from instructjax.generalization.split_recipes import SplitRecipe
 from instructjax.generalization.splits import (
     RowKeys,
@@ -148,9 +149,9 @@ def test_mix_is_one_to_one_and_depends_on_the_seed() -> None:
 
 
 def test_identity_is_text_not_its_spelling() -> None:
-    assert hash_text("ﬁne  text\n") == hash_text("fine text")
-    assert hash_text("Fine text") != hash_text("fine text")
-    assert hash_text("Fine", fold_case=True) == hash_text("FINE", fold_case=True)
+    assert text_hash("ﬁne  text\n") == text_hash("fine text")
+    assert text_hash("Fine text") != text_hash("fine text")
+    assert text_hash("Fine", fold_case=True) == text_hash("FINE", fold_case=True)
     assert normalize_text("e\u0301") == "é"
 
 
