@@ -58,6 +58,8 @@ TINY = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+# Further configurations of a family are narrower, which keeps the files small.
+NARROW = {"hidden_size": 16, "intermediate_size": 24}
 LATENT = {
     "num_key_value_heads": 4,
     "kv_lora_rank": 12,
@@ -95,10 +97,14 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mistral-window": ("Mistral", {"sliding_window": 24, "head_dim": 12}),
-    "mistral-full": ("Mistral", {"sliding_window": None, "num_key_value_heads": 1}),
+    "mistral-full": (
+        "Mistral",
+        {**NARROW, "sliding_window": None, "num_key_value_heads": 1},
+    ),
     "ministral-mixed": (
         "Ministral",
         {
+            **NARROW,
             "head_dim": 8,
             "sliding_window": 70,
             "num_hidden_layers": 3,
@@ -109,6 +115,7 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3-window-bias": (
         "SmolLM3",
         {
+            **NARROW,
             "num_hidden_layers": 3,
             "no_rope_layers": [1, 0, 1],
             "use_sliding_window": True,
@@ -123,6 +130,7 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2-untied": (
         "Gemma2",
         {
+            **NARROW,
             "head_dim": 12,
             "sliding_window": 40,
             "tie_word_embeddings": False,
@@ -146,7 +154,10 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "olmo2": ("Olmo2", {}),
-    "olmo2-tied-bias": ("Olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
+    "olmo2-tied-bias": (
+        "Olmo2",
+        {**NARROW, "attention_bias": True, "tie_word_embeddings": True},
+    ),
     "olmo3": (
         "Olmo3",
         {
@@ -175,7 +186,10 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "granite-bias": ("Granite", {"attention_bias": True, "mlp_bias": True, "logits_scaling": 0.5}),
+    "granite-bias": (
+        "Granite",
+        {**NARROW, "attention_bias": True, "mlp_bias": True, "logits_scaling": 0.5},
+    ),
     "gpt-neox": ("GPTNeoX", {"rotary_pct": 0.25}),
     "gpt-neox-sequential": (
         "GPTNeoX",
@@ -186,20 +200,26 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "gpt2": ("GPT2", {}),
+    "gpt2": ("GPT2", NARROW),
     "gpt2-untied": (
         "GPT2",
-        {"tie_word_embeddings": False, "n_inner": 48, "scale_attn_weights": False},
+        {**NARROW, "tie_word_embeddings": False, "n_inner": 48, "scale_attn_weights": False},
     ),
     "stablelm": ("StableLm", {"use_qkv_bias": True}),
     "stablelm-parallel": (
         "StableLm",
-        {"use_parallel_residual": True, "qk_layernorm": True, "partial_rotary_factor": 0.5},
+        {
+            **NARROW,
+            "use_parallel_residual": True,
+            "qk_layernorm": True,
+            "partial_rotary_factor": 0.5,
+        },
     ),
     "cohere": ("Cohere", {"logit_scale": 0.5}),
     "cohere-qk-norm": (
         "Cohere",
         {
+            **NARROW,
             "use_qk_norm": True,
             "attention_bias": True,
             "tie_word_embeddings": False,
@@ -273,6 +293,7 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek-v3-one-group": (
         "DeepseekV3",
         {
+            **NARROW,
             **LATENT,
             "first_k_dense_replace": 0,
             "q_lora_rank": None,

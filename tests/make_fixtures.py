@@ -2,7 +2,7 @@
 
 Run in an environment with torch and transformers; the tests need neither:
 
-    python tests/make_fixtures.py
+    python tests/make_fixtures.py [NAME ...]
 
 Everything is seeded. Weights are random, and large enough that the distributions are far from
 uniform. Every sequence goes through the model alone, without padding, in float32.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ ALL = (
     Fixture(
         name="llama-bias",
         seed=3,
+        dtype=torch.bfloat16,
         tokenizer="base",
         # The embedding has rows beyond the tokenizer's ids, as padded vocabularies have.
         config={"attention_bias": True, "mlp_bias": True, "vocab_size": VOCAB + 8},
@@ -90,11 +92,13 @@ ALL = (
     Fixture(
         name="llama-rope-linear",
         seed=4,
+        dtype=torch.bfloat16,
         config={"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
     ),
     Fixture(
         name="llama-rope-llama3",
         seed=5,
+        dtype=torch.bfloat16,
         config={
             "head_dim": 16,  # not hidden_size / num_attention_heads, which is 8
             "num_key_value_heads": 1,
@@ -111,6 +115,7 @@ ALL = (
     Fixture(
         name="llama-rope-dynamic",
         seed=6,
+        dtype=torch.bfloat16,
         config={
             "max_position_embeddings": 128,
             "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
@@ -367,8 +372,9 @@ def main() -> None:
     torch.set_num_threads(1)
     FIXTURES.mkdir(exist_ok=True)
     for fixture in ALL:
-        write_fixture(fixture)
-        print("made", fixture.name)
+        if fixture.name in sys.argv[1:] or not sys.argv[1:]:
+            write_fixture(fixture)
+            print("made", fixture.name)
     write_rope_goldens()
 
 

@@ -4,8 +4,9 @@
 
 LLAMA_CPP is a folder with `convert_hf_to_gguf.py` and what lies beside it; the source archive of
 `llama-cpp-python` holds one. Needs torch. Each checkpoint of `fixtures/families` is read, written
-by `instructjax` as a Hugging Face folder, and converted from there in float32, so the converter
-shows that it takes the folders too. Files go to `fixtures/gguf`; they have no vocabulary.
+by `instructjax` as a Hugging Face folder, so the converter shows that it takes these too, and
+converted from there with matrices in bfloat16, as the checkpoints have them. Files go to
+`fixtures/gguf`; they have no vocabulary.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def convert(folder: Path, out: Path) -> None:
     hparams = {**hparams, **json.loads((folder / "config.json").read_text())}
     with torch.inference_mode():
         WithoutVocabulary(
-            folder, gguf.LlamaFileType.ALL_F32, out, eager=True, hparams=hparams
+            folder, gguf.LlamaFileType.MOSTLY_BF16, out, eager=True, hparams=hparams
         ).write()
 
 
