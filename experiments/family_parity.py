@@ -62,7 +62,7 @@ def run_tests(folder: Path) -> list[Path]:
     for pattern in ("export*", "gguf_families*", "llama_cpp_live*"):
         found = sorted(ROOT.glob(f"tests/models/test_{pattern}.py"))
         files += [str(file.relative_to(ROOT)) for file in found]
-    runs = [(files, "not torch and not slow")]  # those of llama.cpp are skipped where it is not
+    runs = [(files, "not torch")]  # those of llama.cpp are skipped where it is not
     if importlib.util.find_spec("torch") is not None:
         runs.append(([*files, "tests/scoring/test_torch_live.py"], "torch"))
     results = []

@@ -146,7 +146,7 @@ def test_gradients_of_both_forms_agree_and_are_finite(layout, seed, tile):
         assert not np.asarray(ours)[ends.reshape(-1) == 0].any()
 
 
-@pytest.mark.parametrize("tile", [4, 16])
+@pytest.mark.parametrize("tile", [4, pytest.param(16, marks=pytest.mark.slow)])
 def test_gradients_agree_with_finite_differences(tile):
     positions, ends = lay_out([(3, [(2, ()), (4, [(1, ()), (2, ())])]), (5, ())], LENGTH)
     positions, ends = positions[None], ends[None]

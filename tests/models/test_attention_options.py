@@ -15,6 +15,7 @@ LENGTH = 24
 # Two branches on a prefix, one of them branching again, then a sequence of its own, then padding.
 POSITIONS = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 6, 7, 0, 1, 2, 3, 4, 5, 6, 0, 0, 0]])
 ENDS = np.array([[14] * 5 + [9] * 4 + [14, 12, 12, 14, 14] + [21] * 7 + [0] * 3])
+SLOW = pytest.mark.slow
 SINKS = jnp.array([-1.0, 0.5, 2.0, 4.0])
 OPTIONS = {
     "window": {"window": 3},
@@ -71,8 +72,14 @@ def split(options):
     return options.get("sinks"), options.get("window"), rest
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        pytest.param(name, form, marks=() if name == "all" or form == "tiles of 4" else SLOW)
+        for name in OPTIONS
+        for form in FORMS
+    ],
+)
 def test_options_agree_with_a_loop_over_queries(name, form):
     sinks, window, rest = split(OPTIONS[name])
     q, k, v = tensors(1)
@@ -95,7 +102,9 @@ def scalar(form, sinks, window, rest):
     return jax.jit(function), () if sinks is None else (sinks,)
 
 
-@pytest.mark.parametrize("name", ["window", "sinks", "cap", "all"])
+@pytest.mark.parametrize(
+    "name", ["all", *(pytest.param(name, marks=SLOW) for name in ("window", "sinks", "cap"))]
+)
 def test_gradients_of_both_forms_agree(name):
     sinks, window, rest = split(OPTIONS[name])
     expected = None

@@ -17,13 +17,20 @@ VARIANTS = {
     "wide heads": {"head_dim": 10},
     "biases": {"attention_bias": True, "mlp_bias": True, "norm_eps": 0.3},
 }
+AT_ONCE = ("one key-value head, tied", "biases")
 
 
 def hidden(model, tokens, positions, ends, tile=64):
     return nnx.merge(model.graphdef, model.params)(tokens, positions, ends, tile=tile)
 
 
-@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(fields, id=name, marks=() if name in AT_ONCE else pytest.mark.slow)
+        for name, fields in VARIANTS.items()
+    ],
+)
 def test_distributions_are_those_of_a_decoder_written_in_numpy(
     fields, random_model, decode_by_hand
 ):

@@ -22,6 +22,14 @@ from instructjax.scoring.log_probs import token_log_probs
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "families"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/expected.json"))
+KINDS = {
+    name: json.loads((FOLDER / name / "config.json").read_text())["model_type"] for name in NAMES
+}
+# One configuration of each family, and the further ones among the slow tests.
+FIRST = {kind: name for name, kind in reversed(KINDS.items())}.values()
+FIRST_AND_FURTHER = [
+    name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES
+]
 
 
 def load(folder):
@@ -80,7 +88,7 @@ def largest_differences(name):
     return max(apart), max(jax.tree.leaves(slopes)), slopes
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST_AND_FURTHER)
 def test_law_1_log_probs_and_gradients_are_those_of_pytorch(name, record_property):
     apart, steepest, slopes = largest_differences(name)
     record_property("log_prob_difference", float(apart))
@@ -90,10 +98,7 @@ def test_law_1_log_probs_and_gradients_are_those_of_pytorch(name, record_propert
 
 
 def test_every_family_has_a_fixture():
-    shown = {
-        json.loads((FOLDER / name / "config.json").read_text())["model_type"] for name in NAMES
-    }
-    assert shown == {family.model_type for family in FAMILIES}
+    assert set(KINDS.values()) == {family.model_type for family in FAMILIES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,6 +108,7 @@ def test_number_of_parameters_and_no_tensor_too_many(name):
     check_tensors(family, config, SafetensorsFolder(FOLDER / name, family.renames))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

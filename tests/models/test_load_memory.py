@@ -99,7 +99,7 @@ def write_gguf(folder: Path) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
-@pytest.mark.parametrize("write", [write_hf, write_gguf])
+@pytest.mark.parametrize("write", [write_hf, pytest.param(write_gguf, marks=pytest.mark.slow)])
 def test_peak_memory_is_near_one_copy(tmp_path, write):
     """Two copies at any time, or the file mapped beside the weights, would show as 2."""
     path = str(write(tmp_path))

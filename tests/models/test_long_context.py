@@ -38,7 +38,9 @@ def request(size, seed):
     return Request(ids=ids, spans=((len(PROMPT), len(ids)),), num_bytes=1)
 
 
-@pytest.fixture(params=list(ROPES), scope="module")
+@pytest.fixture(
+    params=["longrope", pytest.param("dynamic", marks=pytest.mark.slow)], scope="module"
+)
 def model(request, random_model):
     return random_model(rope=ROPES[request.param])
 
@@ -67,6 +69,7 @@ def test_a_prefix_shared_across_the_limit_would_change_the_number(model):
     assert np.abs(logs[entries] - right.token_log_probs).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_prefixes_are_still_shared_on_each_side(random_model):
     model, work = random_model(rope=ROPES["longrope"]), Work()
     list(score_requests(model, REQUESTS, work=work))

@@ -21,10 +21,10 @@ from instructjax.scoring.log_probs import token_log_probs
 FOLDER = Path(__file__).parents[1] / "fixtures" / "families"
 MESH = (4, 2)
 
+pytestmark = pytest.mark.slow
 
-@pytest.fixture(
-    params=["gpt-oss", pytest.param("deepseek-v3", marks=pytest.mark.slow)], scope="module"
-)
+
+@pytest.fixture(params=["gpt-oss", "deepseek-v3"], scope="module")
 def case(request, random_model):
     """Parameters, rows, a function of both, and what it gives on one device, by one jit."""
     file = FOLDER / request.param / "config.json"

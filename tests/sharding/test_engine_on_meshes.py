@@ -27,10 +27,10 @@ from instructjax.scoring.log_probs import token_log_probs
 from instructjax.sharding import ShardingRules, make_mesh
 
 TINY = Path(__file__).parents[1] / "fixtures" / "llama-tied"
+FURTHER = ("data=2,fsdp=4", "data=8", "fsdp=8", "fsdp=4,tensor=2")
 MESHES = [
-    "data=2,fsdp=4",
     "data=2,fsdp=2,tensor=2",
-    *(pytest.param(x, marks=pytest.mark.slow) for x in ("data=8", "fsdp=8", "fsdp=4,tensor=2")),
+    *(pytest.param(x, marks=pytest.mark.slow) for x in FURTHER),
 ]
 
 
@@ -69,6 +69,7 @@ def test_law_2_scores_do_not_depend_on_the_mesh(shape, tiny_model, requests):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 if limit else 0)
 
 
+@pytest.mark.slow
 def test_one_program_a_shape_on_a_mesh_too(tiny_model, requests):
     split = on(make_mesh("data=2,fsdp=4"), tiny_model)
     work = Work()
@@ -96,6 +97,7 @@ class count_compiles:
         jax.monitoring.unregister_event_duration_listener(self._note)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["data=2,fsdp=4", "data=2,fsdp=2,tensor=2"])
 def test_law_3_gradients_are_gathered_and_scattered(shape, tiny_model):
     rng = np.random.default_rng(1)
@@ -130,6 +132,7 @@ def test_no_device_holds_more_than_a_layer_beside_its_share(random_model):
     assert memory.temp_size_in_bytes < layers / 2
 
 
+@pytest.mark.slow
 def test_the_command_on_a_mesh(tmp_path, capsys):
     rows = [{"instruction": f"say {i}", "input": "x" * i, "output": ["a", "bc"]} for i in range(30)]
     data = tmp_path / "rows.jsonl"

@@ -58,10 +58,10 @@ def alone(random_model, batch):
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [
-        ("dense", "data=8"),
-        ("dense", "fsdp=8"),
-        ("dense", "data=2,fsdp=2,tensor=2"),
-        ("experts", "fsdp=8"),
+        pytest.param("dense", "data=8", marks=pytest.mark.slow),
+        pytest.param("dense", "fsdp=8", marks=pytest.mark.slow),
+        pytest.param("dense", "data=2,fsdp=2,tensor=2", marks=pytest.mark.slow),
+        pytest.param("experts", "fsdp=8", marks=pytest.mark.slow),
         ("experts", "data=2,expert=2,tensor=2"),
     ],
 )
