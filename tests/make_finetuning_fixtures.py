@@ -1,4 +1,4 @@
-"""PyTorch's numbers for ten steps of fine-tuning; writes fixtures/finetuning/expected.json.
+"""PyTorch's numbers for ten steps of fine-tuning; writes finetuning/expected.json.
 
     python tests/make_finetuning_fixtures.py
 
@@ -17,7 +17,7 @@ import numpy as np
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODEL = FIXTURES / "llama-tied"
-EXPECTED = FIXTURES / "finetuning" / "expected.json"
+EXPECTED = Path(__file__).parent / "finetuning" / "expected.json"
 
 STEPS, WARMUP, SEQUENCES, VOCAB = 10, 3, 6, 352
 RATE, DECAY, CLIP = 5e-4, 0.1, 1.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Int
@@ -27,7 +28,7 @@ class TrainState:
       opt_state: of the optimizer, for `trainable`.
     """
 
-    step: Int[Array, ""]
+    step: Int[Array | np.ndarray, ""]
     trainable: nnx.State
     frozen: nnx.State
     opt_state: optax.OptState

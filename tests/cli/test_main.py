@@ -69,11 +69,18 @@ def test_every_public_name_is_there() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_ends_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_verb_ends_with_an_example(
+    verb: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert main([verb, "--help"]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith(f"example: instructjax {verb}")
-    # The example is itself a call that parses.
+    # The example is itself a call that parses, where its file is there.
+    monkeypatch.chdir(tmp_path)
+    Path("config.toml").write_text('data = ["rows.jsonl"]\nout = "run"\n')
     assert cli._parse(last.removeprefix("example: instructjax ").split()) is not None
 
 

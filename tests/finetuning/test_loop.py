@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import logging
 import sys
@@ -177,6 +178,7 @@ def test_another_run_in_the_folder_is_refused(config: Config, steps_alike: list[
         run(same)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_passed_over(config: Config, steps_alike: list[Any]) -> None:
     calm = config(out=config().out / "calm")
     run(calm)
@@ -192,6 +194,8 @@ def test_a_damaged_checkpoint_is_passed_over(config: Config, steps_alike: list[A
     reports, said = run(hurt)
     assert "6: the checkpoint is damaged" in said[0] and said[0].endswith("passed over")
     assert said[1] == "going on after step 4 of 8" and reports[0].step == 5
+    # What orbax leaves of a read that failed is told here, and not in a test that comes later.
+    gc.collect()
     for a, b in zip(params_of(calm), params_of(hurt), strict=True):
         np.testing.assert_array_equal(a, b)
 
