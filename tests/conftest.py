@@ -97,7 +97,10 @@ def random_model(tiny_model: Any) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def decode_by_hand() -> Callable[[Any, Any], np.ndarray]:
-    """A decoder of numpy loops in float64: (model, ids) -> log p [n, V] of what follows each id."""
+    """A decoder of numpy loops in float64: (model, ids) -> log p [n, V] of what follows each id.
+
+    With `raw`, logits.
+    """
 
     def norm(x: np.ndarray, scale: np.ndarray, eps: float) -> np.ndarray:
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * scale
@@ -111,7 +114,7 @@ def decode_by_hand() -> Callable[[Any, Any], np.ndarray]:
         z = (x[..., : dim // 2] + 1j * x[..., dim // 2 :]) * np.exp(1j * angles)[:, None]
         return np.concatenate([z.real, z.imag], axis=-1)
 
-    def run(model: Any, ids: Any) -> np.ndarray:
+    def run(model: Any, ids: Any, *, raw: bool = False) -> np.ndarray:
         from flax import nnx
 
         config = model.config
@@ -141,6 +144,8 @@ def decode_by_hand() -> Callable[[Any, Any], np.ndarray]:
         h = norm(x, tree["final_norm"]["scale"], config.norm_eps)
         table = tree["embed"]["embedding"] if config.tie_embeddings else tree["lm_head"]["kernel"]
         logits = h @ table.T
+        if raw:
+            return logits
         top = logits.max(-1, keepdims=True)
         return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
 

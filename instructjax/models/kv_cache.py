@@ -2,7 +2,7 @@
 
 A row of the cache is a slot: it holds one sequence, and token i of that stands in column i,
 whatever the other slots hold and wherever they are. So what a sequence's next token is computed
-from, and in which order, depends on that sequence and on the number of columns alone.
+from, and in which order, depends on that sequence alone, and beyond 512 columns on their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from instructjax.batching.batch import Batch
 from instructjax.models.attention import Window, attend
 from instructjax.models.attention_tiles import find_tiles
 from instructjax.models.config import NO_ROPE, DecoderConfig
-from instructjax.models.linear import precision_of
 
 # In the order of the layers, which is that of the alphabet.
 _STACKS = ("dense_layers", "layers")
@@ -158,15 +157,15 @@ def seen_columns(
 def attend_cached(
     q: Float[Array, "S H D"],
     keys: Float[Array, "S K D C"],
-    values: Float[Array, "S K C D"],
+    values: Float[Array, "S K C d"],
     positions: Int[Array, " S"],
     *,
     window: int | None = None,
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-) -> Float[Array, "S H D"]:
-    """As `attend_dense`, for one query a slot.
+) -> Float[Array, "S H d"]:
+    """As `attend_dense`, for one query a slot; empty columns change no bit, up to 512 in all.
 
     Args:
       q: queries.
@@ -177,13 +176,11 @@ def attend_cached(
     """
     slots, heads, dim = q.shape
     kv_heads, columns = values.shape[1:3]
-    q = q.reshape(slots, kv_heads, -1, dim)
-
-    def product(shapes: str, a: Array, b: Array) -> Array:
-        precision = precision_of(q.dtype)
-        return jnp.einsum(shapes, a, b, precision=precision, preferred_element_type=jnp.float32)
-
-    scores = product("skgd,skdc->skgc", q, keys) * (dim**-0.5 if scale is None else scale)
+    # Sums of products, no matrix products: those of a library add in an order that depends on the
+    # number of columns. Columns that are not seen add zeros at the end.
+    q32 = q.reshape(slots, kv_heads, -1, dim, 1).astype(jnp.float32)
+    scores = (q32 * keys[:, :, None].astype(jnp.float32)).sum(3)
+    scores *= dim**-0.5 if scale is None else scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     seen = seen_columns(positions, columns, window)[:, None, None]
@@ -196,5 +193,6 @@ def attend_cached(
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
     total = total if sink is None else total + jnp.exp(sink - top)
-    out = product("skgc,skcd->skgd", (weights / total).astype(values.dtype), values)
-    return out.astype(q.dtype).reshape(slots, heads, dim)
+    weights = (weights / total).astype(values.dtype).astype(jnp.float32)
+    out = (weights[..., None] * values[:, :, None].astype(jnp.float32)).sum(3)
+    return out.astype(q.dtype).reshape(slots, heads, -1)

@@ -1,8 +1,7 @@
 """Prompts in, responses out: prompts computed in packed rows, responses written in slots.
 
-Sequences of about one length share a cache of fixed slots; where one is finished, the next moves
-in. The number of columns of the cache follows from a sequence's own length, so that what is written
-beside it does not change a bit of what is computed for it; see `kv_cache`.
+Sequences share a cache of fixed slots; where one is finished, the next moves in. What is written
+beside a sequence does not change a bit of what is computed for it; see `kv_cache`.
 """
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ from instructjax.batching.packing import pack
 from instructjax.errors import PromptError, UsageError
 from instructjax.models.kv_cache import compute_keys, split_layers
 from instructjax.models.model import Model
+from instructjax.models.rotary import by_length
 from instructjax.prompts.request import Request
 from instructjax.sampling.draw import RuleValues, to_values
 from instructjax.sampling.responses import (
     Draft,
     PromptToSample,
     Sampled,
-    columns_for,
+    gather,
     key_of,
 )
 from instructjax.sampling.rules import SamplingRules
@@ -144,13 +144,11 @@ class Sampler:
         Raises:
           PromptError: a prompt is empty, leaves no room, or holds an id that the model lacks.
         """
-        groups: dict[int, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            groups.setdefault(columns_for(self._check(prompt, i)), []).append(i)
-        total = sum(prompt.num_samples for prompt in prompts)
+        sizes = [self._check(prompt, i) for i, prompt in enumerate(prompts)]
+        counts = [prompt.num_samples for prompt in prompts]
         # One sequence alone is written fastest in a slot of its own: a matrix times one row.
-        lone = total == 1 and self.mesh is None and self._margins_tell
-        for columns, members in sorted(groups.items()):
+        lone = sum(counts) == 1 and self.mesh is None and self._margins_tell
+        for columns, members in gather(sizes, counts, self._slots):
             pairs = [(i, sample) for i in members for sample in range(prompts[i].num_samples)]
             count = 1 if lone else self._slots
             yield from self._sample_group(prompts, pairs, columns, count, on_tokens)
@@ -177,9 +175,27 @@ class Sampler:
             problem = f"a token id is not one of the model's {config.vocab_size}"
         elif prompt.max_new_tokens < 1 or prompt.num_samples < 1:
             raise UsageError("nothing is to be written", remedy="ask for 1 token and 1 sample")
+        row = prompt.name or f"row {place + 1}"
         if problem:
-            raise PromptError(problem, row=prompt.name or f"row {place + 1}")
-        return size + self.budget(prompt) - 1
+            raise PromptError(problem, row=row)
+        longest = size + self.budget(prompt) - 1
+        if longest > self._context:
+            raise PromptError(
+                f"{size} tokens and {self.budget(prompt)} new ones pass the model's original "
+                f"context of {self._context}, where its positions turn by the length of the whole",
+                row=row,
+                remedy=f"ask for at most {self._context - size + 1} new tokens"
+                if size <= self._context
+                else "shorten the prompt",
+            )
+        return longest
+
+    @cached_property
+    def _context(self) -> int | float:
+        """Tokens within which a response may grow without turning its prompt's keys again."""
+        config = self.model.config
+        ropes = [config.rope, *(kind.rope for kind in config.layers)]
+        return min((r.original_max_positions for r in ropes if by_length(r)), default=np.inf)
 
     def _sample_group(
         self,

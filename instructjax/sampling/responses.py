@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from instructjax.sampling.stops import FinishReason, StopFinder
+
+# Columns that cost little beside a step's weights. Up to so many, empty ones change no bit of what
+# a step computes; sums over more are cut up by the compiler.
+SHORT = 512
+Group = tuple[int, list[int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -64,6 +69,38 @@ def columns_for(tokens: int) -> int:
             return size + size // 2
         size *= 2
     return size
+
+
+def gather(sizes: Sequence[int], counts: Sequence[int], slots: int) -> Iterator[Group]:
+    """Prompts whose sequences share a cache, longest first.
+
+    Its columns are those of the longest, which costs the others time; steps with slots that nobody
+    is left to fill cost more. So sequences too few to fill the slots twice take in shorter ones,
+    up to `SHORT` columns.
+
+    Args:
+      sizes: tokens of the longest sequence that each prompt may become.
+      counts: sequences of each prompt.
+      slots: of a cache.
+
+    Yields:
+      (columns, prompts).
+
+    >>> list(gather([60, 300, 70, 5000], [1, 1, 1, 1], slots=16))
+    [(6144, [3]), (384, [1, 2, 0])]
+    """
+    columns, members, total = 0, [], 0
+    for prompt in sorted(range(len(sizes)), key=lambda i: (-columns_for(sizes[i]), i)):
+        own = columns_for(sizes[prompt])
+        joins = own == columns or (total < 2 * slots and columns <= SHORT)
+        if members and not joins:
+            yield columns, members
+            members, total = [], 0
+        columns = columns if members else own
+        members.append(prompt)
+        total += counts[prompt]
+    if members:
+        yield columns, members
 
 
 def key_of(seed: int, name: str, sample: int) -> np.ndarray:

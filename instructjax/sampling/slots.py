@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ class Slots(struct.PyTreeNode):
     seen: Bool[Array, "S V"] | None
 
 
-class Written(struct.PyTreeNode):
+class Written(NamedTuple):
     """Tokens of a chunk of steps; entries past `steps`, and of slots not live, mean nothing.
 
     Attributes:

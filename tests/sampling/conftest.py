@@ -46,7 +46,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="session", params=list(KINDS))
+@pytest.fixture(
+    scope="session", params=[pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
 def any_model(request: pytest.FixtureRequest, random_model: Any) -> Any:
     """A random model of each kind."""
     return random_model(**KINDS[request.param])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from instructjax.errors import PromptError, UsageError
+from instructjax.models.config import RopeConfig
 from instructjax.prompts.request import Request
 from instructjax.sampling import PromptToSample, Sampled, Sampler, SamplingRules
 from instructjax.scoring.engine import score_requests
@@ -198,3 +199,17 @@ def test_what_cannot_be_written_is_refused(random_model: Any) -> None:
             SamplingRules(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="repetition_penalty"):
         SamplingRules(repetition_penalty=0)
+
+
+def test_positions_that_turn_by_the_length_of_the_whole(random_model: Any) -> None:
+    rope = RopeConfig(kind="dynamic", factor=2.0, original_max_positions=20)
+    model = random_model(rope=rope)
+    ids = np.arange(15, dtype=np.int32)
+    within, beyond = (PromptToSample(ids=ids, name="row 3", max_new_tokens=n) for n in (6, 7))
+    (made,) = run(model, [within], stop_ids=())
+    assert np.abs(scores_of(model, [within], [made])[0] - made.token_log_probs).max() < 1e-5
+    with pytest.raises(PromptError, match=r"row 3: .*original context of 20.*at most 6 new"):
+        run(model, [within, beyond])
+    long = PromptToSample(ids=np.arange(30, dtype=np.int32), name="row 4", max_new_tokens=1)
+    with pytest.raises(PromptError, match="row 4: .*shorten the prompt"):
+        run(model, [long])
