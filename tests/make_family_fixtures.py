@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.utils.quantization_config import Mxfp4Config
 
 FOLDER = Path(__file__).parent / "fixtures" / "families"
 VOCAB = 80
@@ -431,7 +432,7 @@ def pack_fp8(tensors: dict[str, torch.Tensor], _: torch.Generator) -> dict[str, 
 
 
 PACKED = {
-    "gpt-oss-mxfp4": (pack_mxfp4, lambda: transformers.Mxfp4Config(dequantize=True)),
+    "gpt-oss-mxfp4": (pack_mxfp4, lambda: Mxfp4Config(dequantize=True)),
     "qwen3-fp8": (
         pack_fp8,
         lambda: transformers.FineGrainedFP8Config(dequantize=True, weight_block_size=(16, 16)),
@@ -450,7 +451,7 @@ def read_quantized(name: str, folder: Path, seed: int):
     auto = transformers.AutoModelForCausalLM
     read = auto.from_pretrained(folder, dtype=torch.float32, quantization_config=options())
     config = transformers.AutoConfig.from_pretrained(folder, attn_implementation="eager")
-    del config.quantization_config
+    delattr(config, "quantization_config")
     plain = type(read)(config).float().eval()
     plain.load_state_dict(read.state_dict())
     return plain

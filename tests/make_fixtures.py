@@ -195,7 +195,8 @@ def make_model(fixture: Fixture, tokenizer: PreTrainedTokenizerFast) -> LlamaFor
                 value.copy_(1.3 * noise / value.shape[1] ** 0.5)  # attention with clear favourites
             else:
                 value.copy_(0.8 * noise / value.shape[1] ** 0.5)
-    return model.to(fixture.dtype)
+    module: Any = model
+    return module.to(fixture.dtype)
 
 
 def sample(model: LlamaForCausalLM, length: int, seed: int) -> list[int]:
@@ -264,7 +265,8 @@ def write_gradients(
 ) -> None:
     """Of the mean log-prob over all scored tokens of all sequences."""
     # PyTorch leaves the pad token's row without its gradient; here pad is eos and occurs in texts.
-    model.get_input_embeddings().padding_idx = None
+    embedding: Any = model.get_input_embeddings()
+    embedding.padding_idx = None
     total = torch.zeros(())
     count = 0
     for ids, spans in sequences:
@@ -275,7 +277,7 @@ def write_gradients(
             count += stop - start
     parameters = dict(model.named_parameters())
     grads = torch.autograd.grad(total / count, [parameters[name] for name in names])
-    arrays = {name: grad.numpy() for name, grad in zip(names, grads, strict=True)}
+    arrays: dict[str, Any] = {name: grad.numpy() for name, grad in zip(names, grads, strict=True)}
     np.savez(file, **arrays)
 
 

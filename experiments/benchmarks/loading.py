@@ -39,12 +39,14 @@ def measure(how: str, source: str, dtype: str) -> dict[str, float]:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        def load():
+        def by_transformers() -> Any:
             path = Path(source)
             kind = getattr(torch, dtype)
             args = {"gguf_file": path.name}
             AutoTokenizer.from_pretrained(str(path.parent), **args)
             return AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=kind, **args)
+
+        load = by_transformers
     else:
         import jax
         import transformers  # noqa: F401 - a folder's tokenizer needs it
@@ -53,8 +55,10 @@ def measure(how: str, source: str, dtype: str) -> dict[str, float]:
 
         jax.devices()
 
-        def load():
+        def by_instructjax() -> Any:
             return ij.load_model(source, dtype=dtype)
+
+        load = by_instructjax
 
     before = memory("VmRSS")
     start = time.perf_counter()

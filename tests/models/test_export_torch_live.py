@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,9 +40,9 @@ def test_transformers_loads_it_and_gives_the_same_logits(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(family, config)))
 
     def logits(folder):
-        model, about = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-        )
+        options = {"attn_implementation": "eager", "output_loading_info": True}
+        read: Any = AutoModelForCausalLM.from_pretrained
+        model, about = read(str(folder), dtype=torch.float32, **options)
         assert not about["missing_keys"] and not about["unexpected_keys"]
         # The initial values of tensors that are no parameters may differ from run to run.
         length = min(60, config.max_positions)

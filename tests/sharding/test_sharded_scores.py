@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -118,7 +119,7 @@ def test_every_matrix_of_every_family_is_named():
     from instructjax.models.config import DecoderConfig, LatentAttention
     from instructjax.models.model import abstract_decoder
 
-    shape = {
+    shape: dict[str, Any] = {
         "family": "any",
         "vocab_size": 8,
         "hidden_size": 8,
@@ -138,7 +139,11 @@ def test_every_matrix_of_every_family_is_named():
         "dense_size": 8,
     }
     latent = LatentAttention(rank=4, query_rank=4, rotary_dim=2, value_dim=4)
-    for more in ({"latent": latent}, {"attention_bias": True, "mlp_bias": True}):
+    options: tuple[dict[str, Any], ...] = (
+        {"latent": latent},
+        {"attention_bias": True, "mlp_bias": True},
+    )
+    for more in options:
         _, state = abstract_decoder(DecoderConfig(**shape, **more), "float32")
         for path, leaf in flat(state):
             matrix = leaf.ndim - ("layers" in path)
