@@ -122,6 +122,7 @@ def test_samples_files_need_no_model(
     assert "the id 'a' comes twice" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_a_stopped_run_goes_on(
     run: Run,

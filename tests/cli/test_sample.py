@@ -91,6 +91,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_law_8_kill_9_and_go_on(calm: Path, tmp_path: Path) -> None:
     out = tmp_path / "samples.jsonl"
     args = ["sample", str(calm / "data.jsonl"), "--out", str(out), *OPTIONS]

@@ -61,6 +61,7 @@ def test_given_predictions_and_samples(tiny_model: Any) -> None:
     assert found.columns["prediction"].tolist() == ["2", "2", "2", "2", "it it", "it it"]
 
 
+@pytest.mark.slow
 def test_what_the_model_writes_is_what_is_judged(tiny_model: Any) -> None:
     found = ij.evaluate(
         tiny_model, EXAMPLES, ["chrf", "log_prob"], max_new_tokens=4, progress=False

@@ -77,6 +77,7 @@ def test_a_stop_string_ends_the_text_where_it_begins(tiny_model: Any) -> None:
     assert stop in tiny_model.tokenizer.decode(cut.token_ids[0])
 
 
+@pytest.mark.slow
 def test_every_end_of_turn_stops(tiny_model: Any) -> None:
     (first,) = ij.sample(tiny_model, EXAMPLES[0], max_new_tokens=6, temperature=0, stop_ids=())
     second, third = int(first.token_ids[1]), int(first.token_ids[2])
@@ -90,6 +91,7 @@ def test_every_end_of_turn_stops(tiny_model: Any) -> None:
         assert made.text == tiny_model.tokenizer.decode(first.token_ids[:1])
 
 
+@pytest.mark.slow
 def test_long_prompts_leave_room_where_they_may_be_cut(tiny_model: Any) -> None:
     long = ij.Example(instruction="more and more " * 80)
     with pytest.raises(ij.PromptError, match="row 1"):
@@ -113,6 +115,7 @@ def test_wrong_calls(tiny_model: Any) -> None:
         ij.sample(tiny_model, ij.Example())
 
 
+@pytest.mark.slow
 def test_choices_are_drawn_by_their_exact_posterior(random_model: Any, decode_by_hand: Any) -> None:
     model = random_model()
     prompt, outputs = [3, 1, 4], [[5, 6], [5, 7, 8], [9], [5, 7, 2]]
@@ -150,6 +153,7 @@ def log_probs_of_all(model: Any, decode_by_hand: Any, prompt: list[int], length:
     return found
 
 
+@pytest.mark.slow
 def test_a_wide_beam_finds_the_best_of_all(small: Any, decode_by_hand: Any) -> None:
     prompt, length = [1, 2], 3
     every = log_probs_of_all(small, decode_by_hand, prompt, length, 0)
@@ -185,6 +189,7 @@ def test_a_narrow_beam_is_the_one_written_out(small: Any, decode_by_hand: Any) -
     assert [tuple(one.ids.tolist()) for one in found] == [y for y, _ in best]
 
 
+@pytest.mark.slow
 def test_beams_of_text(tiny_model: Any) -> None:
     found = ij.beam_search(tiny_model, EXAMPLES[:2], beams=3, num_samples=2, max_new_tokens=4)
     assert found.ids == ["a", "a", "row 2", "row 2"]

@@ -20,8 +20,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("slots", [1, 16])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 16])
+@pytest.mark.parametrize(
+    "name", ["plain", pytest.param("window, sinks, softcap", marks=pytest.mark.slow)]
+)
 def test_empty_columns_change_no_bit(slots: int, name: str) -> None:
     rng = np.random.default_rng(0)
     q = rng.standard_normal((slots, 6, 64), np.float32)

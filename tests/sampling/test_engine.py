@@ -70,7 +70,10 @@ def test_greedy_takes_what_scoring_calls_greedy(any_model: Any, prompts: list[An
         assert (one.sampling_log_probs == 0).all()
 
 
-@pytest.fixture(scope="module", params=list(RULES))
+@pytest.fixture(
+    scope="module",
+    params=["drawn", *(pytest.param(n, marks=pytest.mark.slow) for n in ("greedy", "all rules"))],
+)
 def whole(request: pytest.FixtureRequest, random_model: Any, prompts: list[Any]) -> Any:
     """(model, rules, what all prompts together give)."""
     model, rules = random_model(), RULES[request.param]
@@ -90,6 +93,7 @@ def test_order_and_company_change_no_bit(whole: Any, prompts: list[Any]) -> None
     assert same_bits([one for one in crowded if 9 <= one.prompt < 16], made)
 
 
+@pytest.mark.slow
 def test_alone_in_a_slot_it_writes_the_same(whole: Any, prompts: list[Any]) -> None:
     model, rules, made = whole
     for i in (1, 4):
@@ -99,6 +103,7 @@ def test_alone_in_a_slot_it_writes_the_same(whole: Any, prompts: list[Any]) -> N
         np.testing.assert_allclose(alone.token_log_probs, first.token_log_probs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_slots_and_mesh_write_the_same(whole: Any, prompts: list[Any], mesh: Any) -> None:
     model, rules, made = whole
     for options in ({"slots": 3}, {"mesh": mesh}):
@@ -108,6 +113,7 @@ def test_slots_and_mesh_write_the_same(whole: Any, prompts: list[Any], mesh: Any
             np.testing.assert_allclose(other.token_log_probs, one.token_log_probs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_choice_by_a_hair_is_made_by_the_usual_program(
     random_model: Any, prompts: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +126,7 @@ def test_a_choice_by_a_hair_is_made_by_the_usual_program(
     assert {("write", 1, 64), ("write", 16, 64)} < sampler.work.programs
 
 
+@pytest.mark.slow
 def test_programs_are_few_and_slots_are_used_again(
     random_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +163,7 @@ def count_programs() -> tuple[int, int]:
     return programs[0]._cache_size(), programs[1]._cache_size()
 
 
+@pytest.mark.slow
 def test_another_seed_name_or_sample_writes_something_else(
     random_model: Any, prompts: list[Any]
 ) -> None:
@@ -167,6 +175,7 @@ def test_another_seed_name_or_sample_writes_something_else(
     assert len(set(texts)) == 9
 
 
+@pytest.mark.slow
 def test_a_response_ends_where_the_model_does(random_model: Any) -> None:
     model = random_model(max_positions=12)
     prompt = PromptToSample(ids=np.arange(10, dtype=np.int32), name="a", max_new_tokens=50)
@@ -201,6 +210,7 @@ def test_what_cannot_be_written_is_refused(random_model: Any) -> None:
         SamplingRules(repetition_penalty=0)
 
 
+@pytest.mark.slow
 def test_positions_that_turn_by_the_length_of_the_whole(random_model: Any) -> None:
     rope = RopeConfig(kind="dynamic", factor=2.0, original_max_positions=20)
     model = random_model(rope=rope)
