@@ -7,7 +7,8 @@ Same weights (the embedded default model), same token ids, float32, AdamW, loss 
 only, all cores; each tool in a process of its own. Needs the `compare` extra. Prompts and
 responses are random ids with lengths like those of instruction data, or those of a file. A step is
 about `--rows` x `--length` tokens for every tool; the first step (compilation, buffers) is not
-timed. The machine's bare matmul rate is taken in each process before and after its steps.
+timed. The machine's bare matmul rate is taken in each process before and after its steps; where
+the two differ by more than a fifth, something else ran, and nothing is compared with that tool.
 """
 
 from __future__ import annotations
@@ -249,6 +250,7 @@ def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
         "useful_matmul_flops": useful / seconds,
         "bare_matmul_flops": result["matmul"],
         "share_of_bare_matmul": useful / seconds / statistics.mean(result["matmul"]),
+        "undisturbed": min(result["matmul"]) > 0.8 * max(result["matmul"]),
         "peak_bytes": result["peak_bytes"],
         "first_step_seconds": result["steps"][0]["seconds"],
         "losses": [step["loss"] for step in result["steps"]],
@@ -259,16 +261,18 @@ def show(results: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    peers = [r["response_tokens_per_second"] for r in results if r["tool"] != OURS]
+    fair = [r for r in results if r["undisturbed"]]
+    peers = [r["response_tokens_per_second"] for r in fair if r["tool"] != OURS]
     table = Table(title="Full fine-tuning of SmolLM2-135M, float32")
     for column in ("tool", "response tokens/s", "tokens/s", "x best TRL", "share", "peak GiB"):
         table.add_column(column, justify="left" if column == "tool" else "right")
     for r in results:
+        compared = peers and r["undisturbed"]
         table.add_row(
-            r["tool"],
+            r["tool"] if r["undisturbed"] else f"{r['tool']} (disturbed)",
             f"{r['response_tokens_per_second']:,.0f}",
             f"{r['tokens_per_second']:,.0f}",
-            f"{r['response_tokens_per_second'] / max(peers):.2f}" if peers else "-",
+            f"{r['response_tokens_per_second'] / max(peers):.2f}" if compared else "-",
             f"{r['share_of_bare_matmul']:.2f}",
             f"{r['peak_bytes'] / 2**30:.1f}",
         )
