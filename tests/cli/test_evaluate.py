@@ -53,6 +53,7 @@ def run(monkeypatch: pytest.MonkeyPatch, models: dict[str, Any]) -> Run:
     return call
 
 
+@pytest.mark.slow
 def test_two_models_in_one_paired_table(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], models: dict[str, Any]
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_stopped_run_goes_on(
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_used_are_told_once(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def test_names_numbers_and_table(samples: ij.Samples) -> None:
     assert "Samples(6 rows" in repr(samples) and "row 2 #0" in repr(samples)
 
 
+@pytest.mark.slow
 def test_the_display_escapes_what_the_model_writes(samples: ij.Samples, tiny_model: Any) -> None:
     shown = samples._repr_html_()
     assert "log Pr" in shown and shown.count("<span") > samples.num_tokens.sum()
@@ -62,6 +63,7 @@ def test_law_4_for_text(samples: ij.Samples, tiny_model: Any) -> None:
         np.testing.assert_allclose(scored.token_log_probs, row.token_log_probs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_stop_string_ends_the_text_where_it_begins(tiny_model: Any) -> None:
     example = EXAMPLES[0]
     whole = ij.sample(tiny_model, example, max_new_tokens=12, stop_ids=(), temperature=0)
@@ -167,6 +169,7 @@ def test_a_wide_beam_finds_the_best_of_all(small: Any, decode_by_hand: Any) -> N
     assert {one.finish_reason for one in found} == {"stop_token", "length"}
 
 
+@pytest.mark.slow
 def test_a_narrow_beam_is_the_one_written_out(small: Any, decode_by_hand: Any) -> None:
     """Keeps the best unfinished beams, step by step, with nothing shared and no cache."""
     prompt, length, width = [3, 2, 1], 5, 2
