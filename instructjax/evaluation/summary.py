@@ -68,8 +68,9 @@ def clustered_mean(
     Returns:
       The mean, its standard error (NaN where G < 2), and G.
 
-    >>> clustered_mean(np.array([1.0, 2.0, 3.0, 4.0]), np.arange(4))[1] ** 2  # 5/3 / 4
-    0.4166666666666667
+    >>> mean, se, count = clustered_mean(np.array([1.0, 2.0, 3.0, 4.0]), np.arange(4))
+    >>> mean, round(se**2, 6), count  # 5/3 / 4
+    (2.5, 0.416667, 4)
     """
     if not len(values):
         return math.nan, math.nan, 0

@@ -86,7 +86,7 @@ def weigh_tokens(
     >>> request = Request(ids=np.arange(6), spans=((1, 3), (4, 6)), num_bytes=4)
     >>> weigh_tokens(request, turns="last", prompt_loss_weight=0.5).weights.tolist()
     [0.0, 0.5, 0.5, 0.5, 1.0, 1.0]
-    >>> weigh_tokens(request, turn_weights=[1, 0.25], example_weight=2).weights.tolist()
+    >>> weigh_tokens(request, turn_weights=[1.0, 0.25], example_weight=2.0).weights.tolist()
     [0.0, 2.0, 2.0, 0.0, 0.5, 0.5]
     """
     row = f"row {request.row + 1}"

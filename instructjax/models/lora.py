@@ -43,9 +43,9 @@ class LoraConfig:
     def scale(self) -> float:
         """s.
 
-        >>> LoraConfig(rank=16, alpha=32).scale
+        >>> LoraConfig(rank=16, alpha=32.0).scale
         2.0
-        >>> LoraConfig(rank=16, alpha=32, rank_stabilized=True).scale
+        >>> LoraConfig(rank=16, alpha=32.0, rank_stabilized=True).scale
         8.0
         """
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
