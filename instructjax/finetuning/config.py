@@ -104,7 +104,7 @@ class TrainOptions:
     """Of the optimizer; its own default otherwise."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the forward and backward pass. Trained parameters are kept in float32 in any case."""
-    remat: Literal["none", "layer", "dots"] = "none"
+    remat: Literal["none", "layer", "dots"] = "dots"
     """What the backward pass computes again to save memory: nothing, whole layers, or all but what
     projections give."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from instructjax.finetuning.losses import sft_loss
 from instructjax.finetuning.optimizers import Optimizer
 from instructjax.finetuning.state import TrainState
+from instructjax.models.spmd import over_rows
+from instructjax.sharding.rules import ShardingRules
 
 Loss = Callable[..., tuple[Float[Array, ""], Float[Array, ""]]]
 
@@ -43,6 +47,8 @@ def make_loss_and_grads(
     loss: Loss = sft_loss,
     compute_dtype: str = "float32",
     remat: str = "none",
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
 ) -> Callable[[nnx.State, nnx.State, Any], tuple[Float[Array, ""], Float[Array, ""], nnx.State]]:
     """A pure function (trainable, frozen, batch) -> (sum, weight, gradient of the sum).
 
@@ -54,7 +60,19 @@ def make_loss_and_grads(
       loss: (graphdef, params, batch, remat=) -> (weighted sum, weight).
       compute_dtype: what parameters are cast to for the forward and backward pass.
       remat: see `instructjax.models.decoder`.
+      mesh, rules: rows are split over the mesh, and parameters that are split over the axes of rows
+        are gathered layer by layer and their gradients scattered; see `instructjax.models.spmd`.
+        The number of rows must divide by the product of these axes.
     """
+    sums: Callable[..., Any]
+
+    def measure(graphdef: nnx.GraphDef, params: nnx.State, batch: Any) -> Any:
+        return loss(graphdef, params, batch, remat=remat)
+
+    if mesh is None:
+        sums = partial(measure, graphdef)
+    else:
+        sums = over_rows(measure, graphdef, mesh=mesh, rules=rules or ShardingRules(), total=True)
     dtype = jnp.dtype(compute_dtype)
 
     def cast(params: nnx.State) -> nnx.State:
@@ -62,8 +80,7 @@ def make_loss_and_grads(
 
     def one(trainable, frozen, batch):
         def total(trainable):
-            params = nnx.merge_state(cast(trainable), frozen)
-            return loss(graphdef, params, batch, remat=remat)
+            return sums(nnx.merge_state(cast(trainable), frozen), batch)
 
         (value, weight), grads = jax.value_and_grad(total, has_aux=True)(trainable)
         return value, weight, grads
@@ -95,13 +112,15 @@ def make_train_step(
     loss: Loss = sft_loss,
     compute_dtype: str = "float32",
     remat: str = "none",
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
     """A jitted (state, batch) -> (state, metrics). The old state's memory becomes the new one's.
 
     Arguments as for `make_loss_and_grads`; the batch may carry a leading axis of micro-batches.
     """
     loss_and_grads = make_loss_and_grads(
-        graphdef, loss=loss, compute_dtype=compute_dtype, remat=remat
+        graphdef, loss=loss, compute_dtype=compute_dtype, remat=remat, mesh=mesh, rules=rules
     )
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:

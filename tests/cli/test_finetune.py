@@ -77,6 +77,7 @@ def test_wrong_calls_end_with_2(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[dict[str, Any]] = [
         {"instruction": f"Say {n}.", "output": f"y {n}"} for n in range(9)

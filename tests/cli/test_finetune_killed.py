@@ -173,6 +173,7 @@ def stop_and_compare(folder: Path, *, signals: list[int], seed: int, **options: 
 
 
 @needs_fork
+@pytest.mark.slow
 def test_law_8_killed_and_told_to_stop_at_random_moments(tmp_path: Path) -> None:
     said = stop_and_compare(tmp_path, signals=[9, 15], seed=1).splitlines()
     # SIGTERM lets the step end and saves it, whether or not a checkpoint was due.

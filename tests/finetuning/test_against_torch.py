@@ -18,7 +18,7 @@ from instructjax.finetuning.state import make_state
 from instructjax.finetuning.step import make_train_step
 from instructjax.models.lora import LORA, LoraConfig, add_lora
 
-RUNS = ["full", "lora", "rslora"]
+RUNS = ["full", *(pytest.param(run, marks=pytest.mark.slow) for run in ("lora", "rslora"))]
 LAYER_NAMES = {
     "attention_norm.scale": "input_layernorm.weight",
     "mlp_norm.scale": "post_attention_layernorm.weight",

@@ -59,12 +59,12 @@ def test_the_prompt_stands_once(pairs, batch):
     assert used == apart - shared
 
 
+@pytest.mark.slow
 def test_the_loss_and_its_gradient_are_the_closed_form(random_model, pairs, batch):
     model = random_model(seed=2)
     reference = random_model(seed=5)
-    filled = dataclasses.replace(
-        batch, reference=pair_log_probs(reference.graphdef, reference.params, batch)
-    )
+    log_probs = jax.jit(lambda b: pair_log_probs(reference.graphdef, reference.params, b))
+    filled = dataclasses.replace(batch, reference=log_probs(batch))
 
     def loss(params):
         total, weight = dpo_loss(model.graphdef, params, filled, beta=0.3, label_smoothing=0.1)
@@ -76,11 +76,12 @@ def test_the_loss_and_its_gradient_are_the_closed_form(random_model, pairs, batc
         for pair in ((a, b) for a, b in pairs)
     ]
 
+    others = [(each, log_probs(each)[0]) for each in alone]
+
     def by_hand(params):
         total = 0.0
-        for each in alone:
+        for each, (theirs,) in others:
             ours = pair_log_probs(model.graphdef, params, each)[0, 0]
-            theirs = pair_log_probs(reference.graphdef, reference.params, each)[0, 0]
             margin = 0.3 * ((ours[0] - ours[1]) - (theirs[0] - theirs[1]))
             total += 0.9 * jnp.log1p(jnp.exp(-margin)) + 0.1 * jnp.log1p(jnp.exp(margin))
         return total / len(alone)
@@ -99,9 +100,11 @@ def test_the_objective_at_known_points():
     np.testing.assert_allclose(worst, 1e3, rtol=1e-6)  # no overflow
 
 
+@pytest.mark.slow
 def test_training_prefers_the_chosen_responses(random_model, batch):
     model = random_model(seed=2)
-    start = pair_log_probs(model.graphdef, model.params, batch)
+    log_probs = jax.jit(lambda p: pair_log_probs(model.graphdef, p, batch))
+    start = log_probs(model.params)
     filled = dataclasses.replace(batch, reference=start)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3), 12)
     state = make_state(model.params, optimizer)
@@ -112,7 +115,7 @@ def test_training_prefers_the_chosen_responses(random_model, batch):
         losses.append(float(metrics.loss))
     assert losses[0] == pytest.approx(np.log(2), abs=1e-5)
     assert losses[-1] < 0.3 < losses[0]
-    end = pair_log_probs(model.graphdef, state.params, batch)
+    end = log_probs(state.params)
     gain = np.asarray((end - start)[..., 0] - (end - start)[..., 1])
     assert (gain[np.asarray(batch.weights) > 0] > 0.5).all()
 

@@ -20,12 +20,14 @@ from instructjax.finetuning.partition import split_params
 from instructjax.finetuning.state import make_state
 from instructjax.finetuning.step import make_loss_and_grads, make_train_step
 from instructjax.models.lora import LORA, LoraConfig, add_lora
+from instructjax.models.sharded import param_spec, path_of
 from instructjax.prompts.request import Request
+from instructjax.sharding.rules import ShardingRules
 
 SIZES = (9, 30, 17, 24, 5, 28, 12, 31)
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=["full", pytest.param("lora", marks=pytest.mark.slow)])
 def model(request, random_model):
     """(graphdef, trainable, frozen) of a random model."""
     made = random_model(seed=3)
@@ -35,9 +37,11 @@ def model(request, random_model):
     graphdef, params = add_lora(graphdef, params, LoraConfig(rank=2), jax.random.key(1))
     rng = np.random.default_rng(5)
     params = jax.tree.map_with_path(
-        lambda path, x: jnp.asarray(0.1 * rng.standard_normal(x.shape), x.dtype)
-        if "lora_b" in jax.tree_util.keystr(path)
-        else x,
+        lambda path, x: (
+            jnp.asarray(0.1 * rng.standard_normal(x.shape), x.dtype)
+            if "lora_b" in jax.tree_util.keystr(path)
+            else x
+        ),
         params,
     )
     return graphdef, *split_params(params, LORA)
@@ -72,6 +76,7 @@ def split_unevenly(sequences):
     )
 
 
+@pytest.mark.slow
 def test_law_7_micro_batches_of_unequal_weight_give_the_gradient_of_one(
     model, sequences, one_big_batch
 ):
@@ -82,6 +87,7 @@ def test_law_7_micro_batches_of_unequal_weight_give_the_gradient_of_one(
     assert_same(jax.jit(make_loss_and_grads(graphdef))(*params, batch), one_big_batch)
 
 
+@pytest.mark.slow
 def test_law_7_packed_gives_the_gradient_of_unpacked(model, sequences, one_big_batch):
     graphdef, *params = model
     rows = [[sequences[i] for i in row] for row in ((7, 4, 0), (1, 3), (5, 2, 6))]
@@ -89,6 +95,7 @@ def test_law_7_packed_gives_the_gradient_of_unpacked(model, sequences, one_big_b
     assert_same(jax.jit(make_loss_and_grads(graphdef))(*params, packed), one_big_batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["layer", "dots"])
 def test_rematerialization_changes_nothing(model, sequences, one_big_batch, remat):
     graphdef, *params = model
@@ -97,6 +104,7 @@ def test_rematerialization_changes_nothing(model, sequences, one_big_batch, rema
     assert_same(found, one_big_batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 2, "fsdp": 4}])
 def test_law_3_on_a_mesh_under_jit(model, sequences, one_big_batch, axes):
     graphdef, *params = model
@@ -113,6 +121,28 @@ def test_law_3_on_a_mesh_under_jit(model, sequences, one_big_batch, axes):
     assert_same(jax.jit(make_loss_and_grads(graphdef))(*placed, batch), one_big_batch)
 
 
+def test_law_3_with_parameters_split_over_the_axes_of_rows(model, sequences, one_big_batch):
+    """Gathered layer by layer; their gradients lie split as they do."""
+    graphdef, *params = model
+    sizes, rules = {"data": 2, "fsdp": 4}, ShardingRules()
+    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
+
+    def place(path, x):
+        spec = param_spec(path_of(path), x.shape, mesh, rules)
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    placed = [jax.tree.map_with_path(place, part) for part in params]
+    kernels = nnx.merge_state(*placed)["layers"]["mlp"]["up"]["kernel"]
+    assert "fsdp" in str(kernels[...].sharding.spec)
+    batch = make_sft_batch([[s] for s in sequences], length=32, tile=16)
+    batch = jax.device_put(batch, NamedSharding(mesh, P(tuple(sizes))))
+    found = jax.jit(make_loss_and_grads(graphdef, remat="dots", mesh=mesh))(*placed, batch)
+    assert_same(found, one_big_batch)
+    for x, gradient in zip(jax.tree.leaves(placed[0]), jax.tree.leaves(found[2]), strict=True):
+        assert gradient.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+
+@pytest.mark.slow
 def test_law_3_under_shard_map(model, sequences, one_big_batch):
     graphdef, *params = model
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
@@ -129,6 +159,7 @@ def test_law_3_under_shard_map(model, sequences, one_big_batch):
     assert_same(jax.jit(mapped)(*params, batch), one_big_batch)
 
 
+@pytest.mark.slow
 def test_the_step_is_compiled_once_and_its_data_may_change(model, draw):
     graphdef, trainable, frozen = model
     traces = []
@@ -185,17 +216,22 @@ def test_trap_pad_equal_to_eos_the_end_of_the_response_is_learned(random_model, 
     request = Request(ids=ids, spans=((2, 4),), num_bytes=1)
     batch = on_device([[weigh_tokens(request)]], length=16, tile=16)
     assert batch.batch.targets[0, :2].tolist() == [7, eos]
-    gradient = jax.grad(lambda p: sft_loss(made.graphdef, p, batch)[0])(made.params)
+    compute = jax.jit(
+        lambda params, batch: jax.value_and_grad(
+            lambda p: sft_loss(made.graphdef, p, batch), has_aux=True
+        )(params)
+    )
+    (loss, weight), gradient = compute(made.params, batch)
     assert float(jnp.abs(gradient["lm_head"]["kernel"][eos]).max()) > 1e-3
     # and the end is what makes the difference
     shorter = Request(ids=ids, spans=((2, 3),), num_bytes=1)
-    loss, weight = sft_loss(made.graphdef, made.params, batch)
-    less, fewer = sft_loss(
-        made.graphdef, made.params, on_device([[weigh_tokens(shorter)]], length=16, tile=16)
+    (less, fewer), _ = compute(
+        made.params, on_device([[weigh_tokens(shorter)]], length=16, tile=16)
     )
     assert (float(weight), float(fewer)) == (2.0, 1.0) and float(loss) > float(less)
 
 
+@pytest.mark.slow
 def test_trap_packing_keeps_masks_and_does_not_mix_examples(random_model, draw, on_device):
     made = random_model(seed=1)
     a, b, c = draw(np.random.default_rng(4), (12, 20, 9))
@@ -215,10 +251,12 @@ def test_prompt_loss_weight_is_a_weighted_sum_of_prompt_and_response(random_mode
     made = random_model(seed=1)
     ids = np.random.default_rng(0).integers(0, 61, 20).astype(np.int32)
 
+    compute = jax.jit(lambda batch: sft_loss(made.graphdef, made.params, batch))
+
     def loss(spans, **options):
         request = Request(ids=ids, spans=spans, num_bytes=1)
         batch = on_device([[weigh_tokens(request, **options)]], length=32, tile=16)
-        return np.array(sft_loss(made.graphdef, made.params, batch))
+        return np.array(compute(batch))
 
     both = loss(((12, 20),), prompt_loss_weight=0.25)
     np.testing.assert_allclose(both, loss(((12, 20),)) + 0.25 * loss(((1, 12),)), rtol=1e-5)
@@ -241,6 +279,7 @@ def test_traced_weights_are_those_of_requests():
         np.testing.assert_array_equal(found[row], expected)
 
 
+@pytest.mark.slow
 def test_law_10_no_array_of_tokens_by_vocabulary_in_the_whole_step(random_model):
     vocab, hidden, rows, length = 50_021, 16, 4, 203
     made = random_model(vocab_size=vocab, num_layers=1)

@@ -146,6 +146,7 @@ def test_held_out_log_probs_are_those_of_score(config: Config, tiny_model: Any) 
         assert found.log_prob == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_left_and_called_again_it_ends_the_same(config: Config, steps_alike: list[Any]) -> None:
     calm, left = config(out=config().out / "calm"), config(out=config().out / "left")
     everything, _ = run(calm)
@@ -161,6 +162,7 @@ def test_left_and_called_again_it_ends_the_same(config: Config, steps_alike: lis
     assert again == [] and "is complete" in said[0]
 
 
+@pytest.mark.slow
 def test_another_run_in_the_folder_is_refused(config: Config, steps_alike: list[Any]) -> None:
     run(config(), stop=2)
     changed = config(learning_rate=0.02, row_length=64)
@@ -178,6 +180,7 @@ def test_another_run_in_the_folder_is_refused(config: Config, steps_alike: list[
         run(same)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_passed_over(config: Config, steps_alike: list[Any]) -> None:
     calm = config(out=config().out / "calm")
@@ -200,6 +203,7 @@ def test_a_damaged_checkpoint_is_passed_over(config: Config, steps_alike: list[A
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_and_patience_ends(config: Config, steps_alike: list[Any]) -> None:
     held_out = config().data[0].with_name("new.jsonl")
     # The rate is far too high: it gets better, then worse.
@@ -215,6 +219,7 @@ def test_the_best_is_kept_and_patience_ends(config: Config, steps_alike: list[An
     assert kept == sorted({best, best + 3} - {0})
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +285,7 @@ def test_options_need_their_packages(
             run(config(**options))
 
 
+@pytest.mark.slow
 def test_numbers_go_to_tensorboard_and_wandb(
     config: Config, monkeypatch: pytest.MonkeyPatch, steps_alike: list[Any]
 ) -> None:
@@ -310,6 +316,7 @@ def test_numbers_go_to_tensorboard_and_wandb(
     assert [options["id"] for options in opened] == ["id7", "id7"]
 
 
+@pytest.mark.slow
 def test_parameters_by_pattern_and_lora(config: Config, tiny_model: Any) -> None:
     """Only what is to be trained changes; merged LoRA is a plain model of the same shape."""
     before = {jax.tree_util.keystr(p): np.asarray(x) for p, x in _leaves(tiny_model.params)}
@@ -335,6 +342,7 @@ def _leaves(params: Any) -> list[Any]:
     return jax.tree.leaves_with_path(params)
 
 
+@pytest.mark.slow
 def test_learned_by_heart(config: Config) -> None:
     """32 examples again and again: near-zero loss, and each response is the likeliest one."""
     logging.getLogger("jax").setLevel(logging.ERROR)

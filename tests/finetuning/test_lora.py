@@ -21,11 +21,14 @@ def batch(draw, on_device):
     return on_device([draw(rng, (14, 20)), draw(rng, (30,))], length=48, tile=16)
 
 
+_log_probs = jax.jit(token_log_probs, static_argnums=0)
+
+
 def log_probs(graphdef, params, batch):
-    return np.asarray(jax.jit(lambda p, b: token_log_probs(graphdef, p, b))(params, batch.batch))
+    return np.asarray(_log_probs(graphdef, params, batch.batch))
 
 
-@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("stable", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_law_7_merged_is_applied_and_the_base_is_untouched(random_model, batch, stable):
     made = random_model(seed=1, attention_bias=True)
     config = LoraConfig(rank=3, alpha=6.0, rank_stabilized=stable)
@@ -61,6 +64,7 @@ def test_law_7_merged_is_applied_and_the_base_is_untouched(random_model, batch, 
     np.testing.assert_allclose(moved, scale * (a @ b), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_frozen_base_are_not_computed(random_model, batch):
     made = random_model(seed=1, tie_embeddings=False)
     graphdef, params = add_lora(made.graphdef, made.params, LoraConfig(rank=2), jax.random.key(0))
@@ -78,6 +82,7 @@ def test_gradients_of_a_frozen_base_are_not_computed(random_model, batch):
     assert flops(jax.grad(lora), trainable) < full
 
 
+@pytest.mark.slow
 def test_parameters_by_pattern(random_model, batch):
     made = random_model(seed=1)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 4)
@@ -96,6 +101,7 @@ def test_parameters_by_pattern(random_model, batch):
     assert any(moved.values()) and not all(moved.values())
 
 
+@pytest.mark.slow
 def test_mixed_precision_keeps_float32_master_weights(random_model, batch):
     made = random_model(seed=1)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5, weight_decay=0.0), 20)
