@@ -101,7 +101,7 @@ def mean_of_sparse_grid(c: int, z: int) -> Run:
         drawn = bootstrap.crossed_bootstrap(one, grid, there, draws=DRAWS)
         return {
             "two-way clusters, t (default)": _around(mean, *both),
-            "REML, t": _around(fit.mean, fit.se, jnp.array(min(c, z) - 1.0)),
+            "REML, t": _around(fit.mean, fit.se, fit.df),
             "crossed bootstrap, exponential": bootstrap.percentile_interval(drawn),
         }
 

@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("grid"))
+    parser.add_argument("--model", default=BASE)
     parser.add_argument("--by", default="task")
+    parser.add_argument("--unseen-instructions", type=float, default=0.3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--row-length", type=int, default=1024)
@@ -54,17 +56,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not (split / "split.json").exists():
         limit = ("--max-per-task", options.max_per_task)
-        run("split", options.data, "--by", options.by, *limit, "--out", split)
+        unseen = ("--fraction-unseen-instructions", options.unseen_instructions)
+        run("split", options.data, "--by", options.by, *unseen, *limit, "--out", split)
     if not (tuned / "model" / "config.json").exists():
         run(
-            *("finetune", "--data", split / "train.jsonl", "--out", tuned, "--model", BASE),
+            *(
+                "finetune",
+                "--data",
+                split / "train.jsonl",
+                "--out",
+                tuned,
+                "--model",
+                options.model,
+            ),
             *("--steps", options.steps, "--learning-rate", options.learning_rate),
             *("--row-length", options.row_length, "--rows", options.rows),
         )
     if not results.exists():
         run(
             *("evaluate", "--data", split / "eval.jsonl", "--metrics", options.metrics),
-            *("--model", tuned / "model", "--model", BASE),
+            *("--model", tuned / "model", "--model", options.model),
             *("--truncation", "middle", "--out", results),
         )
     if not scores.exists():

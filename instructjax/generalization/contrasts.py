@@ -5,13 +5,18 @@ few clusters underestimates its variance more than one of many, so the small-sam
 each cell: a cluster with share h of a cell counts there 1 / sqrt(1 - h) times (for equal clusters
 that is the factor G / (G - 1); Bell and McCaffrey 2002, "Bias Reduction in Standard Errors").
 
-Degrees of freedom of a way: the smallest number of clusters in a cell that enters, less 1; of all
-ways, Satterthwaite's (1946), (sum V)^2 / sum (V^2 / df), so that a way counts by the variance it
-brings: a gap between inputs under the same few instructions is not limited by their number. (Give
-no way that is nested in another: it would count twice.) The instructions of cells 0 and 1 and the
-inputs of cells 0 and 2 were seen: where there is only one (the book's fixed c*), the estimate is
-about that one, and it limits nothing. One unseen instruction, input or task leaves 0 degrees of
-freedom, an infinite interval.
+Of two ways, V = V_C + V_Z - V_CZ (`cluster_se`). V_CZ is to hold what only the combination brings,
+so it is taken of what is left of the scores of a cell without the means of its clusters, as mean
+squares are: of a complete grid, V is then unbiased, also for the interaction, in which effects of c
+and of z cancel. V is at least the smaller of V_C and V_Z.
+
+Degrees of freedom are Welch's and Satterthwaite's (1946), V^2 / sum (V_b^2 / (G_b - 1)), over the
+seen and the unseen clusters of each way, with G_b the smallest number of them in a cell that
+enters: clusters count by the variance they bring. A gap between inputs under the same few
+instructions is not limited by their number. (Give no way that is nested in another: it would count
+twice.) The instructions of cells 0 and 1 and the inputs of cells 0 and 2 were seen: where there is
+only one (the book's fixed c*), the estimate is about that one, and it limits nothing. One unseen
+instruction, input or task leaves 0 degrees of freedom, an infinite interval.
 """
 
 from __future__ import annotations
@@ -60,12 +65,12 @@ def cell_covariance(
     (0.25, 2.0)
     """
     single = [_one_way(influence, share, way) for way in ids]
+    clusters = jnp.stack([(cluster_sums(share, way) > 0).sum(0) for way in ids])
     total = sum(single)
     for size in range(2, len(ids) + 1):
-        for some in combinations(ids, size):
-            term = _one_way(influence, share, intersect_ids(some))
+        for some in combinations(range(len(ids)), size):
+            term = _combination(influence, share, [ids[i] for i in some], clusters[jnp.array(some)])
             total += (-1) ** (size + 1) * term
-    clusters = jnp.stack([(cluster_sums(share, way) > 0).sum(0) for way in ids])
     return CellCovariance(jnp.asarray(total), jnp.stack(single), clusters.astype(single[0].dtype))
 
 
@@ -74,6 +79,29 @@ def _one_way(influence: Float[AnyArray, "N 4"], share: Float[AnyArray, "N 4"], w
     # A single cluster has nothing to vary from: its sum is 0 whatever the factor.
     sums /= jnp.sqrt(jnp.where(shares < 1 - 1e-6, 1 - shares, 1.0))
     return sums.T @ sums
+
+
+def _combination(
+    influence: Float[AnyArray, "N 4"],
+    share: Float[AnyArray, "N 4"],
+    ways: Sequence[Ids],
+    clusters: Int[Array, "W 4"],
+) -> Array:
+    """Covariance from what only the combination of ways brings."""
+    both = intersect_ids(ways)
+    number = (cluster_sums(share, both) > 0).sum(0)
+    rest = jnp.asarray(influence)
+    for way in ways:
+        shares = cluster_sums(share, way)
+        rest -= share * (cluster_sums(influence, way) / jnp.where(shares > 0, shares, 1))[way]
+    free = number - clusters.sum(0) + len(ways) - 1
+    # With holes, means of clusters still hold effects of the other way: fine where they are of
+    # several scores, but not where there is about one score a cluster.
+    enough = (number == clusters.prod(0)) | (number >= 2 * clusters.sum(0))
+    scale = jnp.sqrt((number - 1) / jnp.maximum(free, 1))
+    used = jnp.where(enough, rest * scale, influence)
+    # A way with one cluster varies not at all, and there is nothing to subtract.
+    return _one_way(jnp.where(clusters.min(0) > 1, used, 0.0), share, both)
 
 
 def contrast_se(
@@ -99,11 +127,14 @@ def contrast_se(
     single = jnp.einsum("ki,wij,kj->wk", a, covariance.single, a)
     clusters = jnp.asarray(covariance.clusters)
     given = jnp.asarray(seen) & (clusters == 1)
-    enters = (a != 0)[:, None, :] & ~given & (clusters > 0)
-    df = jnp.where(enters, clusters, jnp.inf).min(2).T - 1  # [W, K]
+    enters = (a != 0)[:, None, :] & ~given & (clusters > 0)  # [K, W, 4]
+    sides = jnp.stack([jnp.asarray(seen), ~jnp.asarray(seen)])  # [S, W, 4]
+    of_side = jnp.einsum("ki,swi,wij,swj,kj->swk", a, sides, covariance.single, sides, a)
+    df = jnp.where(sides[:, None] & enters, clusters, jnp.inf).min(3).swapaxes(1, 2) - 1
+    spread = (of_side**2 / jnp.maximum(df, 1)).sum((0, 1))
+    fewest = df.min((0, 1))
+    variance = jnp.maximum(total, single.min(0))
+    joint = jnp.where(spread > 0, variance**2 / jnp.where(spread > 0, spread, 1), fewest)
     # Of a way with one unseen cluster nothing is known, however small its variance looks.
-    none = (df < 1).any(0)
-    spread = (single**2 / jnp.maximum(df, 1)).sum(0)
-    joint = jnp.where(spread > 0, single.sum(0) ** 2 / jnp.where(spread > 0, spread, 1), df.min(0))
-    df = jnp.where(none, 0.0, jnp.maximum(joint, df.min(0)))
-    return ClusterSE(jnp.sqrt(jnp.maximum(total, single.max(0))), df)
+    df = jnp.where(fewest < 1, 0.0, jnp.maximum(joint, fewest))
+    return ClusterSE(jnp.sqrt(variance), df)

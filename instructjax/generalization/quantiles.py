@@ -34,6 +34,7 @@ def student_t_cdf(
     return jnp.where(df > _NORMAL, ndtr(t), jnp.where(t > 0, 1 - tail, tail))
 
 
+@jax.jit  # the loop below would be compiled anew in every call
 def student_t_quantile(
     p: Float[AnyArray, "*shape"] | float, df: Float[AnyArray, "*shape"]
 ) -> Float[Array, "*shape"]:

@@ -28,11 +28,20 @@ STEPS = 100
 
 
 class RemlFit(NamedTuple):
-    """Attributes: components; mean, its standard error given them; restricted log-likelihood."""
+    """What `fit_reml` found.
+
+    Attributes:
+      components: variances.
+      mean, se: and its standard error given the components.
+      df: degrees of freedom of the standard error by Satterthwaite (1946), as of a complete grid
+        with as many scores (`decision_study.mean_se`); at least min(C, Z) - 1.
+      log_likelihood: restricted.
+    """
 
     components: Components
     mean: Array
     se: Array
+    df: Array
     log_likelihood: Array
 
 
@@ -139,7 +148,20 @@ def fit_reml(
     )
     components = Components(*((sd * scale) ** 2))
     value -= (total - 1) * jnp.log(scale)
-    return RemlFit(components, mean * scale + centre, jnp.sqrt(variance) * scale, value)
+    variance *= scale**2
+    df = _satterthwaite(components, count, variance)
+    return RemlFit(components, mean * scale + centre, jnp.sqrt(variance), df, value)
+
+
+def _satterthwaite(components, count, variance):
+    scores, cells = count.sum(), (count > 0).sum()
+    c, z = ((count.sum(axis) > 0).sum() for axis in (1, 0))
+    rest = components.interaction / jnp.maximum(cells, 1) + components.residual / scores
+    of_c, of_z = components.instruction / c + rest, components.input / z + rest
+    free_c, free_z = jnp.maximum(c - 1, 1), jnp.maximum(z - 1, 1)
+    spread = of_c**2 / free_c + of_z**2 / free_z + rest**2 / (free_c * free_z)
+    joint = variance**2 / jnp.where(spread > 0, spread, 1)
+    return jnp.clip(joint, jnp.minimum(c, z) - 1, jnp.maximum(scores - 1, 0))
 
 
 def _minimize(loss, start):

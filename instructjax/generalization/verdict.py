@@ -116,7 +116,8 @@ def analyze(
     more = None
     if rows["inter"] is not None:
         way = len(ways) - 1 if unit == "tasks" else 0
-        more = _more_needed(measured, ways[way], way, seen, rows["inter"], float(se[5]) ** 2, level)
+        now = float(se[5]) ** 2, float(df[5])
+        more = _more_needed(measured, ways[way], way, rows["inter"], *now, level)
     if between is not None:
         between = np.quantile(
             between @ matrix[CELLS:].T, [(1 - level) / 2, (1 + level) / 2], axis=0
@@ -236,9 +237,9 @@ def _more_needed(
     measured: Measured,
     ids: np.ndarray,
     way: int,
-    seen: np.ndarray,
     row: np.ndarray,
     variance: float,
+    df: float,
     level: float,
 ) -> int | None:
     """Unseen instructions (tasks where they are given) that would halve the interval of a gap."""
@@ -252,9 +253,7 @@ def _more_needed(
         return None
     part = row * unseen
     of_way = min(float(part @ measured.covariance.single[way] @ part), variance)
-    limits = np.where((row != 0) & ~(seen & (counts == 1)), counts, np.inf)
-    limits[way, unseen] = np.inf
-    return clusters_to_halve(variance, of_way, clusters, float(limits.min() - 1), level=level)
+    return clusters_to_halve(variance, of_way, clusters, df, level=level)
 
 
 def _answer(

@@ -23,6 +23,8 @@ from instructjax.report.texts import shorten
 
 CELL_COLUMNS = ("training pairs", "intra-task", "known inputs", "inter-task")
 _SHOWN = 12
+# Made once, so that models with as many rows need no compilation.
+_compare_rows = jax.jit(compare_paired)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ def _compare(
                 texts.append("–")
                 p_values.append(1.0)
                 continue
-            found = compare_paired(other.value[b], first.value[a], ids, here)
+            found = _compare_rows(other.value[b], first.value[a], ids, here)
             half = float(found.high - found.low) / 2
             half = half if math.isfinite(half) else math.inf
             texts.append(show_with_spread(float(found.difference), half))

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Int
 
 from instructjax.errors import DataError, UsageError
+from instructjax.evaluation.table import EVALUATION_SCHEMA, to_columns
 from instructjax.generalization.split_recipes import CELLS
-from instructjax.scoring.tables.files import sidecar_of
-from instructjax.scoring.tables.reading import read_scores
+from instructjax.scoring.tables.reading import read_scores, read_table
 from instructjax.scoring.tables.table import read_metadata
 
 _TEXTS = ("model", "id", "metric", "task", "category", "cell", "instruction_hash", "input_hash")
-_TEXTS += ("instruction_id", "input_id", "status", "prediction")
+_TEXTS += ("instruction_id", "input_id", "status")
 _NEEDED = ("model", "id", "metric", "value")
 MAX_JSON = 1 << 26
 
@@ -80,8 +80,7 @@ def read_results(paths: Sequence[Path]) -> Results:
       UsageError: no such file, a file of another kind, or no evaluation table among them.
       DataError: a file is damaged.
     """
-    rows: list[dict[str, Any]] = []
-    scores, leaks, files, texts, split = [], [], [], {}, None
+    tables, scores, leaks, files, texts, split = [], [], [], [], {}, None
     for path in map(Path, paths):
         if not path.is_file():
             raise UsageError("there is no such file", file=path, remedy="check the path")
@@ -101,8 +100,9 @@ def read_results(paths: Sequence[Path]) -> Results:
                 scores.append(read_scores(path))
                 metadata = read_metadata(scores[-1])
             elif set(_NEEDED) <= names:
-                found, metadata = _read_evaluation(path)
-                rows += found
+                table = read_table(path, EVALUATION_SCHEMA, verb="evaluate")
+                tables.append(to_columns(table))
+                metadata = read_metadata(table)
             else:
                 raise UsageError(
                     "is no evaluation table, score table, split.json or leaks.jsonl",
@@ -110,11 +110,21 @@ def read_results(paths: Sequence[Path]) -> Results:
                     remedy="give files of `instructjax evaluate`, `score` or `split`",
                 )
         files.append(SourceFile(name=path.name, sha256=_digest(path), metadata=metadata))
-    if not rows:
+    if not any(len(table["value"]) for table in tables):
         raise UsageError(
             "there is no evaluation table", remedy="give one that `instructjax evaluate` wrote"
         )
-    return make_results(rows, scores=scores, split=split, leaks=leaks, texts=texts, files=files)
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in _TEXTS}
+    return Results(
+        columns=columns,
+        value=np.concatenate([table["value"] for table in tables]),
+        cell=_number_cells(columns["cell"]),
+        scores=tuple(scores),
+        split=split,
+        leaks=tuple(leaks),
+        texts=texts,
+        files=tuple(files),
+    )
 
 
 def make_results(
@@ -138,11 +148,10 @@ def make_results(
         column = np.empty(len(rows), object)
         column[:] = ["" if (v := row.get(name)) is None else str(v) for row in rows]
         columns[name] = column
-    number = {name: place for place, name in enumerate(CELLS)}
     return Results(
         columns=columns,
         value=np.array([_to_float(row.get("value")) for row in rows], np.float64),
-        cell=np.array([number.get(name, -1) for name in columns["cell"]], int),
+        cell=_number_cells(columns["cell"]),
         scores=tuple(scores),
         split=split,
         leaks=tuple(leaks),
@@ -153,6 +162,11 @@ def make_results(
 
 def _to_float(value: Any) -> float:
     return float("nan") if value in (None, "") else float(value)
+
+
+def _number_cells(names: np.ndarray) -> Int[np.ndarray, " N"]:
+    number = {name: place for place, name in enumerate(CELLS)}
+    return np.array([number.get(name, -1) for name in names], int)
 
 
 def _read_names(path: Path) -> set[str]:
@@ -169,24 +183,6 @@ def _read_names(path: Path) -> set[str]:
     except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException) as error:
         raise DataError(f"cannot be read ({error})", file=path, remedy="make it again") from None
     raise UsageError("is no table", file=path, remedy="give .parquet, .jsonl, .csv or split.json")
-
-
-def _read_evaluation(path: Path) -> tuple[list[dict[str, Any]], Mapping[str, str]]:
-    try:
-        if path.suffix == ".parquet":
-            table = pq.ParquetFile(path).read()
-            wanted = [name for name in (*_TEXTS, "value") if name in table.column_names]
-            return table.select(wanted).to_pylist(), read_metadata(table)
-        sidecar = sidecar_of(path)
-        metadata = json.loads(sidecar.read_text("utf-8")) if sidecar.is_file() else {}
-        if path.suffix == ".jsonl":
-            return _read_json_lines(path), metadata
-        with path.open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream, strict=True)), metadata
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise DataError(
-            f"cannot be read as an evaluation table ({error})", file=path, remedy="make it again"
-        ) from None
 
 
 def _read_json_lines(path: Path) -> list[dict[str, Any]]:

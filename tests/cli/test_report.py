@@ -9,37 +9,38 @@ from pathlib import Path
 import pytest
 
 from instructjax.cli.main import main
+from instructjax.evaluation import EVALUATION_SCHEMA
 
-COLUMNS = ("model", "id", "metric", "value", "task", "cell", "instruction_hash", "input_hash")
 
-
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation table of 3 instructions on 4 inputs, one instruction and two inputs unseen."""
-    path = tmp_path / "results.csv"
+    path = tmp_path_factory.mktemp("report") / "results.csv"
     with path.open("w", newline="") as stream:
-        out = csv.writer(stream)
-        out.writerow(COLUMNS)
+        out = csv.DictWriter(stream, EVALUATION_SCHEMA.names)
+        out.writeheader()
+        same = {"model": "m", "metric": "f1", "num_references": 1, "status": "ok"}
         for c in range(3):
             for z in range(4):
                 seen_c, seen_z = ("seen", "unseen")[c == 2], ("seen", "unseen")[z > 1]
                 value = 0.7 + 0.01 * z - 0.3 * (c == 2) + 0.02 * ((c + z) % 2)
                 cell = f"{seen_c}_c_{seen_z}_z"
-                out.writerow(["m", f"{c}{z}", "f1", value, "", cell, f"c{c}", f"z{z}"])
-        out.writerow(["m", "none", "f1", "", "", "seen_c_seen_z", "c0", "z0"])
+                hashes = {"instruction_hash": f"c{c}", "input_hash": f"z{z}"}
+                out.writerow(same | hashes | {"id": f"{c}{z}", "value": value, "cell": cell})
+        out.writerow(same | {"id": "none", "cell": "seen_c_seen_z", "status": "no_value"})
     return path
 
 
-@pytest.mark.parametrize("suffix", ["html", "md", "tex"])
 def test_a_page_and_its_tables(
-    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / f"report.{suffix}"
-    assert main(["report", str(table), "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "inter-task gap 0.30" in said and "left out 1 rows" in said
-    text = out.read_text("utf-8")
-    assert "0.715" in text and "0.735" in text  # means of cells 0 and 1
+    for suffix in ("html", "md", "tex"):
+        out = tmp_path / f"report.{suffix}"
+        assert main(["report", str(table), "--out", str(out)]) == 0
+        said = capsys.readouterr().out
+        assert "inter-task gap 0.30" in said and "left out 1 rows" in said
+        text = out.read_text("utf-8")
+        assert "0.715" in text and "0.735" in text  # means of cells 0 and 1
     assert main(["report", str(table), "--out", str(out)]) == 2
     assert main(["report", str(table), "--out", str(out), "--overwrite"]) == 0
 

@@ -97,6 +97,7 @@ def test_marginal_is_that_of_the_joint(seed: int, c: int, y: int) -> None:
     assert -1e-3 <= information <= entropy + 1e-3
 
 
+@pytest.mark.slow
 def test_information_estimated_from_samples_is_the_exact_one() -> None:
     rng = np.random.default_rng(1)
     table = rng.dirichlet(np.ones(4), size=3)
@@ -145,6 +146,7 @@ def test_min_k_is_a_loop() -> None:
         assert float(plus[row]) == pytest.approx(np.sort(standard)[:count].mean(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_moments_of_a_model_are_those_of_its_next_token_distributions(tiny_model) -> None:
     from instructjax.batching.batch import batch_from_lengths
     from instructjax.generalization.min_k import next_token_moments

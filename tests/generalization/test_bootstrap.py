@@ -38,6 +38,7 @@ def test_draws_are_weighted_means(grid, monkeypatch) -> None:
         assert found[i] == pytest.approx((weight * grid).sum() / weight.sum(), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["exponential", "pigeonhole"])
 def test_spread_is_that_of_rows_and_columns(grid, kind) -> None:
     """Owen (2007): the variance is that of rows plus that of columns, and some of cz."""
@@ -50,6 +51,7 @@ def test_spread_is_that_of_rows_and_columns(grid, kind) -> None:
     assert float(draws.var()) < most * 1.15
 
 
+@pytest.mark.slow
 def test_models_share_their_draws(grid) -> None:
     both = jnp.stack([jnp.asarray(grid) + 0.5, jnp.asarray(grid)])
     apart = b.crossed_bootstrap(KEY, both, statistic=lambda m: m[0] - m[1], draws=300)
@@ -63,6 +65,7 @@ def test_records_are_the_grid(grid) -> None:
     np.testing.assert_allclose(flat[:, 0], crossed, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("macro", [True, False])
 def test_nested_spread(macro: bool) -> None:
     """Variance over tasks plus, on average, that in tasks."""

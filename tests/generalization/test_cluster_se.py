@@ -62,7 +62,10 @@ def test_several_ways_equal_loops(records, number: int) -> None:
     run = jax.jit(lambda s, m, w: multiway_cluster_se(mean_influence(s, m), w, m))
     se, df = run(jnp.asarray(score, jnp.float32), mask, ways)
     assert float(se) == pytest.approx(expected**0.5, rel=1e-4)
-    assert df == min(len(np.unique(way[mask])) for way in ways) - 1
+    free = [len(np.unique(way[mask])) - 1 for way in ways]
+    parts = [twin_variance(e[mask], [way[mask]]) for way in ways]
+    spread = sum(part**2 / g for part, g in zip(parts, free, strict=True))
+    assert float(df) == pytest.approx(max(expected**2 / spread, min(free)), rel=1e-3)
 
 
 def test_one_way_is_that_of_a_regression_on_a_constant(records) -> None:
@@ -108,7 +111,7 @@ def test_ratio_has_the_jackknifes_influence() -> None:
     assert float(ratio) == pytest.approx(a.sum() / b.sum(), rel=1e-6)
 
 
-@pytest.mark.parametrize("df", [1.0, 2.0, 7.0, 19.5, 300.0, 1e6])
+@pytest.mark.parametrize("df", [1.0, 7.0, 1e6])
 def test_students_t_is_scipys(df: float) -> None:
     t = np.array([-4.0, -0.3, 0.0, 1.0, 6.0], np.float32)
     np.testing.assert_allclose(student_t_cdf(t, np.full_like(t, df)), stats.t.cdf(t, df), atol=5e-5)
@@ -173,6 +176,7 @@ def test_paired_difference_is_the_paired_t_test() -> None:
     np.testing.assert_allclose((found.low, found.high), interval, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_adjusted_p_values_are_statsmodels() -> None:
     from statsmodels.stats.multitest import multipletests
 
@@ -183,6 +187,7 @@ def test_adjusted_p_values_are_statsmodels() -> None:
     )
 
 
+@pytest.mark.slow
 def test_max_t_of_independent_estimates_is_sidaks() -> None:
     draws = jax.random.normal(jax.random.key(1), (40_000, 5))
     estimate = jnp.array([2.5, 0.1, 0.2, -0.1, 0.3])

@@ -73,6 +73,7 @@ def test_tasks_are_anova_by_least_squares() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_estimates_are_unbiased() -> None:
     def one(key):
         a, b, c = jax.random.split(key, 3)
@@ -93,6 +94,7 @@ def test_reml_of_a_complete_grid_is_anova(grid) -> None:
         assert float(fit.se) == pytest.approx(float(se), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_reml_with_holes_is_statsmodels(grid) -> None:
     import statsmodels.api as sm
 
@@ -143,6 +145,7 @@ def test_likelihood_is_the_dense_one() -> None:
     assert float(variance) == pytest.approx(1 / information, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_no_variance_is_negative() -> None:
     rng = np.random.default_rng(5)
     grid = rng.standard_normal((4, 30)) + np.where(np.arange(4)[:, None] % 2, 1.0, -1.0) * 0
@@ -159,6 +162,7 @@ def test_standard_error_of_a_mean(grid) -> None:
     )
 
 
+@pytest.mark.slow
 def test_models_are_anova_by_least_squares() -> None:
     rng = np.random.default_rng(6)
     score = rng.standard_normal((3, 1, 1)) + rng.standard_normal((3, 4, 5))

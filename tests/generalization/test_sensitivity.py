@@ -44,6 +44,7 @@ def test_summary_with_a_mask_is_that_of_the_rest() -> None:
         np.testing.assert_allclose([float(x[row]) for x in found], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_spread_of_noise_is_what_is_expected_of_equal_instructions() -> None:
     """Permuted means of Z scores have sd s / sqrt(Z): the range of 2 is 2 / sqrt(pi) of that."""
     rng = np.random.default_rng(1)
@@ -55,6 +56,7 @@ def test_spread_of_noise_is_what_is_expected_of_equal_instructions() -> None:
     assert 0.01 < float(found.p_value) <= 1
 
 
+@pytest.mark.slow
 def test_p_value_of_spread_is_uniform_where_wording_does_not_matter() -> None:
     """With inputs of very different difficulty and holes, which the permutation must respect."""
 
@@ -131,6 +133,7 @@ def test_rasch_is_the_maximum_that_scipy_finds() -> None:
     assert float(fit.difficulty.mean()) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_rasch_completes_a_sparse_grid() -> None:
     """With a fifth of the cells, instructions' means are nearer than those of the cells alone."""
     errors = np.zeros(2)
@@ -146,6 +149,7 @@ def test_rasch_completes_a_sparse_grid() -> None:
     assert errors[0] < 0.85 * errors[1]
 
 
+@pytest.mark.slow
 def test_log_linear_fit_is_scipys_regression() -> None:
     rng = np.random.default_rng(7)
     n = np.float32([1, 2, 4, 8, 16, 32])
@@ -161,6 +165,7 @@ def test_log_linear_fit_is_scipys_regression() -> None:
     np.testing.assert_allclose(without.low, fewer.low, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_power_law_fit_is_scipys() -> None:
     rng = np.random.default_rng(8)
     n = 2.0 ** np.arange(9)
@@ -174,6 +179,7 @@ def test_power_law_fit_is_scipys() -> None:
     np.testing.assert_allclose(fit.se, np.sqrt(np.diag(covariance)), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_best_of_more_instructions_is_better_but_luck_is_not_counted() -> None:
     rng = np.random.default_rng(9)
     same = rng.standard_normal((10, 60)).astype(np.float32)

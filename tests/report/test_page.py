@@ -16,6 +16,9 @@ from instructjax.report.results import Results, make_results
 from instructjax.report.tables import escape_latex, escape_markdown
 from instructjax.report.texts import shorten
 
+# The page with all there is takes its time; `instructjax report` is tested by default.
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 ATTRIBUTES = {"class", "style", "id", "lang", "charset", "content", "name", "http-equiv", "rel"}
 ATTRIBUTES |= {"href", "scope", "role", "tabindex", "dir", "type", "value", "checked", "open"}
