@@ -49,7 +49,7 @@ def measure(how: str, source: str, dtype: str) -> dict[str, float]:
         load = by_transformers
     else:
         import jax
-        from transformers import AutoTokenizer  # noqa: F401 - a folder's tokenizer needs it
+        from transformers import AutoTokenizer
 
         import instructjax as ij
 

@@ -53,7 +53,7 @@ def in_float32(path, folder):
     import gguf
 
     reader = gguf.GGUFReader(path)
-    architecture = reader.get_field("general.architecture").contents()
+    architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(folder / path.name, architecture)
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
