@@ -37,7 +37,7 @@ class Options:
     """Where the numbers and the figure go."""
     model: str = "smollm2-135m-instruct"
     """See `instructjax finetune --help`."""
-    steps: int = 80
+    steps: int = 64
     """Optimizer steps of the main run."""
     learning_rate: float = 3e-5
     """The highest of the main run."""
@@ -99,7 +99,11 @@ def run_main(options: Options, paths: dict[str, Path]) -> dict[str, Any]:
     steps = [json.loads(line) for line in lines]
     return {
         "model": options.model,
-        "config": (config.out / "config.toml").read_text(encoding="utf-8").splitlines(),
+        "config": [
+            line
+            for line in (config.out / "config.toml").read_text(encoding="utf-8").splitlines()
+            if not line.startswith(("data =", "eval_data =", "out ="))
+        ],
         "done": json.loads((config.out / "done.json").read_text(encoding="utf-8")),
         "steps": [
             {name: step.get(name) for name in ("step", "loss", "learning_rate", "grad_norm")}
