@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from instructjax.models.attention_tiles import Tiles, attend_tiles
+from instructjax.models.attention_tiles import attend_tiles
 from instructjax.models.linear import precision_of
+from instructjax.models.tiles import Tiles
 
 # What attention does with queries, keys and values (and `sinks`, `scale`, `softcap`, where
 # a family has them): gives what each query sees, and what is to be kept of the layer.

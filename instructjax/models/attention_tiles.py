@@ -1,18 +1,15 @@
 """Attention for CPUs: a loop over square tiles of queries and keys, skipping what is not seen.
 
-Each sequence is cut into tiles by depth: tokens 0 to `tile` - 1 of it, then the next `tile`, and so
-on, wherever they stand in the row. A branch of a tree that leaves its prefix within a tile gets a
-tile of its own, which takes the lanes before the branch from the tile that it leaves. So a token
-is computed from the same numbers in the same order whether its prefix is shared or not, and
-whatever else is in the row: bit for bit the same. Only the tiles on a token's own path are
-visited; the cost of packing is nil. The backward pass recomputes each tile's probabilities from
-the saved log-normalizers (Dao et al. 2022), so that no [T, T] array exists.
+A batch is cut into tiles as `models.tiles` describes, so that a token is computed from the same
+numbers in the same order whether its prefix is shared or not, and whatever else is in the row: bit
+for bit the same. Only the tiles on a token's own path are visited; the cost of packing is nil. The
+backward pass recomputes each tile's probabilities from the saved log-normalizers (Dao et al. 2022),
+so that no [T, T] array exists.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,69 +18,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from instructjax.models.linear import precision_of
+from instructjax.models.tiles import Tiles, gather, lanes_of, pad, put, scatter_add, wide
 
 MASKED = -1e30
 # What a backward pass that computes layers again may keep of attention; see `models.remat`.
 ATTENDED = "attended"
-
-
-class Tiles(NamedTuple):
-    """How a flat batch is cut into tiles; lane i of a tile holds depth i of its `tile` depths.
-
-    Attributes:
-      count: how many tiles there are; entries of the next four past it mean nothing.
-      first: where lane 0 of each tile would stand if all its lanes stood together.
-      own: the first lane that holds a token of the tile itself.
-      base: the tile that has the lanes before `own`, -1 if there are none.
-      before: the tile of the `tile` depths before these, -1 at the root.
-      owner: the tile that each token belongs to, -1 for padding.
-    """
-
-    count: Int[Array, ""]
-    first: Int[Array, " N"]
-    own: Int[Array, " N"]
-    base: Int[Array, " N"]
-    before: Int[Array, " N"]
-    owner: Int[Array, " N"]
-
-
-def find_tiles(positions: Int[Array, "B T"], ends: Int[Array, "B T"], tile: int) -> Tiles:
-    """Tiles of rows that are laid out depth first, as `attention` describes.
-
-    The last example is a prefix of three tokens and two branches of two: the second branch begins
-    a tile, whose first lane is the third token of the prefix.
-
-    >>> positions, ends = jnp.array([[0, 1, 2, 3, 4, 3, 4]]), jnp.array([[7, 7, 7, 5, 5, 7, 7]])
-    >>> tiles = find_tiles(positions, ends, 2)
-    >>> tiles.owner.tolist(), tiles.own[: tiles.count].tolist()
-    ([0, 0, 1, 1, 2, 3, 4], [0, 0, 0, 1, 0])
-    >>> tiles.base[: tiles.count].tolist(), tiles.before[: tiles.count].tolist()
-    ([-1, -1, -1, 1, -1], [-1, 0, 1, 0, 3])
-    """
-    rows, length = ends.shape
-    index = jnp.arange(ends.size)
-    row_start = jnp.arange(rows)[:, None] * length
-    stops = (ends + row_start).reshape(-1)
-    depth = positions.reshape(-1)
-    used = stops > index
-    follows = (depth == jnp.roll(depth, 1) + 1) & (jnp.roll(stops, 1) > index)
-    begins = used & ((depth % tile == 0) | ~follows)
-    (starts,) = jnp.nonzero(begins, size=ends.size, fill_value=0)
-    count = begins.sum()
-    block, own = depth[starts] // tile, depth[starts] % tile
-
-    def link(i, carry):
-        # Depth first, so the latest tile of each block of depths is the one on the current path.
-        latest, base, before = carry
-        base = base.at[i].set(jnp.where(own[i] > 0, latest[block[i]], -1))
-        before = before.at[i].set(jnp.where(block[i] > 0, latest[block[i] - 1], -1))
-        return latest.at[block[i]].set(i), base, before
-
-    nothing = jnp.full_like(starts, -1)
-    latest = nothing[: -(-length // tile)]
-    _, base, before = lax.fori_loop(0, count, link, (latest, nothing, nothing))
-    owner = jnp.where(used, jnp.cumsum(begins) - 1, -1)
-    return Tiles(count, starts - own, own, base, before, owner)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
@@ -116,63 +55,6 @@ def attend_tiles(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _attend(q, k, v, sinks, window, tiles, tile, scale, softcap)
-
-
-def _pad(x, tile):
-    return jnp.pad(x, ((tile, tile),) + ((0, 0),) * (x.ndim - 1))
-
-
-def _lanes(x, start, tile):
-    """The lanes from `start` of an array with `tile` rows of padding before and after."""
-    return lax.dynamic_slice_in_dim(x, start + tile, tile)
-
-
-def _put(x, start, part):
-    tile = part.shape[0]
-    return lax.dynamic_update_slice_in_dim(x, part, start + tile, 0)
-
-
-def _wide(lanes, x):
-    return lanes.reshape(-1, *(1,) * (x.ndim - 1))
-
-
-def _up_the_bases(i, stop, tiles, tile, step, carry):
-    """step(carry, i, lanes) for tile i and those it builds on; each gives its own lanes < stop."""
-    lane = jnp.arange(tile)
-
-    def one(state):
-        i, stop, carry = state
-        carry = step(carry, i, (tiles.own[i] <= lane) & (lane < stop))
-        return tiles.base[i], jnp.minimum(stop, tiles.own[i]), carry
-
-    return lax.while_loop(lambda state: state[0] >= 0, one, (i, stop, carry))[2]
-
-
-def _gather(i, tiles, tile, *arrays):
-    """All lanes of tile i, its own and those of its bases."""
-
-    def step(parts, i, own):
-        lanes = (_lanes(x, tiles.first[i], tile) for x in arrays)
-        return tuple(
-            jnp.where(_wide(own, new), new, old) for new, old in zip(lanes, parts, strict=True)
-        )
-
-    parts = tuple(_lanes(x, tiles.first[i], tile) for x in arrays)
-    return _up_the_bases(tiles.base[i], tiles.own[i], tiles, tile, step, parts)
-
-
-def _scatter_add(totals, parts, i, tiles, tile):
-    """The transpose of `_gather`: adds each lane where its token stands."""
-
-    def step(totals, i, own):
-        first = tiles.first[i]
-        return tuple(
-            _put(total, first, _lanes(total, first, tile) + jnp.where(_wide(own, part), part, 0))
-            for total, part in zip(totals, parts, strict=True)
-        )
-
-    every = jnp.full_like(tiles.count, tile)
-    return _up_the_bases(i, every, tiles, tile, step, totals)
 
 
 def _split(x, kv_heads):
@@ -229,13 +111,13 @@ def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
     if window is not None:
         in_window, more = _in_window(tile, heads // kv_heads, window)
         causal &= in_window(0)
-    q, k, v, owner = (_pad(x, tile) for x in (q, k, v, tiles.owner))
+    q, k, v, owner = (pad(x, tile) for x in (q, k, v, tiles.owner))
 
     def one_tile(i, carry):
-        q_tile = _split(_lanes(q, tiles.first[i], tile), kv_heads)
+        q_tile = _split(lanes_of(q, tiles.first[i], tile), kv_heads)
 
         def weigh(j, top, mask=None):
-            k_tile, v_tile = _gather(j, tiles, tile, k, v)
+            k_tile, v_tile = gather(j, tiles, tile, k, v)
             scores, _ = _capped(scores_of(q_tile, k_tile) * scale, softcap)
             if mask is not None:
                 scores = jnp.where(mask, scores, MASKED)
@@ -275,11 +157,11 @@ def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
             top = new_top
         out_tile = _join((acc / total[..., None]).astype(q.dtype), tile)
         norm_tile = _join((top + jnp.log(total))[..., None], tile)
-        own = _lanes(owner, tiles.first[i], tile) == i
+        own = lanes_of(owner, tiles.first[i], tile) == i
 
         def keep_own(x, new):
-            old = _lanes(x, tiles.first[i], tile)
-            return _put(x, tiles.first[i], jnp.where(_wide(own, new), new, old))
+            old = lanes_of(x, tiles.first[i], tile)
+            return put(x, tiles.first[i], jnp.where(wide(own, new), new, old))
 
         return keep_own(carry[0], out_tile), keep_own(carry[1], norm_tile)
 
@@ -311,28 +193,28 @@ def _attend_bwd(tile, scale, softcap, saved, d_out):
         used = tiles.owner[:, None] >= 0
         weight = jnp.where(used, jnp.exp(sinks.astype(jnp.float32) - log_norm[..., 0]), 0)
         d_sinks = -(weight * delta[..., 0]).sum(0).astype(sinks.dtype)
-    queries = [_pad(x, tile) for x in (q, d_out, log_norm, delta)]
-    k, v, owner = (_pad(x, tile) for x in (k, v, tiles.owner))
+    queries = [pad(x, tile) for x in (q, d_out, log_norm, delta)]
+    k, v, owner = (pad(x, tile) for x in (k, v, tiles.owner))
 
     def one_tile(i, carry):
         dq, *d_keys = carry
         i = tiles.count * 0 + i  # varies over the devices of a shard_map as the rest does
         first = tiles.first[i]
         q_tile, g_tile, norm_tile, delta_tile = (
-            _split(_lanes(x, first, tile), kv_heads) for x in queries
+            _split(lanes_of(x, first, tile), kv_heads) for x in queries
         )
-        own = _lanes(owner, first, tile) == i
+        own = lanes_of(owner, first, tile) == i
         own_rows = jnp.repeat(own, group)[:, None]
 
         def step(j, dq_tile, d_keys, mask):
-            k_tile, v_tile = _gather(j, tiles, tile, k, v)
+            k_tile, v_tile = gather(j, tiles, tile, k, v)
             scores, slope = _capped(scores_of(q_tile, k_tile) * scale, softcap)
             weights = jnp.where(mask, jnp.exp(scores - norm_tile), 0)
             d_scores = weights * (scores_of(g_tile, v_tile) - delta_tile) * scale
             d_scores = d_scores if slope is None else d_scores * slope
             d_scores = jnp.where(mask, d_scores, 0).astype(dtype)
             parts = transposed_of(d_scores, q_tile), transposed_of(weights.astype(dtype), g_tile)
-            d_keys = _scatter_add(d_keys, parts, j, tiles, tile)
+            d_keys = scatter_add(d_keys, parts, j, tiles, tile)
             return tiles.before[j], dq_tile + values_of(d_scores, k_tile), d_keys
 
         state = (i, jnp.zeros_like(q_tile, jnp.float32), tuple(d_keys))
@@ -350,8 +232,8 @@ def _attend_bwd(tile, scale, softcap, saved, d_out):
                 ),
                 (jnp.full_like(tiles.count, tile), *state),
             )
-        dq_tile = _lanes(dq, first, tile) + _join(dq_tile, tile)
-        return _put(dq, first, dq_tile), *d_keys
+        dq_tile = lanes_of(dq, first, tile) + _join(dq_tile, tile)
+        return put(dq, first, dq_tile), *d_keys
 
     zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (queries[0], k, v))
     grads = lax.fori_loop(0, tiles.count, one_tile, zeros)

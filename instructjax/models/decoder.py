@@ -17,7 +17,6 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from instructjax.models.attention import Look, Window, attend
-from instructjax.models.attention_tiles import find_tiles
 from instructjax.models.config import NO_ROPE, DecoderConfig, RopeConfig
 from instructjax.models.experts import Experts
 from instructjax.models.latent_attention import LatentAttention
@@ -31,6 +30,7 @@ from instructjax.models.rotary import (
     rotation,
     sequence_lengths,
 )
+from instructjax.models.tiles import find_tiles
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.batching.batch import Batch
 from instructjax.models.attention import Window, attend
-from instructjax.models.attention_tiles import find_tiles
 from instructjax.models.config import NO_ROPE, DecoderConfig
+from instructjax.models.tiles import find_tiles
 
 # In the order of the layers, which is that of the alphabet.
 _STACKS = ("dense_layers", "layers")

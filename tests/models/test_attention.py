@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from instructjax.models.attention import attend, attend_dense, visible
-from instructjax.models.attention_tiles import attend_tiles, find_tiles
+from instructjax.models.attention_tiles import attend_tiles
+from instructjax.models.tiles import find_tiles
 
 LENGTH = 24
 

@@ -9,7 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 from instructjax.models.attention import Window, attend_dense
-from instructjax.models.attention_tiles import attend_tiles, find_tiles
+from instructjax.models.attention_tiles import attend_tiles
+from instructjax.models.tiles import find_tiles
 
 LENGTH = 24
 # Two branches on a prefix, one of them branching again, then a sequence of its own, then padding.

@@ -85,9 +85,9 @@ class count_compiles:
     def __enter__(self) -> list[str]:
         self.found: list[str] = []
 
-        def note(name: str, _: float, **__: Any) -> None:
-            if name == "/jax/core/compile/backend_compile_duration":
-                self.found.append(name)
+        def note(event: str, duration_secs: float, **kwargs: Any) -> None:
+            if event == "/jax/core/compile/backend_compile_duration":
+                self.found.append(event)
 
         self._note = note
         jax.monitoring.register_event_duration_secs_listener(note)

@@ -16,7 +16,7 @@ from instructjax.models.families.cohere import COHERE, COHERE2
 from instructjax.models.families.deepseek import DEEPSEEK_V3
 from instructjax.models.families.family import Family, TensorRule
 from instructjax.models.families.gemma import GEMMA, GEMMA2, GEMMA3
-from instructjax.models.families.gguf_config import READERS
+from instructjax.models.families.gguf_readers import READERS
 from instructjax.models.families.gguf_tensors import gguf_rules
 from instructjax.models.families.gpt2 import GPT2
 from instructjax.models.families.gpt_neox import GPT_NEOX
