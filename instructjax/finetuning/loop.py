@@ -27,6 +27,7 @@ from instructjax.finetuning.sequences import check_files
 from instructjax.finetuning.step import StepMetrics
 from instructjax.scoring.runs.lock import hold_lock
 from instructjax.scoring.tables.disk import write_whole
+from instructjax.sharding import choose_mesh
 
 Say = Callable[[str], None]
 
@@ -62,7 +63,7 @@ def finetune(
     folder.make_folder(config)
     with ExitStack() as stack:
         stack.enter_context(hold_lock(config.out / "lock", of=config.out))
-        model, encoder = load_for_training(config)
+        model, encoder = load_for_training(config, choose_mesh(config.mesh))
         folder.begin(config, folder.describe_run(config, model, encoder.describe()))
         if (config.out / folder.DONE).exists():
             say(f"{config.out} is complete: an earlier run had ended it")

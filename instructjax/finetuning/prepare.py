@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from instructjax.data import RejectsFile
 from instructjax.errors import DataError, UsageError
@@ -19,6 +20,7 @@ from instructjax.finetuning.batches import Batches
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.evaluation import HeldOut, make_evaluator
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
+from instructjax.finetuning.placement import check_rows, place_state
 from instructjax.finetuning.sequences import (
     NothingUsable,
     Sequences,
@@ -61,14 +63,17 @@ class Prepared:
     num_response_tokens: int
 
 
-def load_for_training(config: FinetuneConfig) -> tuple[Model, PromptEncoder]:
+def load_for_training(
+    config: FinetuneConfig, mesh: Mesh | None = None
+) -> tuple[Model, PromptEncoder]:
     """The model, and the encoder of its prompts.
 
     Raises:
       InstructJaxError: there is no such model, or it cannot be used so.
     """
     # Parameters that learn are kept in float32; those of a frozen base need not be.
-    model = load_model(config.model, dtype=config.dtype if config.train == "lora" else "float32")
+    dtype = config.dtype if config.train == "lora" else "float32"
+    model = load_model(config.model, dtype=dtype, mesh=mesh)
     encoder = make_encoder(
         model,
         layout=config.layout,
@@ -87,13 +92,14 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     Raises:
       InstructJaxError: the data or an option cannot be used.
     """
+    check_rows(config.rows, model.mesh, model.rules)
     train, counts, held_out, rejected = _read(config, encoder)
     epochs = config.epochs if config.steps is None else None
     batches = Batches(train, counts, config, epochs=epochs)
     steps = config.steps or batches.total
     assert steps is not None  # either is given
     graphdef, init = make_trainable(config, model, steps)
-    evaluate = _make_evaluate(config, graphdef, held_out) if held_out else None
+    evaluate = _make_evaluate(config, graphdef, held_out, model) if held_out else None
     return Prepared(
         model=model,
         graphdef=graphdef,
@@ -105,6 +111,8 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
             make_optimizer(describe_optimizer(config), steps),
             compute_dtype=config.dtype,
             remat=config.remat,
+            mesh=model.mesh,
+            rules=model.rules,
         ),
         evaluate=evaluate,
         rejected=rejected,
@@ -114,9 +122,12 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
 
 
 def _make_evaluate(
-    config: FinetuneConfig, graphdef: nnx.GraphDef, held_out: Mapping[str, Sequences]
+    config: FinetuneConfig,
+    graphdef: nnx.GraphDef,
+    held_out: Mapping[str, Sequences],
+    model: Model,
 ) -> Callable[[TrainState], HeldOut]:
-    measure = make_evaluator(graphdef, held_out, config)
+    measure = make_evaluator(graphdef, held_out, config, mesh=model.mesh, rules=model.rules)
     if config.dtype == "float32":
         return lambda state: measure(state.params)
     cast = jax.jit(partial(_cast, dtype=config.dtype))
@@ -136,12 +147,19 @@ def make_trainable(
     if config.train == "lora":
         lora, key = describe_lora(config), jax.random.key(config.seed)
         graphdef, params = add_lora(graphdef, params, lora, key)
-    return graphdef, lambda: make_state(
-        params,
-        optimizer,
-        trainable=LORA if config.train == "lora" else config.trainable,
-        frozen_dtype=None if config.dtype == "float32" else config.dtype,
-    )
+
+    def init() -> TrainState:
+        state = make_state(
+            params,
+            optimizer,
+            trainable=LORA if config.train == "lora" else config.trainable,
+            frozen_dtype=None if config.dtype == "float32" else config.dtype,
+        )
+        if model.mesh is None:
+            return state
+        return place_state(state, model.mesh, model.rules)
+
+    return graphdef, init
 
 
 def describe_lora(config: FinetuneConfig) -> LoraConfig:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from instructjax.finetuning.losses import sft_loss
 from instructjax.finetuning.optimizers import Optimizer
+from instructjax.finetuning.placement import place_state
 from instructjax.finetuning.state import TrainState
 from instructjax.models.spmd import over_rows
 from instructjax.sharding.rules import ShardingRules
@@ -117,7 +118,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]:
     """A jitted (state, batch) -> (state, metrics). The old state's memory becomes the new one's.
 
-    Arguments as for `make_loss_and_grads`; the batch may carry a leading axis of micro-batches.
+    Arguments as for `make_loss_and_grads`; the batch may carry a leading axis of micro-batches. On
+    a mesh, the state lies as `place_state` puts it.
     """
     loss_and_grads = make_loss_and_grads(
         graphdef, loss=loss, compute_dtype=compute_dtype, remat=remat, mesh=mesh, rules=rules
@@ -141,6 +143,10 @@ def make_train_step(
             frozen=state.frozen,
             opt_state=keep(opt_state, state.opt_state),
         )
+        if mesh is not None:
+            # The new state lies as the old one did: its memory is taken over, and nothing compiled
+            # again.
+            new = place_state(new, mesh, rules, put=lax.with_sharding_constraint)
         rate = jnp.asarray(optimizer.schedule(state.step), jnp.float32)
         return new, StepMetrics(mean, weight, norm, rate, finite)
 

@@ -1,0 +1,65 @@
+"""Where the state of a run lies on a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from instructjax.errors import UsageError
+from instructjax.finetuning.partition import name_param
+from instructjax.finetuning.state import TrainState
+from instructjax.models.sharded import param_spec
+from instructjax.sharding.rules import ShardingRules
+
+
+def place_state(
+    state: TrainState,
+    mesh: Mesh,
+    rules: ShardingRules | None = None,
+    *,
+    put: Callable[[Any, NamedSharding], Any] = jax.device_put,
+) -> TrainState:
+    """The state with every array in its place on a mesh.
+
+    Parameters lie as `ShardingRules` say; what an optimizer keeps of a parameter in its shape, such
+    as its moments, lies as it does; everything else is small, and whole on every device.
+
+    Args:
+      state: see `TrainState`.
+      mesh, rules: of the devices, and what is split over them.
+      put: moves an array, or within a compiled function says where it lies.
+    """
+    rules = rules or ShardingRules()
+    sizes = {name_param(path): x.shape for path, x in jax.tree.leaves_with_path(state.params)}
+
+    def place(path: Any, leaf: Any) -> Any:
+        name = name_param(path)
+        # An optimizer may put names of its own before a parameter's.
+        while name not in sizes and "." in name:
+            name = name.partition(".")[2]
+        own = sizes.get(name) == leaf.shape
+        spec = param_spec(name, leaf.shape, mesh, rules) if own else PartitionSpec()
+        # As the compiler writes it, so that a new state's place is spelled like an old one's.
+        while spec and spec[-1] is None:
+            spec = PartitionSpec(*spec[:-1])
+        return put(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map_with_path(place, state)
+
+
+def check_rows(rows: int, mesh: Mesh | None, rules: ShardingRules) -> None:
+    """See that the rows of a micro-batch divide over the mesh.
+
+    Raises:
+      UsageError: they do not.
+    """
+    parts = 1 if mesh is None else rules.parts("batch", mesh)
+    if mesh is not None and rows % parts:
+        axes = ",".join(f"{axis}={mesh.shape[axis]}" for axis in rules.mesh_axes("batch", mesh))
+        raise UsageError(
+            f"{rows} rows do not divide over the {parts} devices of {axes}",
+            remedy=f"rows of {parts} or a multiple of it, or another mesh",
+        )

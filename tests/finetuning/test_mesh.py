@@ -1,0 +1,180 @@
+"""Law 3 and 7 of whole steps and runs on meshes of eight virtual devices."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from instructjax.errors import UsageError
+from instructjax.finetuning.batch import make_sft_batch, stack_batches
+from instructjax.finetuning.config import FinetuneConfig
+from instructjax.finetuning.loop import finetune
+from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
+from instructjax.finetuning.placement import place_state
+from instructjax.finetuning.restore import load_trained
+from instructjax.finetuning.state import make_state
+from instructjax.finetuning.step import make_train_step
+from instructjax.models.lora import LORA, LoraConfig, add_lora
+from instructjax.sharding import make_mesh
+
+FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
+STEPS = 3
+
+
+def train(model, draw, *, lora, optimizer, mesh=None):
+    """Steps of two micro-batches of eight rows, whose weights differ; the last state."""
+    graphdef, params = model.graphdef, model.params
+    if lora:
+        graphdef, params = add_lora(graphdef, params, LoraConfig(rank=2), jax.random.key(1))
+    # Epsilon far above rounding: where a gradient is zero, Adam would divide noise by noise.
+    chosen = make_optimizer(
+        OptimizerConfig(name=optimizer, learning_rate=3e-3, warmup_steps=1, epsilon=1e-4), STEPS
+    )
+    state = make_state(params, chosen, trainable=LORA if lora else ("*",))
+    if mesh is not None:
+        state = place_state(state, mesh)
+    step = make_train_step(graphdef, chosen, mesh=mesh, remat="dots")
+    before = [leaf.sharding for leaf in jax.tree.leaves(state)]
+    rng = np.random.default_rng(0)
+    told = []
+    for _ in range(STEPS):
+        sizes = [[rng.integers(4, 15, 2) for _ in range(count)] for count in (8, 5)]
+        micro = [
+            make_sft_batch([draw(rng, size) for size in part], length=32, num_rows=8, tile=16)
+            for part in sizes
+        ]
+        state, metrics = step(state, stack_batches(micro))
+        assert bool(metrics.finite)
+        told.append([float(metrics.loss), float(metrics.grad_norm), float(metrics.weight)])
+    assert step._cache_size() == 1  # type: ignore
+    if mesh is not None:
+        for sharding, leaf in zip(before, jax.tree.leaves(state), strict=True):
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    return state, told
+
+
+@pytest.fixture(scope="module")
+def alone(random_model, draw):
+    """The same steps on one device, by what is trained and how; each is computed once."""
+    made = {}
+
+    def get(model, **options):
+        key = tuple(options.items())
+        if key not in made:
+            made[key] = train(model, draw, **options)
+        return made[key]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lora", "optimizer", "shape"),
+    [
+        (False, "adamw", "data=2,fsdp=2,tensor=2"),
+        (False, "muon", "data=2,fsdp=4"),
+        (True, "adamw", "fsdp=8"),
+    ],
+)
+def test_law_3_a_step_on_a_mesh_is_that_of_one_device(
+    random_model, draw, alone, lora, optimizer, shape
+):
+    model = random_model(seed=3)
+    mesh = make_mesh(shape)
+    found, told = train(model, draw, lora=lora, optimizer=optimizer, mesh=mesh)
+    expected, told_alone = alone(model, lora=lora, optimizer=optimizer)
+    np.testing.assert_allclose(told, told_alone, rtol=2e-5)
+    start = make_state(model.params, make_optimizer(OptimizerConfig(), 1)).trainable
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        size = max(float(np.abs(b).max()), 1e-6)
+        np.testing.assert_allclose(np.asarray(a), b, rtol=0, atol=1e-4 * size)
+    if not lora:
+        moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), found.trainable, start)
+        assert min(jax.tree.leaves(moved)) > 1e-4  # far above what is compared
+    if "fsdp" in shape and not lora:
+        # Parameters and both moments are split: no device holds all of them.
+        kernels = [
+            leaf
+            for path, leaf in jax.tree.leaves_with_path((found.trainable, found.opt_state))
+            if "up" in jax.tree_util.keystr(path) and leaf.ndim == 3
+        ]
+        assert len(kernels) >= 2
+        for leaf in kernels:
+            assert isinstance(leaf.sharding, NamedSharding)
+            held = leaf.addressable_shards[0].data.size
+            assert held * mesh.shape["fsdp"] * mesh.shape.get("tensor", 1) == leaf.size
+
+
+@pytest.fixture
+def config(tmp_path):
+    rows = [
+        {"instruction": f"Say {n}.", "input": "x " * (n * 7 % 11), "output": f"y {n}", "task": "t"}
+        for n in range(48)
+    ]
+    for name, part in (("rows", rows[:40]), ("new", rows[40:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return FinetuneConfig(
+        data=(tmp_path / "rows.jsonl",),
+        eval_data=(tmp_path / "new.jsonl",),
+        out=tmp_path / "run",
+        model=FIXTURE,
+        row_length=64,
+        rows=8,
+        steps=6,
+        learning_rate=3e-3,
+        epsilon=1e-4,
+        eval_every=3,
+        export="none",
+    )
+
+
+def run(config, name, mesh, stop=None):
+    """Its reports, up to where it is left."""
+    loop = finetune(dataclasses.replace(config, out=config.out / name, mesh=mesh))
+    reports = []
+    for report in loop:
+        reports.append(report)
+        if report.step == stop:
+            break
+    loop.close()
+    return reports
+
+
+def params_of(config, name):
+    return [np.asarray(x) for x in jax.tree.leaves(load_trained(config.out / name).params)]
+
+
+@pytest.mark.slow
+def test_laws_3_and_8_a_run_goes_on_on_another_mesh(config):
+    config.out.mkdir()
+    one = run(config, "one", None)
+    whole = run(config, "whole", "data=2,fsdp=4")
+    run(config, "same", "data=2,fsdp=4", stop=4)
+    run(config, "other", "data=2,fsdp=4", stop=4)
+    same = run(config, "same", "data=2,fsdp=4")
+    other = run(config, "other", "fsdp=4,tensor=2")
+    assert [r.step for r in same] == [r.step for r in other] == [5, 6]
+    # The same mesh: bit for bit. Others: the same but for rounding.
+    assert [r.loss for r in same] == [r.loss for r in whole[-2:]]
+    for a, b in zip(params_of(config, "same"), params_of(config, "whole"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for found in (whole, other):
+        for a, b in zip(found, one[-len(found) :], strict=True):
+            np.testing.assert_allclose(a.loss, b.loss, rtol=1e-5)
+            assert (a.held_out is None) == (b.held_out is None)
+            if a.held_out is not None:
+                for key, cell in a.held_out.cells.items():
+                    assert abs(cell.log_prob - b.held_out.cells[key].log_prob) < 1e-3
+    for name in ("whole", "other"):
+        for a, b in zip(params_of(config, name), params_of(config, "one"), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
+
+
+def test_rows_that_do_not_divide_are_refused(config):
+    with pytest.raises(UsageError, match="6 rows do not divide over the 4 devices of data=2,fsdp"):
+        run(dataclasses.replace(config, rows=6), ".", "data=2,fsdp=2,tensor=2")
