@@ -1,6 +1,7 @@
 """The table of families: what is read and written, and how far the numbers are from PyTorch's.
 
     python experiments/family_parity.py                        # runs the tests first
+    python experiments/family_parity.py --keep FOLDER          # and goes on if interrupted
     python experiments/family_parity.py --results a.xml b.xml  # from results that pytest wrote
 
 Every cell comes from a test: differences from `tests/models/test_family_parity.py` (golden numbers
@@ -57,20 +58,34 @@ class Case:
 
 
 def run_tests(folder: Path) -> list[Path]:
-    """Runs the tests that the table is made of; returns their results."""
-    files = ["tests/models/test_family_parity.py"]
+    """Runs the tests that the table is made of, a file at a time; returns their results.
+
+    Files all of whose tests passed, with results in the folder, are not run again.
+    """
+    files = {"tests/models/test_family_parity.py": "not torch"}
     for pattern in ("export*", "gguf_families*", "llama_cpp_live*"):
-        found = sorted(ROOT.glob(f"tests/models/test_{pattern}.py"))
-        files += [str(file.relative_to(ROOT)) for file in found]
-    runs = [(files, "not torch")]  # those of llama.cpp are skipped where it is not
-    if importlib.util.find_spec("torch") is not None:
-        runs.append(([*files, "tests/scoring/test_torch_live.py"], "torch"))
+        for file in sorted(ROOT.glob(f"tests/models/test_{pattern}.py")):
+            live = file.name.endswith("_torch_live.py")
+            files[str(file.relative_to(ROOT))] = "torch" if live else "not torch"
+    files["tests/scoring/test_torch_live.py"] = "torch"
+    if importlib.util.find_spec("torch") is None:
+        files = {file: marks for file, marks in files.items() if marks != "torch"}
+    folder.mkdir(parents=True, exist_ok=True)
     results = []
-    for number, (chosen, marks) in enumerate(runs):
-        results.append(folder / f"{number}.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", marks, *chosen]
+    for file, marks in files.items():
+        results.append(folder / f"{Path(file).stem}.xml")
+        if results[-1].exists():
+            continue
+        part = results[-1].with_suffix(".part")  # pytest writes it too when it is interrupted
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", marks, file]
         command += ["-o", "junit_family=xunit1"]  # which keeps what a test measured
-        subprocess.run([*command, f"--junitxml={results[-1]}"], cwd=ROOT, check=False)
+        done = subprocess.run([*command, f"--junitxml={part}"], cwd=ROOT, check=False)
+        if done.returncode not in (0, 1):  # all passed; some failed
+            raise SystemExit(f"{file}: pytest ended with {done.returncode}")
+        if done.returncode == 0:
+            part.rename(results[-1])
+        else:  # to be run again
+            results[-1] = part
     return results
 
 
@@ -166,7 +181,8 @@ def write_table(cases: list[Case]) -> str:
         "Written by `experiments/family_parity.py` from the results of the tests. Differences are",
         "the largest of any token's log-prob, in nats, and of any gradient of the mean log-prob,",
         "relative to the largest entry of its tensor. Golden: against stored numbers, as CI tests",
-        "them without torch. Live: random models made in PyTorch on the spot.",
+        "them without torch, compiled without LLVM's optimizations. Live: random models made in",
+        "PyTorch on the spot, the first of each family compiled as for users.",
         "",
         "| " + " | ".join(HEAD) + " |",
         "| " + " | ".join("---" for _ in HEAD) + " |",
@@ -179,10 +195,11 @@ def write_table(cases: list[Case]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--results", nargs="+", type=Path, help="JUnit files that pytest wrote")
+    parser.add_argument("--keep", type=Path, help="a folder of results, to go on where it was")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        cases = list(read_cases(options.results or run_tests(Path(folder))))
+        cases = list(read_cases(options.results or run_tests(options.keep or Path(folder))))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(write_table(cases))
     print(options.out.read_text())
