@@ -16,7 +16,7 @@ from instructjax.finetuning.restore import load_trained
 from instructjax.scoring import make_encoder, score
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": f"Say {n}.", "input": "x " * (n % 5), "output": f"y {n}"} for n in range(24)
