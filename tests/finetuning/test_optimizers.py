@@ -99,7 +99,7 @@ def test_adafactor_treats_each_layer_as_a_parameter_of_its_own(params, grads):
             state = plain.init(own)
             for _ in range(2):
                 updates, state = plain.update(slope, state, own)
-                own = own + updates
+                own = own + jnp.asarray(updates)  # type: ignore
             found = together[key][layer] if stacked else together[key]
             np.testing.assert_allclose(found, own, rtol=1e-5, atol=1e-6)
 
