@@ -13,12 +13,18 @@ again, so that a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from instructjax.generalization.split_recipes import CELLS
+from instructjax.report import make_page, read_results
 
 BASE = "smollm2-135m-instruct"
 
@@ -60,15 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         run("split", options.data, "--by", options.by, *unseen, *limit, "--out", split)
     if not (tuned / "model" / "config.json").exists():
         run(
-            *(
-                "finetune",
-                "--data",
-                split / "train.jsonl",
-                "--out",
-                tuned,
-                "--model",
-                options.model,
-            ),
+            *("finetune", "--data", split / "train.jsonl", "--out", tuned),
+            *("--model", options.model),
             *("--steps", options.steps, "--learning-rate", options.learning_rate),
             *("--row-length", options.row_length, "--rows", options.rows),
         )
@@ -83,12 +82,37 @@ def main(argv: Sequence[str] | None = None) -> None:
             *("score", split / "eval.jsonl", "--model", tuned / "model"),
             *("--contexts", "cz,c,z,none", "--truncation", "middle", "--out", scores),
         )
-    run(
-        *("report", results, split / "split.json", scores),
-        *("--smallest-gap", options.smallest_gap, "--figures", out / "figures"),
-        *("--out", out / "report.html", "--overwrite"),
-    )
+    for name in ("report.html", "report.md"):
+        figures = ("--figures", out / "figures") if name == "report.html" else ()
+        run(
+            *("report", results, split / "split.json", scores, *figures),
+            *("--smallest-gap", options.smallest_gap, "--tokenizer", tuned / "model"),
+            *("--out", out / name, "--overwrite"),
+        )
+    numbers = summarize(out, options.smallest_gap)
+    (out / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     print(f"\nopen {out / 'report.html'}")
+
+
+def summarize(out: Path, smallest_gap: float) -> dict[str, Any]:
+    """What was split and learned, and of each model the cell means, the gaps and the verdict."""
+    found = read_results([out / "results.parquet"])
+    split = json.loads((out / "split" / "split.json").read_text(encoding="utf-8"))
+    done = json.loads((out / "tuned" / "done.json").read_text(encoding="utf-8"))
+    models = {}
+    for model in found.models:
+        analysis = make_page(found, model=model, smallest_gap=smallest_gap).analysis
+        models[model] = {
+            "verdict": analysis.verdict,
+            "scores": dict(zip(CELLS, analysis.counts.tolist(), strict=True)),
+            "instructions": dict(zip(CELLS, analysis.num_instructions.tolist(), strict=True)),
+            "means": {
+                name: asdict(one) if one else None
+                for name, one in zip(CELLS, analysis.cells, strict=True)
+            },
+            "gaps": asdict(analysis.gaps),
+        }
+    return {"split": split, "finetuning": done, "smallest_gap": smallest_gap, "models": models}
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def make_scale(values: Sequence[float], *, include: Sequence[float] = (0.0,)) ->
         low, high = low - 0.5, high + 0.5
     margin = 0.06 * (high - low)
     low, high = low - margin, high + margin
-    step = 10 ** math.floor(math.log10((high - low) / 3))
+    step = 10.0 ** math.floor(math.log10((high - low) / 3))
     step *= next(k for k in (1, 2, 5, 10) if (high - low) / (step * k) <= 4.5)
     first, last = math.ceil(low / step), math.floor(high / step)
     ticks = tuple(round(k * step, 10) for k in range(first, last + 1))
