@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -75,12 +75,9 @@ def mean_of_grid(c: int, z: int) -> Run:
             "two-way clusters, t (default)": _around(mean, *both),
             "variance components, t": _around(mean, *parts),
         }
-        for name, kind, key in (
-            ("exponential", "exponential", one),
-            ("pigeonhole", "pigeonhole", two),
-        ):
+        for kind, key in zip(get_args(bootstrap.Kind), (one, two), strict=True):
             drawn = bootstrap.crossed_bootstrap(key, grid, draws=DRAWS, kind=kind)
-            found[f"crossed bootstrap, {name}"] = bootstrap.percentile_interval(drawn)
+            found[f"crossed bootstrap, {kind}"] = bootstrap.percentile_interval(drawn)
         return found
 
     return run

@@ -52,7 +52,7 @@ def make_steps() -> list[list[tuple[np.ndarray, np.ndarray]]]:
     return steps
 
 
-def make_adapters() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def make_adapters() -> dict[str, tuple[np.ndarray, ...]]:
     """A [layers, in, rank] and B [layers, rank, out] of each target, none of them zero."""
     rng = np.random.default_rng(6)
     rank = LORA["rank"]

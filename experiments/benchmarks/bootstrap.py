@@ -13,11 +13,12 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
 from instructjax.generalization import crossed_bootstrap, nested_bootstrap
+from instructjax.generalization.bootstrap import Kind
 
 
 def measure(run: Any, score: jax.Array) -> dict[str, float]:
@@ -38,7 +39,7 @@ def main() -> int:
     crossed = jax.random.normal(jax.random.key(0), (250, 400))
     nested = jax.random.normal(jax.random.key(0), (100, 1000))
     results = {}
-    for kind in ("exponential", "pigeonhole"):
+    for kind in get_args(Kind):
 
         def run_crossed(key, score, kind=kind):
             return crossed_bootstrap(key, score, draws=args.draws, kind=kind)

@@ -124,14 +124,15 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     torch.set_num_threads(os.cpu_count() or 1)
     folder, _, name = job["gguf"].rpartition("/")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     # The reader has made plain float32 of the file's blocks, but still calls the model quantized.
-    model.is_quantized, model.hf_quantizer = False, None
+    vars(model).update(is_quantized=False, hf_quantizer=None)
     options = TRL[job["tool"]]
     examples = job["examples"]
     mean = statistics.mean(sum(map(len, example)) for example in examples)

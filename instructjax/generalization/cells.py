@@ -119,7 +119,7 @@ def cell_influence(
     [0.25, -0.25]
     """
     column = jnp.asarray(score)[:, None]
-    return share * (column - (share * column).sum(0))
+    return jnp.asarray(share) * (column - (share * column).sum(0))
 
 
 def generalization_gaps(mean: Float[AnyArray, "*shape 4"]) -> Gaps:

@@ -145,7 +145,8 @@ def model_components(score: Float[AnyArray, "M C Z"]) -> dict[str, Float[Array, 
         some = [
             "".join(k for k, b in zip(name, bits, strict=True) if b) for bits in _bits(len(name))
         ]
-        effect = sum((-1) ** (len(name) - len(part)) * mean_of(part) for part in some)
+        terms = [(-1) ** (len(name) - len(part)) * mean_of(part) for part in some]
+        effect = jnp.asarray(sum(terms))
         repeated = jnp.prod(jnp.array([sizes[k] for k in "mcz" if k not in name] or [1]))
         freedom = jnp.prod(jnp.array([sizes[k] - 1 for k in name]))
         ms[name] = (effect**2).sum() * repeated / freedom

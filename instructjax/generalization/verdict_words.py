@@ -48,7 +48,10 @@ def combine(answers: Sequence[Answer]) -> Answer:
     ('unclear', 'no', 'yes')
     """
     order: tuple[Answer, ...] = ("no", "unclear", "not measured")
-    return next((answer for answer in order if answer in answers), "yes")
+    for answer in order:
+        if answer in answers:
+            return answer
+    return "yes"
 
 
 def find_level(inputs: Answer, instructions: Answer, both: Answer) -> Level:

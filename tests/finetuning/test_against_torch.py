@@ -5,6 +5,7 @@ torch installed, `-m torch` runs both side by side and compares every number.
 """
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def train(model, reference, run):
     )
     state = make_state(params, optimizer, trainable=("*",) if run == "full" else LORA)
     step = make_train_step(graphdef, optimizer)
-    found = {"losses": [], "grad_norms": [], "rates": []}
+    found: dict[str, Any] = {"losses": [], "grad_norms": [], "rates": []}
     for sequences in reference.make_steps():
         state, metrics = step(state, make_batch(sequences))
         assert bool(metrics.finite)

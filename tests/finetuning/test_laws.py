@@ -294,7 +294,7 @@ def test_law_10_no_array_of_tokens_by_vocabulary_in_the_whole_step(random_model)
     program = jax.jit(lambda *leaves: step(*tree.unflatten(leaves))).lower(*leaves).compile()
     found = {
         tuple(int(size) for size in sizes.split(","))
-        for sizes in re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", program.as_text())
+        for sizes in re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", program.as_text() or "")
     }
     assert (vocab, hidden) in found
     most = max(vocab * hidden, 256 * 4096)

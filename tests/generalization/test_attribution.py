@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,18 +29,16 @@ four = st.lists(st.tuples(nats, nats, nats, nats), min_size=5, max_size=5)
 def test_identities(rows) -> None:
     cz, c, z, none = np.array(rows, np.float32).T
     a = conditional_attribution(cz, c, z, none)
-    close = {"atol": 2e-4}
-    np.testing.assert_allclose(a.shapley_instruction + a.shapley_input, a.total, **close)
-    np.testing.assert_allclose(
-        a.instruction_given_input, a.instruction_alone + a.interaction, **close
-    )
-    np.testing.assert_allclose(a.input_given_instruction, a.input_alone + a.interaction, **close)
+    close = partial(np.testing.assert_allclose, atol=2e-4)
+    close(a.shapley_instruction + a.shapley_input, a.total)
+    close(a.instruction_given_input, a.instruction_alone + a.interaction)
+    close(a.input_given_instruction, a.input_alone + a.interaction)
     chain = a.instruction_alone + a.input_given_instruction
-    np.testing.assert_allclose(chain, a.total, **close)
+    close(chain, a.total)
     # c and z changing places changes c's numbers for z's
     b = conditional_attribution(cz, z, c, none)
-    np.testing.assert_allclose(b.shapley_instruction, a.shapley_input, **close)
-    np.testing.assert_allclose(b.interaction, a.interaction, **close)
+    close(b.shapley_instruction, a.shapley_input)
+    close(b.interaction, a.interaction)
 
 
 @settings(max_examples=30)
@@ -46,7 +46,7 @@ def test_identities(rows) -> None:
 def test_shapley_is_the_mean_over_orders(rows) -> None:
     cz, c, z, none = np.array(rows, np.float64).T
     first, second = c - none, cz - z  # what c adds when it comes first, and when it comes second
-    found = conditional_attribution(*(np.float32(x) for x in (cz, c, z, none)))
+    found = conditional_attribution(*np.array(rows, np.float32).T)
     np.testing.assert_allclose(found.shapley_instruction, (first + second) / 2, atol=1e-4)
 
 
@@ -63,7 +63,7 @@ def test_tokens_add_up_under_jit() -> None:
 
 def test_following_difficulty_is_the_ratio_of_perplexities() -> None:
     cz, z, none, length = -12.0, -15.0, -30.0, 6
-    found = following_difficulty(*(jnp.array(x) for x in (cz, z, none)), jnp.array(length))
+    found = following_difficulty(jnp.array(cz), jnp.array(z), jnp.array(none), jnp.array(length))
     ppl = {k: np.exp(-v / length) for k, v in (("cz", cz), ("z", z), ("none", none))}
     assert float(found.nll) == pytest.approx((cz / length) / (none / length))
     assert float(found.perplexity) == pytest.approx(ppl["cz"] / ppl["none"], rel=1e-5)

@@ -24,7 +24,7 @@ def test_draws_are_weighted_means(grid, monkeypatch) -> None:
     drawn = []
     real = b.draw_weights
 
-    def spy(key, draws, count, kind="exponential"):
+    def spy(key, draws, count, kind: b.Kind = "exponential"):
         weights = real(key, draws, count, kind)
         jax.debug.callback(lambda w: drawn.append(np.asarray(w, np.float64)), weights, ordered=True)
         return weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,8 +130,8 @@ def test_threshold_is_a_one_sided_t_test() -> None:
     score = np.random.default_rng(5).random(12).astype(np.float32)
     se, df = multiway_cluster_se(mean_influence(score), (np.arange(12),))
     p = threshold_test(jnp.array(score.mean()), se, df, 0.4)
-    expected = stats.ttest_1samp(score, 0.4, alternative="greater").pvalue
-    assert float(p) == pytest.approx(expected, abs=1e-5)
+    expected: Any = stats.ttest_1samp(score, 0.4, alternative="greater")
+    assert float(p) == pytest.approx(expected.pvalue, abs=1e-5)
 
 
 def test_macro_means_are_means_of_task_means(records) -> None:
@@ -181,10 +182,9 @@ def test_adjusted_p_values_are_statsmodels() -> None:
     from statsmodels.stats.multitest import multipletests
 
     p = np.random.default_rng(9).random(25) ** 3
-    np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-5)
-    np.testing.assert_allclose(
-        benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1], rtol=1e-5
-    )
+    for ours, method in ((holm, "holm"), (benjamini_hochberg, "fdr_bh")):
+        expected: Any = multipletests(p, method=method)[1]
+        np.testing.assert_allclose(ours(p), expected, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -123,8 +123,7 @@ def test_likelihood_is_the_dense_one() -> None:
     rng = np.random.default_rng(4)
     score, there = rng.standard_normal((4, 5, 3)), rng.random((4, 5, 3)) > 0.4
     sd = np.array([0.7, 0.3, 0.5, 1.1])
-    c, z, _ = np.indices(score.shape)
-    y, c, z = score[there], c[there], z[there]
+    y, (c, z, _) = score[there], np.nonzero(there)
     same_c, same_z = c[:, None] == c, z[:, None] == z
     v = sd[0] ** 2 * same_c + sd[1] ** 2 * same_z + sd[2] ** 2 * (same_c & same_z)
     v = v + sd[3] ** 2 * np.eye(len(y))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +77,7 @@ def test_p_value_of_spread_is_uniform_where_wording_does_not_matter() -> None:
 
 
 def test_drop_rate_by_hand() -> None:
-    clean, hurt = np.float32([0.8, 0.4]), np.float32([0.4, 0.2])
+    clean, hurt = np.array([0.8, 0.4], np.float32), np.array([0.4, 0.2], np.float32)
     assert float(performance_drop_rate(clean, hurt)) == pytest.approx(0.5)
     assert float(performance_drop_rate(hurt, clean)) == pytest.approx(-1.0)
 
@@ -152,15 +154,15 @@ def test_rasch_completes_a_sparse_grid() -> None:
 @pytest.mark.slow
 def test_log_linear_fit_is_scipys_regression() -> None:
     rng = np.random.default_rng(7)
-    n = np.float32([1, 2, 4, 8, 16, 32])
+    n = np.array([1, 2, 4, 8, 16, 32], np.float32)
     y = (0.2 + 0.1 * np.log(n) + 0.02 * rng.standard_normal(6)).astype(np.float32)
-    expected = stats.linregress(np.log(n), y)
+    expected: Any = stats.linregress(np.log(n), y)
     fit = jax.jit(fit_log_linear)(n, y)
     np.testing.assert_allclose(fit.parameters, (expected.intercept, expected.slope), rtol=1e-4)
     np.testing.assert_allclose(fit.se, (expected.intercept_stderr, expected.stderr), rtol=1e-3)
     half = stats.t.ppf(0.975, 4) * expected.stderr
     assert float(fit.high[1] - fit.parameters[1]) == pytest.approx(half, rel=1e-3)
-    weight = np.float32([1, 1, 1, 1, 1, 0])  # a missing point
+    weight = np.array([1, 1, 1, 1, 1, 0], np.float32)  # a missing point
     without, fewer = fit_log_linear(n, y, weight), fit_log_linear(n[:5], y[:5])
     np.testing.assert_allclose(without.low, fewer.low, rtol=1e-3)
 

@@ -82,7 +82,7 @@ def test_one_seen_instruction_is_the_books_fixed_one() -> None:
     seen, unseen = rng.normal(0.8, 0.1, 40), rng.normal(0.7, 0.2, 25)
     score, new = np.concatenate([seen, unseen]), np.arange(65) >= 40
     gap = analyze(score, np.zeros(65, int), np.arange(65), None, new.astype(int)).gaps.intra
-    welch = stats.ttest_ind(seen, unseen, equal_var=False)
+    welch: Any = stats.ttest_ind(seen, unseen, equal_var=False)
     assert gap is not None
     assert gap.df == pytest.approx(welch.df, rel=1e-6)
     assert (gap.low, gap.high) == pytest.approx(welch.confidence_interval(0.95), rel=1e-6)
