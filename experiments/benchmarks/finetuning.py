@@ -130,9 +130,9 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
     torch.set_num_threads(os.cpu_count() or 1)
     folder, _, name = job["gguf"].rpartition("/")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     # The reader has made plain float32 of the file's blocks, but still calls the model quantized.
-    vars(model).update(is_quantized=False, hf_quantizer=None)
+    model.is_quantized, model.hf_quantizer = False, None
     options = TRL[job["tool"]]
     examples = job["examples"]
     mean = statistics.mean(sum(map(len, example)) for example in examples)
