@@ -27,16 +27,7 @@ KINDS = {
     name: json.loads((FOLDER / name / "config.json").read_text())["model_type"] for name in NAMES
 }
 # By default, those with the most parts among them; every other one among the slow tests.
-BY_DEFAULT = {
-    "cohere2",
-    "deepseek-v3",
-    "gemma3",
-    "gpt-neox",
-    "gpt-oss",
-    "gpt2",
-    "phi3-longrope-partial",
-    "qwen2-tied",
-}
+BY_DEFAULT = {"cohere2", "gpt-oss", "gpt2", "qwen2-tied"}
 QUICK_AND_SLOW = [
     name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in NAMES
 ]
