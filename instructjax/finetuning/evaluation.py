@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import grain
@@ -105,10 +104,7 @@ def make_evaluator(
       mesh, rules: of the devices that parameters and rows are split over.
     """
     packing = Packing(length=options.row_length, rows=options.rows)
-    compute = partial(token_log_probs, graphdef)
-    if mesh is not None:
-        compute = over_rows(token_log_probs, graphdef, mesh=mesh, rules=rules or ShardingRules())
-    log_probs = jax.jit(compute)
+    log_probs = jax.jit(over_rows(token_log_probs, graphdef, mesh=mesh, rules=rules))
     plans = {name: list(_plan(sequences, packing)) for name, sequences in sets.items()}
     tile = tile_for(max(int(sequences.sizes.max()) for sequences in sets.values()))
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructjax.errors import UsageError
 from instructjax.finetuning.partition import name_param
 from instructjax.finetuning.state import TrainState
 from instructjax.models.sharded import param_spec
@@ -48,18 +47,3 @@ def place_state(
         return put(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map_with_path(place, state)
-
-
-def check_rows(rows: int, mesh: Mesh | None, rules: ShardingRules) -> None:
-    """See that the rows of a micro-batch divide over the mesh.
-
-    Raises:
-      UsageError: they do not.
-    """
-    parts = 1 if mesh is None else rules.parts("batch", mesh)
-    if mesh is not None and rows % parts:
-        axes = ",".join(f"{axis}={mesh.shape[axis]}" for axis in rules.mesh_axes("batch", mesh))
-        raise UsageError(
-            f"{rows} rows do not divide over the {parts} devices of {axes}",
-            remedy=f"rows of {parts} or a multiple of it, or another mesh",
-        )

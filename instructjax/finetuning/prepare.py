@@ -20,7 +20,7 @@ from instructjax.finetuning.batches import Batches
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.evaluation import HeldOut, make_evaluator
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
-from instructjax.finetuning.placement import check_rows, place_state
+from instructjax.finetuning.placement import place_state
 from instructjax.finetuning.sequences import (
     NothingUsable,
     Sequences,
@@ -92,7 +92,7 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     Raises:
       InstructJaxError: the data or an option cannot be used.
     """
-    check_rows(config.rows, model.mesh, model.rules)
+    _check_rows(config.rows, model)
     train, counts, held_out, rejected = _read(config, encoder)
     epochs = config.epochs if config.steps is None else None
     batches = Batches(train, counts, config, epochs=epochs)
@@ -119,6 +119,18 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
         num_sequences=len(train),
         num_response_tokens=train.num_response_tokens,
     )
+
+
+def _check_rows(rows: int, model: Model) -> None:
+    if model.mesh is not None and rows % model.rows_together:
+        mesh = model.mesh
+        axes = ",".join(
+            f"{axis}={mesh.shape[axis]}" for axis in model.rules.mesh_axes("batch", mesh)
+        )
+        raise UsageError(
+            f"{rows} rows do not divide over the {model.rows_together} devices of {axes}",
+            remedy=f"rows of {model.rows_together} or a multiple of it, or another mesh",
+        )
 
 
 def _make_evaluate(

@@ -65,15 +65,7 @@ def make_loss_and_grads(
         are gathered layer by layer and their gradients scattered; see `instructjax.models.spmd`.
         The number of rows must divide by the product of these axes.
     """
-    sums: Callable[..., Any]
-
-    def measure(graphdef: nnx.GraphDef, params: nnx.State, batch: Any) -> Any:
-        return loss(graphdef, params, batch, remat=remat)
-
-    if mesh is None:
-        sums = partial(measure, graphdef)
-    else:
-        sums = over_rows(measure, graphdef, mesh=mesh, rules=rules or ShardingRules(), total=True)
+    sums = over_rows(partial(loss, remat=remat), graphdef, mesh=mesh, rules=rules, total=True)
     dtype = jnp.dtype(compute_dtype)
 
     def cast(params: nnx.State) -> nnx.State:

@@ -93,6 +93,29 @@ def intersect_ids(ids: Sequence[Ids]) -> Int[Array, " N"]:
     return jnp.zeros(len(order), int).at[order].set(jnp.cumsum(new))
 
 
+def satterthwaite(
+    variance: Float[AnyArray, ...],
+    parts: Float[AnyArray, "B ..."],
+    df: Float[AnyArray, "B ..."] | Int[AnyArray, "B ..."],
+) -> Float[Array, ...]:
+    """Degrees of freedom of a variance from those of its parts, at least the fewest of theirs.
+
+    V^2 / sum (V_b^2 / df_b) over the first axis (Satterthwaite 1946).
+
+    Args:
+      variance: of the estimate.
+      parts: what each source brings.
+      df: degrees of freedom of each.
+
+    >>> float(satterthwaite(jnp.array(4.0), jnp.array([2.0, 2.0]), jnp.array([4.0, 4.0])))
+    8.0
+    """
+    fewest = jnp.asarray(df).min(0)
+    spread = (jnp.asarray(parts) ** 2 / jnp.maximum(df, 1)).sum(0)
+    joint = jnp.where(spread > 0, variance**2 / jnp.where(spread > 0, spread, 1), fewest)
+    return jnp.maximum(joint, fewest)
+
+
 def one_way_variance(
     influence: Float[AnyArray, " N"],
     cluster_id: Ids,
@@ -151,9 +174,8 @@ def multiway_cluster_se(
     parts = jnp.stack(single)
     df = jnp.stack([count_clusters(way, mask) for way in ids]).astype(parts.dtype) - 1
     variance = jnp.maximum(total, parts.max())
-    spread = (parts**2 / jnp.maximum(df, 1)).sum()
-    joint = jnp.where(spread > 0, variance**2 / jnp.where(spread > 0, spread, 1), df.min())
-    return ClusterSE(jnp.sqrt(variance), jnp.where(df.min() < 1, 0.0, jnp.maximum(joint, df.min())))
+    joint = satterthwaite(variance, parts, df)
+    return ClusterSE(jnp.sqrt(variance), jnp.where(df.min() < 1, 0.0, joint))
 
 
 def t_interval(

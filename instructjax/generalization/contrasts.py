@@ -29,7 +29,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.generalization.arrays import AnyArray
-from instructjax.generalization.cluster_se import ClusterSE, cluster_sums, intersect_ids
+from instructjax.generalization.cluster_se import (
+    ClusterSE,
+    cluster_sums,
+    intersect_ids,
+    satterthwaite,
+)
 
 Ids = Int[AnyArray, " N"]
 
@@ -131,10 +136,8 @@ def contrast_se(
     sides = jnp.stack([jnp.asarray(seen), ~jnp.asarray(seen)])  # [S, W, 4]
     of_side = jnp.einsum("ki,swi,wij,swj,kj->swk", a, sides, covariance.single, sides, a)
     df = jnp.where(sides[:, None] & enters, clusters, jnp.inf).min(3).swapaxes(1, 2) - 1
-    spread = (of_side**2 / jnp.maximum(df, 1)).sum((0, 1))
-    fewest = df.min((0, 1))
     variance = jnp.maximum(total, single.min(0))
-    joint = jnp.where(spread > 0, variance**2 / jnp.where(spread > 0, spread, 1), fewest)
+    of_side, df = (x.reshape(-1, len(a)) for x in (of_side, df))
+    joint = satterthwaite(variance, of_side, df)
     # Of a way with one unseen cluster nothing is known, however small its variance looks.
-    df = jnp.where(fewest < 1, 0.0, jnp.maximum(joint, fewest))
-    return ClusterSE(jnp.sqrt(variance), df)
+    return ClusterSE(jnp.sqrt(variance), jnp.where(df.min(0) < 1, 0.0, joint))

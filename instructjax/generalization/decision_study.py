@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from instructjax.generalization.arrays import AnyArray
-from instructjax.generalization.cluster_se import ClusterSE
+from instructjax.generalization.cluster_se import ClusterSE, satterthwaite
 from instructjax.generalization.components import Components, variance_components
 
 Count = Num[AnyArray, "*shape"] | int | float
@@ -58,9 +58,9 @@ def mean_se(score: Float[AnyArray, "C Z"]) -> ClusterSE:
     ms_cz = parts.interaction
     ms_c, ms_z = ms_cz + z * parts.instruction, ms_cz + c * parts.input
     total = jnp.maximum(ms_c + ms_z - ms_cz, jnp.maximum(ms_c, ms_z))
-    spread = ms_c**2 / (c - 1) + ms_z**2 / (z - 1) + ms_cz**2 / ((c - 1) * (z - 1))
-    df = total**2 / jnp.where(spread > 0, spread, 1)
-    return ClusterSE(jnp.sqrt(total / (c * z)), jnp.clip(df, min(c, z) - 1, c * z - 1))
+    parts = jnp.stack([ms_c, ms_z, ms_cz])
+    df = satterthwaite(total, parts, jnp.array([c - 1.0, z - 1.0, (c - 1.0) * (z - 1.0)]))
+    return ClusterSE(jnp.sqrt(total / (c * z)), jnp.minimum(df, c * z - 1))
 
 
 def g_coefficients(

@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from instructjax.generalization.arrays import AnyArray
+from instructjax.generalization.cluster_se import satterthwaite
 from instructjax.generalization.components import Components
 
 STEPS = 100
@@ -159,9 +160,8 @@ def _satterthwaite(components, count, variance):
     rest = components.interaction / jnp.maximum(cells, 1) + components.residual / scores
     of_c, of_z = components.instruction / c + rest, components.input / z + rest
     free_c, free_z = jnp.maximum(c - 1, 1), jnp.maximum(z - 1, 1)
-    spread = of_c**2 / free_c + of_z**2 / free_z + rest**2 / (free_c * free_z)
-    joint = variance**2 / jnp.where(spread > 0, spread, 1)
-    return jnp.clip(joint, jnp.minimum(c, z) - 1, jnp.maximum(scores - 1, 0))
+    parts, df = jnp.stack([of_c, of_z, rest]), jnp.stack([c - 1, z - 1, free_c * free_z])
+    return jnp.minimum(satterthwaite(variance, parts, df), jnp.maximum(scores - 1, 0))
 
 
 def _minimize(loss, start):

@@ -51,12 +51,12 @@ def over_rows(
     function: Callable[..., Any],
     graphdef: nnx.GraphDef,
     *,
-    mesh: Mesh,
-    rules: ShardingRules,
+    mesh: Mesh | None,
+    rules: ShardingRules | None = None,
     batch_axis: int = 0,
     total: bool = False,
 ) -> Callable[[nnx.State, Any], Any]:
-    """The function (params, batch) -> function(graphdef, params, batch), on a mesh.
+    """The function (params, batch) -> function(graphdef, params, batch), on a mesh if there is one.
 
     Args:
       function: pure; gives arrays whose first axis is that of the batch's rows.
@@ -66,8 +66,9 @@ def over_rows(
       batch_axis: which axis of the batch's arrays counts rows.
       total: the function gives sums over rows; they are added up over the devices.
     """
-    rows = rules.mesh_axes("batch", mesh)
-    if not rows:
+    rules = rules or ShardingRules()
+    rows = () if mesh is None else rules.mesh_axes("batch", mesh)
+    if mesh is None or not rows:
         return lambda params, batch: function(graphdef, params, batch)
 
     def call(params: nnx.State, batch: Any) -> Any:

@@ -110,6 +110,7 @@ def params_of(config: FinetuneConfig, step: int | None = None) -> list[np.ndarra
 
 def test_it_learns_with_one_compilation_and_tells(config: Config, steps_alike: list[Any]) -> None:
     run_config = config(eval_data=(config().data[0].with_name("new.jsonl"),), eval_every=4)
+    _shared.clear()  # a run that went on in another test has counted its own arrays
     reports, said = run(run_config)
     assert [report.step for report in reports] == list(range(9)) and said == []
     assert reports[-1].loss < reports[1].loss - 1
