@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import gguf
+import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
 import instructjax.errors
+from instructjax.models import load_model
+from instructjax.models.checkpoints import onto_devices, params
+from instructjax.models.checkpoints.hf_tokenizer import tokenizer_from_folder
+from instructjax.models.checkpoints.safetensors import read_json
+from instructjax.sharding import make_mesh
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 LAYERS, HIDDEN, INNER, VOCAB = 5, 512, 2048, 1024
 CONFIG = {
@@ -110,3 +121,78 @@ def test_peak_memory_is_near_one_copy(tmp_path, write):
     size, grown = map(int, done.stdout.split())
     assert size > 88e6
     assert 0.9 * size < grown < 1.5 * size
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh("fsdp=2,expert=2", jax.devices()[:4])
+
+
+def test_one_tensor_is_on_the_host_at_a_time(mesh):
+    alive = []
+
+    def pieces():
+        for at in np.ndindex(3, 4):
+            assert all(piece() is None for piece in alive), "an earlier one is still held"
+            piece = np.full((8, 2), 10 * at[0] + at[1], np.float32)
+            alive.append(weakref.ref(piece))
+            yield at, piece
+            del piece
+
+    sharding = NamedSharding(mesh, PartitionSpec(None, "expert", "fsdp"))
+    whole = onto_devices.assemble((3, 4, 8, 2), np.dtype("float32"), sharding, pieces())
+    assert whole.sharding == sharding and len(alive) == 12
+    wanted = 10 * np.arange(3)[:, None] + np.arange(4)
+    np.testing.assert_array_equal(whole, np.broadcast_to(wanted[..., None, None], whole.shape))
+
+
+def test_writing_a_tensor_into_its_place_sends_and_copies_nothing(mesh):
+    whole = NamedSharding(mesh, PartitionSpec(None, "expert", "fsdp"))
+    part = NamedSharding(mesh, PartitionSpec("fsdp"))
+    write = jax.jit(onto_devices._write, donate_argnums=0, out_shardings=whole)
+    compiled = write.lower(
+        jax.ShapeDtypeStruct((3, 4, 8, 2), np.float32, sharding=whole),
+        jax.ShapeDtypeStruct((8, 2), np.float32, sharding=part),
+        jax.ShapeDtypeStruct((2,), np.int32),
+    ).compile()
+    assert not re.search("all-|collective", compiled.as_text())
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == memory.output_size_in_bytes > memory.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", ["llama-sharded-bf16", "families/mixtral-window"])
+def test_what_is_put_onto_a_mesh_tensor_by_tensor_is_the_same(name, mesh, tmp_path):
+    for file in [*(FIXTURES / "llama-tied").glob("token*"), *(FIXTURES / name).glob("*")]:
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    one, split = load_model(tmp_path), load_model(tmp_path, mesh=mesh)
+    leaves = zip(jax.tree.leaves(one.params), jax.tree.leaves(split.params), strict=True)
+    for leaf, other in leaves:
+        assert len(other.sharding.device_set) == 4
+        np.testing.assert_array_equal(leaf, other)
+
+
+def test_an_accelerator_is_given_a_tensor_at_a_time_too(tiny_model, monkeypatch):
+    taken = []
+
+    def assemble(shape, dtype, sharding, pieces):
+        taken.append(shape)
+        return onto_devices.assemble(shape, dtype, sharding, pieces)
+
+    monkeypatch.setattr(params, "assemble", assemble)
+    monkeypatch.setattr(params, "_takes_memory_over", lambda device: False)
+    again = load_model(FIXTURES / "llama-tied")
+    assert len(taken) == len(jax.tree.leaves(again.params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, tiny_model.params, again.params))
+
+
+def test_a_tokenizer_needs_no_code_of_models(monkeypatch):
+    """Transformers' configuration classes import it, and PyTorch's: seconds, and 60 MB."""
+    from transformers import AutoConfig
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the configuration was made")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
+    folder = FIXTURES / "llama-tied"
+    assert tokenizer_from_folder(folder, read_json(folder / "config.json"), name="tiny").vocab_size

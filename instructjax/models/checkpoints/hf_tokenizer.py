@@ -27,7 +27,10 @@ def tokenizer_from_folder(folder: Path, config: Mapping[str, Any], *, name: str)
     """
     try:
         loaded = _auto_tokenizer().from_pretrained(
-            str(folder.resolve()), trust_remote_code=False, local_files_only=True
+            str(folder.resolve()),
+            trust_remote_code=False,
+            local_files_only=True,
+            **_brief_config(folder, config),
         )
     except Exception as error:  # transformers and tokenizers raise nearly everything
         raise ModelError(
@@ -51,6 +54,25 @@ def _auto_tokenizer() -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer
+
+
+def _brief_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What there is to know of the model's configuration where the tokenizer names its class.
+
+    Without it transformers makes the configuration proper, and imports code of models (and
+    PyTorch's, where it is installed) for that: a second or two, and 60 MB.
+    """
+    from transformers import PreTrainedConfig
+
+    file = folder / "tokenizer_config.json"
+    if not file.is_file() or not read_json(file).get("tokenizer_class"):
+        return {}
+    names = ("model_type", "tokenizer_class", "model_name")
+    brief = PreTrainedConfig()
+    for name in names:
+        if isinstance(config.get(name), str):
+            setattr(brief, name, config[name])
+    return {"config": brief}
 
 
 def _eos_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:

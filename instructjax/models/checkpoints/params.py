@@ -1,4 +1,4 @@
-"""From the tensors of a checkpoint to the tree of parameters, holding one copy in memory."""
+"""From the tensors of a checkpoint to the tree of parameters, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_dtypes
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jaxtyping import Shaped
 
 from instructjax.errors import ModelError
+from instructjax.models.checkpoints.onto_devices import Piece, assemble
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families.family import Family, Spelling, TensorRule
 
 Params = dict[str, Any]
 
 # A tensor is read in blocks of rows of about so many elements: what is in flight stays small.
-_BLOCK_ELEMENTS = 1 << 23
+_BLOCK_ELEMENTS = 1 << 21
 
 
 @runtime_checkable
@@ -58,9 +59,9 @@ def load_params(
 ) -> Params:
     """Read every tensor of a checkpoint into its place.
 
-    One parameter at a time is filled on the host, put on the device and let go. On CPU the device
-    takes the memory over as it is: the peak is one copy of the weights. Elsewhere the host holds
-    no more than the largest stacked parameter.
+    On one CPU device a parameter is filled in memory that the device takes over as it is: the
+    peak is one copy of the weights. Elsewhere, and on a mesh, the host holds one tensor at a time
+    (one expert's, one layer's), which is written into its place on the devices and let go.
 
     Args:
       family: names and shapes of the tensors.
@@ -82,33 +83,61 @@ def load_params(
         kind = np.dtype(np.float32 if rule.in_float32 else dtype)
         try:
             with np.errstate(all="ignore"):  # what overflows or is no number is found by _fill
-                host = _fill(rule, config, source, kind)
+                sharding = shardings and shardings(rule.param)
+                leaf = _load(family, rule, config, source, kind, sharding)
         except MemoryError:
             size = math.prod(rule.param_shape(config)) * kind.itemsize
             raise ModelError(
                 f"not enough memory for {rule.param} ({size / 1e9:.1f} GB)",
                 remedy="load with dtype bfloat16 or take a smaller model",
             ) from None
-        if rule.param == "embed.embedding" and config.tie_embeddings:
-            _check_tied_copy(family, source, host)
-        *groups, leaf = rule.param.split(".")
+        *groups, last = rule.param.split(".")
         node = params
         for group in groups:
             node = node.setdefault(group, {})
-        node[leaf] = _put(host, shardings and shardings(rule.param))
-        del host
+        node[last] = leaf
     return params
 
 
-def _put(
-    host: Shaped[np.ndarray, "*shape"], sharding: NamedSharding | None
+def _load(
+    family: Family,
+    rule: TensorRule,
+    config: DecoderConfig,
+    source: TensorSource,
+    dtype: np.dtype,
+    sharding: NamedSharding | None,
 ) -> Shaped[jax.Array, "*shape"]:
-    """On the device, or on each device of this process its share; nothing is sent."""
-    if sharding is None:
-        array = jax.device_put(host)
-    else:
-        array = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-    return jax.block_until_ready(array)
+    """One parameter, in its place."""
+    shape = rule.param_shape(config)
+    leading = rule.stacked + bool(rule.each)
+    layers, each = rule.layers(config), rule.count(config)
+    tied = rule.param == "embed.embedding" and config.tie_embeddings
+    (device,) = jax.device_put(np.int8(0)).devices()  # the default one
+
+    def fill(place: Shaped[np.ndarray, "*piece"], index: int, number: int) -> None:
+        _fill(place, rule, config, source, layers[index], number)
+        if tied:
+            _check_tied_copy(family.tied_copy, source, place)
+
+    if sharding is None and _takes_memory_over(device):
+        host = _aligned_empty(shape, dtype)
+        places = host.reshape(len(layers), each, *shape[leading:])
+        for at in np.ndindex(len(layers), each):
+            fill(places[at], *at)
+        return jax.block_until_ready(jax.device_put(host))
+
+    def pieces() -> Iterator[Piece]:
+        for index, number in np.ndindex(len(layers), each):
+            piece = _aligned_empty(shape[leading:], dtype)
+            fill(piece, index, number)
+            yield (index,) * rule.stacked + (number,) * bool(rule.each), piece
+
+    return assemble(shape, dtype, sharding or SingleDeviceSharding(device), pieces())
+
+
+def _takes_memory_over(device: jax.Device) -> bool:
+    """Whether an array of the host becomes one of the device without a copy."""
+    return device.platform == "cpu"
 
 
 def check_tensors(family: Family, config: DecoderConfig, source: TensorSource) -> None:
@@ -145,28 +174,28 @@ def check_tensors(family: Family, config: DecoderConfig, source: TensorSource) -
 
 
 def _fill(
-    rule: TensorRule, config: DecoderConfig, source: TensorSource, dtype: np.dtype
-) -> Shaped[np.ndarray, "*shape"]:
-    host = _aligned_empty(rule.param_shape(config), dtype)
-    layers, each = rule.layers(config), rule.count(config)
-    places = host.reshape(len(layers), each, *host.shape[rule.stacked + bool(rule.each) :])
-    for index, number in np.ndindex(len(layers), each):
-        name = rule.name(source.spelling, layers[index], number)
-        place = places[index, number]
-        place = place.T if rule.transpose else place
-        place = place.swapaxes(-1, -2) if rule.transpose_last else place
-        if rule.each_stacked and source.spelling == "gguf":
-            place[...] = _stacked_row(rule, config, source, name, number)
-        elif rule.fused and rule.fused_axis == 0:
-            stored = source.read_rows(name, 0, rule.stored_shape(config)[0])
-            place[...] = rule.part_of(stored, config)
-        else:
-            _copy_rows(rule, config, source, name, place)
-        if rule.offset:
-            place -= np.asarray(rule.offset, place.dtype)
-        if not _all_finite(place):
-            raise ModelError(f"tensor {name} holds NaN or infinity", file=source.file_of(name))
-    return host
+    place: Shaped[np.ndarray, "*piece"],
+    rule: TensorRule,
+    config: DecoderConfig,
+    source: TensorSource,
+    layer: int,
+    number: int,
+) -> None:
+    """Reads one tensor into its place; `number` counts those that a layer has of it."""
+    name = rule.name(source.spelling, layer, number)
+    place = place.T if rule.transpose else place
+    place = place.swapaxes(-1, -2) if rule.transpose_last else place
+    if rule.each_stacked and source.spelling == "gguf":
+        place[...] = _stacked_row(rule, config, source, name, number)
+    elif rule.fused and rule.fused_axis == 0:
+        stored = source.read_rows(name, 0, rule.stored_shape(config)[0])
+        place[...] = rule.part_of(stored, config)
+    else:
+        _copy_rows(rule, config, source, name, place)
+    if rule.offset:
+        place -= np.asarray(rule.offset, place.dtype)
+    if not _all_finite(place):
+        raise ModelError(f"tensor {name} holds NaN or infinity", file=source.file_of(name))
 
 
 def _stacked_row(
@@ -224,10 +253,9 @@ def _all_finite(array: Shaped[np.ndarray, "*shape"]) -> bool:
 
 
 def _check_tied_copy(
-    family: Family, source: TensorSource, embedding: Shaped[np.ndarray, "vocab hidden"]
+    name: str, source: TensorSource, embedding: Shaped[np.ndarray, "vocab hidden"]
 ) -> None:
     """A head stored beside a tied embedding must be that embedding."""
-    name = family.tied_copy
     if source.spelling != "hf" or name not in source.shapes:
         return
     same = tuple(source.shapes[name]) == embedding.shape
