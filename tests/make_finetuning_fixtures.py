@@ -70,7 +70,11 @@ def load_theirs() -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    # transformers makes pad the embedding's `padding_idx`, whose gradient PyTorch drops: where pad
+    # is eos, an eos inside a sequence would not be learned as an input.
+    model.get_input_embeddings().padding_idx = None
+    return model
 
 
 def train(model: Any) -> dict[str, Any]:

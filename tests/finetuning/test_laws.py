@@ -231,6 +231,30 @@ def test_trap_pad_equal_to_eos_the_end_of_the_response_is_learned(random_model, 
     assert (float(weight), float(fewer)) == (2.0, 1.0) and float(loss) > float(less)
 
 
+def test_trap_pad_equal_to_eos_an_end_of_turn_is_learned_as_an_input(random_model, on_device):
+    """Against finite differences: PyTorch drops this gradient where `padding_idx` is eos."""
+    made = random_model(seed=1)
+    eos = 0  # the id that padding has in every batch made here
+    ids = np.array([5, eos, 7, 9], np.int32)
+    batch = on_device(
+        [[weigh_tokens(Request(ids=ids, spans=((2, 4),), num_bytes=1))]], length=16, tile=16
+    )
+    embedding = made.params["embed"]["embedding"][...]
+    direction = np.random.default_rng(0).standard_normal(embedding.shape[1]).astype(np.float32)
+
+    def loss(step):
+        params = jax.tree.map(lambda x: x, made.params)
+        params["embed"]["embedding"][...] = embedding.at[eos].add(step * direction)
+        return sft_loss(made.graphdef, params, batch)[0]
+
+    slope = float(jax.jit(jax.grad(loss))(0.0))
+    value = jax.jit(loss)
+    step = 1e-2
+    expected = (float(value(step)) - float(value(-step))) / (2 * step)
+    assert abs(expected) > 0.05
+    np.testing.assert_allclose(slope, expected, rtol=2e-2)
+
+
 @pytest.mark.slow
 def test_trap_packing_keeps_masks_and_does_not_mix_examples(random_model, draw, on_device):
     made = random_model(seed=1)
