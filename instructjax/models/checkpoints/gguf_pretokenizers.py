@@ -21,6 +21,20 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_WORDS}|\p{{N}}{{1,3}}|{_MARKS}"
 _QWEN2 = rf"{_WORDS}|\p{{N}}|{_MARKS}"
+# Words end where capitals begin again. GPT-4o keeps a contraction with its word, Tekken does not.
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_MARK = r"[^\r\n\p{L}\p{N}]?"
+_CAPITALS = rf"{_MARK}{_UPPER}*{_LOWER}+", rf"{_MARK}{_UPPER}+{_LOWER}*"
+_PATHS = _MARKS.replace(r"[\r\n]*", r"[\r\n/]*", 1)
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT4O = rf"{_CAPITALS[0]}{_SHORT}|{_CAPITALS[1]}{_SHORT}|\p{{N}}{{1,3}}|{_PATHS}"
+_TEKKEN = rf"{_CAPITALS[0]}|{_CAPITALS[1]}|\p{{N}}|{_PATHS}"
+# DeepSeek-V3's three steps: numbers, Chinese and Japanese, and all else.
+_CJK = r"[一-龥\u3040-ゟ゠-ヿ]+"
+_DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +64,35 @@ class PreTokenizer:
 _GPT2_LIKE = PreTokenizer(splits=(_GPT2,))
 _DIGITS_APART = PreTokenizer(splits=(_DIGIT, _GPT2))
 _LLAMA3_LIKE = PreTokenizer(splits=(_LLAMA3,), ignore_merges=True, adds_bos=True)
+_GPT4_LIKE = PreTokenizer(splits=(_LLAMA3,))
 _QWEN2_LIKE = PreTokenizer(splits=(_QWEN2,), normalizer=normalizers.NFC())
+_NEOX_LIKE = PreTokenizer(splits=(_GPT2,), normalizer=normalizers.NFC())
+_GPT4O_LIKE = PreTokenizer(splits=(_GPT4O,))
 
 PRE_TOKENIZERS = {
     "default": PreTokenizer(splits=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
     "gpt-2": _GPT2_LIKE,
+    "phi-2": _GPT2_LIKE,
+    "olmo": _NEOX_LIKE,
+    "mpt": _NEOX_LIKE,
     "smollm": _DIGITS_APART,
     "starcoder": _DIGITS_APART,
     "refact": _DIGITS_APART,
+    "command-r": PreTokenizer(splits=(_DIGIT, _GPT2), normalizer=normalizers.NFC()),
     "llama3": _LLAMA3_LIKE,
     "llama-v3": _LLAMA3_LIKE,
     "llama-bpe": _LLAMA3_LIKE,
     "falcon3": _LLAMA3_LIKE,
+    "pixtral": _LLAMA3_LIKE,
+    "dbrx": _GPT4_LIKE,
+    "smaug-bpe": _GPT4_LIKE,
     "qwen2": _QWEN2_LIKE,
     "deepseek-r1-qwen": _QWEN2_LIKE,
+    "stablelm2": _QWEN2_LIKE,
+    "gpt-4o": _GPT4O_LIKE,
+    "llama4": _GPT4O_LIKE,
+    "tekken": PreTokenizer(splits=(_TEKKEN,), ignore_merges=True, adds_bos=True),
+    "deepseek-v3": PreTokenizer(splits=(r"\p{N}{1,3}", _CJK, _DEEPSEEK3)),
 }
 
 
