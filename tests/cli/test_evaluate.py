@@ -240,3 +240,12 @@ def test_wrong_calls(run: Run, tmp_path: Path, args: list[str]) -> None:
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--help"]) == 0
     assert "example: instructjax evaluate --data rows.jsonl" in capsys.readouterr().out
+
+
+def test_a_fine_tuned_model_is_called_by_its_run(tmp_path: Path) -> None:
+    from instructjax.cli.evaluate_run import name_specs
+
+    for run in ("one", "two"):
+        (tmp_path / run / "model").mkdir(parents=True)
+    specs = [str(tmp_path / run / "model") for run in ("one", "two")]
+    assert name_specs(tuple(specs)) == {"one": specs[0], "two": specs[1]}
