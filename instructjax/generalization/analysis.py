@@ -18,7 +18,8 @@ class GapEstimates:
 
     Attributes:
       intra: m0 - m1, the price of new inputs (m2 - m3 without scores in cell 0 or 1).
-      inter: m0 - m2, the price of new instructions (m1 - m3 without scores in cell 0 or 2).
+      inter: m0 - m2, the price of new instructions (m1 - m3 without scores in cell 0 or 2, or where
+        few of the unseen instructions are in cell 2; see `analyze`).
       joint: m0 - m3.
       interaction: m0 - m1 - m2 + m3.
     """

@@ -58,9 +58,11 @@ def analyze(
     its whole interval is at least that; otherwise there is too little data to tell. It generalizes
     over inputs if the intra-task gap is small, over instructions if the inter-task gap is small,
     over both if moreover the joint gap is at most twice `smallest_gap` (what the two allow
-    together). With `threshold`, the mean of cell 1 must be above it, too, for inputs, and that of
-    cell 3 for instructions, which are the book's two tests (arXiv 2501.09223, chapter 4): the
-    interval decides in the same way.
+    together). The inter-task gap is that on seen inputs, m0 - m2, unless fewer than half as many
+    unseen instructions (tasks, if given) have seen inputs as have unseen ones: then it is m1 - m3,
+    as in splits by task, where tasks seldom share inputs. With `threshold`, the mean of cell 1 must
+    be above it, too, for inputs, and that of cell 3 for instructions, which are the book's two
+    tests (arXiv 2501.09223, chapter 4): the interval decides in the same way.
 
     Intervals are Student's t with cluster-robust standard errors (`contrasts.contrast_se`): scores
     share their instruction, their input, and their task where tasks are given. Tasks are taken as a
@@ -101,7 +103,12 @@ def analyze(
     ways, seen = _drop_nested(ids)
     measured, between = measure_cells(values, cells, ways, tasks, weights, key)
     here = measured.counts > 0
+    different = [_count(column, measured.belongs) for column in ids]
+    of_unit = different[2 if unit == "tasks" else 0]
     rows = {name: _pick(some, here) for name, some in _GAPS.items()}
+    if of_unit[2] * 2 < of_unit[3] and here[1]:
+        # A handful of unseen instructions that happen to have seen inputs says little.
+        rows["inter"] = np.array(_GAPS["inter"][1], float)
     matrix = np.array(
         [*np.eye(CELLS), *(np.zeros(CELLS) if r is None else r for r in rows.values())]
     )
@@ -129,8 +136,7 @@ def analyze(
     if both == "not measured":
         both = combine([inputs, instructions])
     decided = find_level(inputs, instructions, both)
-    different = [_count(column, measured.belongs) for column in ids]
-    unseen = different[2 if unit == "tasks" else 0][2:].max()
+    measured_in = of_unit[2:] if rows["inter"] is None else of_unit[2:][rows["inter"][2:] != 0]
     return Analysis(
         means=measured.means,
         counts=measured.counts,
@@ -150,7 +156,7 @@ def analyze(
             instructions,
             numbers=_list_numbers(gaps, found, threshold, decided),
             unit=unit,
-            unseen=int(unseen),
+            unseen=int(measured_in.max()),
             more=more,
         ),
         unit=unit,

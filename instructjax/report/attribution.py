@@ -63,7 +63,9 @@ def describe_contributions(
         for part in found
     ]
     maps = []
-    for response in choose_shown(responses, lambda id: inputs.get(id, id)):
+    for response in choose_shown(
+        responses, lambda id: (instruction.get(id, id), inputs.get(id, id))
+    ):
         names = (instruction.get(response.id, ""), inputs.get(response.id, ""))
         texts = [shorten(results.texts.get(name, "")) or response.id for name in names]
         maps.append(_make_map(response, texts, spell))

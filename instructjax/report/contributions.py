@@ -129,28 +129,35 @@ def summarize_contributions(
 
 
 def choose_shown(
-    responses: Sequence[Response], input_of: Callable[[str], str], limit: int = 8
+    responses: Sequence[Response],
+    texts_of: Callable[[str], tuple[str, str]],
+    limit: int = 8,
 ) -> list[Response]:
     """Some to look at: those to which the instruction adds most, and least, a token.
 
-    Of several responses to one input, the one of which that is truest stands for all.
+    Of the longer half, since a word and its end show little; and of different instructions where
+    there are enough, else of different inputs, so that each shows something else.
+
+    Args:
+      responses: to choose from.
+      texts_of: the instruction and the input of a row's id.
+      limit: how many.
 
     Returns:
       In the order of what the instruction adds, most first.
     """
-    order = np.argsort([-r.layers[1].mean() for r in responses], kind="stable").tolist()
-    most = _first_of_inputs(responses, order, input_of, limit - limit // 2)
-    taken = {input_of(responses[i].id) for i in most}
-    rest = [i for i in reversed(order) if input_of(responses[i].id) not in taken]
-    least = _first_of_inputs(responses, rest, input_of, limit // 2)
-    return [responses[i] for i in [*most, *reversed(least)]]
-
-
-def _first_of_inputs(
-    responses: Sequence[Response], order: Sequence[int], input_of: Callable[[str], str], limit: int
-) -> list[int]:
-    first: dict[str, int] = {}
-    for i in order:
-        if len(first) < limit:
-            first.setdefault(input_of(responses[i].id), i)
-    return list(first.values())
+    usual = np.median([len(r.token_ids) for r in responses])
+    longer = [r for r in responses if len(r.token_ids) >= usual]
+    by = 0 if len({texts_of(r.id)[0] for r in longer}) >= limit else 1
+    ordered = sorted(longer, key=lambda r: -r.layers[1].mean())
+    most: dict[str, Response] = {}
+    least: dict[str, Response] = {}
+    for chosen, among, number in (
+        (most, ordered, limit - limit // 2),
+        (least, ordered[::-1], limit // 2),
+    ):
+        for response in among:
+            name = texts_of(response.id)[by]
+            if len(chosen) < number and name not in most:
+                chosen.setdefault(name, response)
+    return [*most.values(), *reversed(least.values())]

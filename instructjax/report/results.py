@@ -81,6 +81,7 @@ def read_results(paths: Sequence[Path]) -> Results:
       DataError: a file is damaged.
     """
     tables, scores, leaks, files, texts, split = [], [], [], [], {}, None
+    origins: list[tuple[Path, Mapping[str, str]]] = []
     for path in map(Path, paths):
         if not path.is_file():
             raise UsageError("there is no such file", file=path, remedy="check the path")
@@ -103,6 +104,7 @@ def read_results(paths: Sequence[Path]) -> Results:
                 table = read_table(path, EVALUATION_SCHEMA, verb="evaluate")
                 tables.append(to_columns(table))
                 metadata = read_metadata(table)
+                origins.append((path, metadata))
             else:
                 raise UsageError(
                     "is no evaluation table, score table, split.json or leaks.jsonl",
@@ -114,6 +116,7 @@ def read_results(paths: Sequence[Path]) -> Results:
         raise UsageError(
             "there is no evaluation table", remedy="give one that `instructjax evaluate` wrote"
         )
+    _tell_apart(tables, origins)
     columns = {name: np.concatenate([table[name] for table in tables]) for name in _TEXTS}
     return Results(
         columns=columns,
@@ -125,6 +128,38 @@ def read_results(paths: Sequence[Path]) -> Results:
         texts=texts,
         files=tuple(files),
     )
+
+
+def _tell_apart(
+    tables: Sequence[Mapping[str, np.ndarray]], origins: Sequence[tuple[Path, Mapping[str, str]]]
+) -> None:
+    """Gives the name of their file to models of one name that are not the same one, in place.
+
+    Raises:
+      UsageError: two tables have the same row of the same model: it would count twice.
+    """
+    prints: dict[str, set[str]] = {}
+    for table, (_, about) in zip(tables, origins, strict=True):
+        for name in set(table["model"]):
+            prints.setdefault(name, set()).add(about.get(f"{name}/model_fingerprint", ""))
+    known: set[tuple[str, ...]] = set()
+    for table, (path, _) in zip(tables, origins, strict=True):
+        names = table["model"]
+        for name in set(names):
+            if len(prints[name] - {""}) > 1:
+                names[names == name] = f"{name} ({path})"
+        if len(tables) > 1:
+            columns = ("model", "metric", "id", "instruction_hash", "input_hash")
+            rows = set(zip(*(table[column] for column in columns), strict=True))
+            if twice := rows & known:
+                model, metric, id, *_ = min(twice)
+                raise UsageError(
+                    f"{len(twice):,} rows are in another table too, the first {id!r:.80} of "
+                    f"{model!r:.80} in {metric!r:.80}",
+                    file=path,
+                    remedy="give each result once",
+                )
+            known |= rows
 
 
 def make_results(

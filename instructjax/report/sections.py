@@ -26,11 +26,21 @@ CELL_NAMES = ("training pairs", "intra-task", "known inputs", "inter-task")
 SHORT_CELLS: dict[str, str] = dict[str, str](
     zip(CELLS, ("c, z seen", "z new", "c new", "c, z new"), strict=True)
 )
+# Of each gap its name, and what it is in the cells that it was measured in.
 _GAPS = {
-    "intra": ("intra-task gap", "new inputs, known instructions"),
-    "inter": ("inter-task gap", "new instructions, known inputs"),
-    "joint": ("joint gap", "both new"),
-    "interaction": ("interaction", "negative: both new cost more than the two alone"),
+    "intra": (
+        "intra-task gap",
+        {"m0 - m1": "new inputs, known instructions", "m2 - m3": "new inputs, new instructions"},
+    ),
+    "inter": (
+        "inter-task gap",
+        {"m0 - m2": "new instructions, known inputs", "m1 - m3": "new instructions, new inputs"},
+    ),
+    "joint": ("joint gap", {"m0 - m3": "both new"}),
+    "interaction": (
+        "interaction",
+        {"m0 - m1 - m2 + m3": "negative: both new cost more than the two alone"},
+    ),
 }
 _ANSWERS = {"yes": "yes", "no": "no", "unclear": "too little data to tell"}
 
@@ -93,13 +103,15 @@ def make_grid(analysis: Analysis) -> list[GridCell]:
 def list_gaps(analysis: Analysis) -> list[TrackItem]:
     """The gaps that could be measured, and how each was where a cell is empty."""
     items = []
-    for name, (label, note) in _GAPS.items():
+    for name, (label, notes) in _GAPS.items():
         gap = getattr(analysis.gaps, name)
         if gap is not None:
+            # No-break spaces: a formula stays on one line.
+            formula = gap.contrast.replace("-", "−").replace(" ", "\u00a0")
             items.append(
                 TrackItem(
                     label=label,
-                    note=f"{note}: {gap.contrast.replace('-', '−')}",
+                    note=f"{notes[gap.contrast]}: {formula}",
                     value=gap.estimate,
                     low=gap.low,
                     high=gap.high,
@@ -138,7 +150,7 @@ def list_worst(scores: CellScores, texts: Mapping[str, str]) -> list[Table]:
     """Tables of the instructions, inputs and tasks that hurt most."""
     tables = []
     sides = {"Instructions": scores.instruction, "Inputs": scores.input}
-    if scores.tasks is not None:
+    if scores.tasks is not None and not _are_one_to_one(scores.task, scores.instruction):
         sides["Tasks"] = scores.task
     for title, names in sides.items():
         worst = find_worst(scores.value, names, scores.cell, scores.task, limit=6)
@@ -148,6 +160,11 @@ def list_worst(scores: CellScores, texts: Mapping[str, str]) -> list[Table]:
             numbers = ("mean", "scores", "mean of all rises by")
             tables.append(make_table(title, (noun, "in"), numbers, rows))
     return tables
+
+
+def _are_one_to_one(a: np.ndarray, b: np.ndarray) -> bool:
+    pairs = set(zip(a.tolist(), b.tolist(), strict=True))
+    return len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
 
 
 def _worst_row(group: Group, texts: Mapping[str, str], is_task: bool) -> tuple[str, ...]:
@@ -192,7 +209,7 @@ def describe_leaks(
                 shorten(str(leak.get("text", "")), 140),
                 shorten(str(leak.get("train_text", "")), 140),
                 shorten(", ".join(map(str, leak.get("kinds", ()))), 80),
-                shorten(f"{leak.get('id', '')} / {leak.get('train_id', '')}", 90),
+                " / ".join(shorten(str(leak.get(name, "")), 20) for name in ("id", "train_id")),
                 show_percent(_share(leak)),
                 show_number(_number(leak.get("similarity")), 2),
             )

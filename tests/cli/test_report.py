@@ -6,6 +6,9 @@ import csv
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 
 from instructjax.cli.main import main
@@ -65,3 +68,29 @@ def test_failures(
     assert main(["report", *named, "--out", str(tmp_path / "report.html")]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+def test_tables_of_several_runs(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same rows never count twice; two models of one name are two."""
+    out = tmp_path / "report.md"
+    assert main(["report", str(table), str(table), "--out", str(out)]) == 2
+    assert "13 rows are in another table" in capsys.readouterr().err
+    tables = []
+    for run in ("one", "other"):
+        rows = pa.csv.read_csv(table, convert_options=pa.csv.ConvertOptions())
+        rows = pa.table({name: rows[name].cast(pa.string()) for name in rows.column_names})
+        tables.append(tmp_path / f"{run}.parquet")
+        about = {"m/model_fingerprint": run}
+        columns = [
+            pa.array(rows[field.name].to_pylist(), pa.string()).cast(field.type)
+            if field.name in rows.column_names
+            else pa.nulls(len(rows), field.type)
+            for field in EVALUATION_SCHEMA
+        ]
+        schema = EVALUATION_SCHEMA.with_metadata({"instructjax": json.dumps(about)})
+        pq.write_table(pa.table(columns, schema=schema), tables[-1])
+    assert main(["report", *map(str, tables), "--out", str(out)]) == 0
+    text = out.read_text("utf-8")
+    assert "one.parquet" in text and "other.parquet" in text and "Difference from" in text

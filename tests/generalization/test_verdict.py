@@ -106,6 +106,26 @@ def test_cells_may_be_empty() -> None:
     assert alone.level == "unclear"
 
 
+def test_a_handful_of_unseen_instructions_on_seen_inputs_does_not_decide() -> None:
+    """Tasks seldom share inputs: where 3 of 20 unseen ones do, the gap is that on new inputs."""
+    rng = np.random.default_rng(0)
+    c, z = (x.ravel() for x in np.indices((40, 12)))
+    seen_z = np.where(c < 20, z < 6, (z < 6) & (c >= 37))
+    cell = 2 * (c >= 20) + ~seen_z
+    score = 0.7 - 0.3 * (c >= 20) + 0.05 * rng.standard_normal(480)
+    ids = [f"{a}-{b}" for a, b in zip(c, z, strict=True)]
+    found = analyze(score, c, ids, c, cell)
+    assert found.gaps.inter is not None
+    assert found.gaps.inter.contrast == "m1 - m3"
+    assert found.gaps.inter.estimate == pytest.approx(
+        score[cell == 1].mean() - score[cell == 3].mean()
+    )
+    assert found.level == "inputs"
+    half = analyze(score[c < 23], c[c < 23], z[c < 23], None, (2 * (c >= 20) + (z >= 6))[c < 23])
+    assert half.gaps.inter is not None
+    assert half.gaps.inter.contrast == "m0 - m2"
+
+
 def test_threshold_is_tested_too() -> None:
     high, low = simulate(threshold=0.6), simulate(threshold=0.9)
     assert high.level == "inputs and instructions"

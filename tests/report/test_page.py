@@ -8,9 +8,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from instructjax.errors import UsageError
+from instructjax.report.contributions import Response, choose_shown
 from instructjax.report.page import Page, make_page
 from instructjax.report.results import Results, make_results
 from instructjax.report.tables import escape_latex, escape_markdown
@@ -215,3 +217,36 @@ def test_without_matplotlib_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r'pip install "instructjax\[report\]"'):
         page.save_figures(tmp_path)
+
+
+def test_gaps_say_what_they_were_measured_on(tuned_rows: list[dict[str, Any]]) -> None:
+    rows = [row for row in tuned_rows if row["cell"] != "unseen_c_seen_z"]
+    notes = {gap.label: gap.note for gap in make_page(make_results(rows)).gaps}
+    assert notes["inter-task gap"] == "new instructions, new inputs: m1\u00a0−\u00a0m3"
+    assert notes["intra-task gap"].startswith("new inputs, known instructions: ")
+
+
+def test_tasks_are_listed_where_they_are_not_the_instructions_again(
+    tuned_rows: list[dict[str, Any]],
+) -> None:
+    def titles(rows: list[dict[str, Any]]) -> list[str]:
+        return [table.title for table in make_page(make_results(rows)).worst]
+
+    assert "Tasks" in titles(tuned_rows)
+    alone = [row | {"task": row["instruction_hash"]} for row in tuned_rows]
+    assert titles(alone) == ["Instructions", "Inputs"]
+
+
+def test_shown_responses_are_long_and_of_different_instructions() -> None:
+    def respond(id: str, tokens: int, adds: float) -> Response:
+        log_probs = np.zeros((4, tokens))
+        log_probs[2] = -adds
+        return Response(id=id, candidate=0, token_ids=np.arange(tokens), log_probs=log_probs)
+
+    responses = [
+        respond(f"{c}{k}", 1 + 5 * (k % 2), c + k / 10) for c in range(9) for k in range(4)
+    ]
+    shown = choose_shown(responses, lambda id: (id[0], id), limit=6)
+    assert [one.id for one in shown] == ["83", "73", "63", "21", "11", "01"]
+    of_one = choose_shown(responses[:4], lambda id: ("c", id), limit=6)
+    assert [one.id for one in of_one] == ["03", "01"]
