@@ -50,12 +50,22 @@ def main() -> int:
         return nested_bootstrap(key, score, draws=args.draws)
 
     results["nested, exponential"] = measure(run_nested, nested)
-    print(f"10^5 scores, {args.draws:,} draws, seconds\n")
-    print("| bootstrap | compile | run |\n| --- | ---: | ---: |")
-    for name, found in results.items():
-        print(f"| {name} | {found['compile']:.1f} | {found['run']:.1f} |")
+    lines = [
+        f"Seconds of {args.draws:,} bootstrap draws of the mean of 10^5 scores, compilation apart "
+        "(`experiments/benchmarks/bootstrap.py`)",
+        "",
+        "| bootstrap | compile | run |",
+        "| --- | ---: | ---: |",
+    ]
+    lines += [
+        f"| {name} | {found['compile']:.2f} | {found['run']:.2f} |"
+        for name, found in results.items()
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text, end="")
     if args.out:
         args.out.write_text(json.dumps({"draws": args.draws, "seconds": results}, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(text)
     return 0
 
 

@@ -38,11 +38,12 @@ class Split:
     seed: int = 0
     """Of the choice."""
     preset: Literal["none", "superni-official"] = "none"
-    """superni-official holds out the tasks that --split-file names, as Super-NaturalInstructions
-    does; tasks that are in neither of its splits are rejected."""
+    """superni-official holds out the tasks that Super-NaturalInstructions does; tasks that are in
+    neither of its splits are rejected. Its lists are found in the data's folder or beside it
+    (splits/default), as in its repository, or named by --split-file."""
     split_file: Path | None = None
-    """For the preset: .jsonl rows with `task` and `split`, a .json object, or a .txt list of the
-    test tasks."""
+    """For the preset: the folder splits/default, .jsonl rows with `task` and `split`, a .json
+    object, or a .txt list of the test tasks."""
     method: Literal["mcd", "length"] = "mcd"
     """For compositional: maximum compound divergence over words and pairs of words, or length."""
     side: Literal["input", "instruction"] = "input"

@@ -23,7 +23,7 @@ from instructjax.data.files import find_files
 from instructjax.data.rejects import BadRow, shorten_raw
 from instructjax.errors import DataError, UsageError
 from instructjax.generalization.leaks import LeakRules
-from instructjax.generalization.official_split import read_task_split
+from instructjax.generalization.official_split import find_task_split, read_task_split
 from instructjax.generalization.split_folder import (
     check_folder,
     choose_cells,
@@ -93,12 +93,20 @@ def vars_of(rules: LeakRules) -> dict[str, Any]:
 
 
 def _read_preset(options: Split) -> dict[str, bool] | None:
-    if (options.preset == "none") != (options.split_file is None):
+    if options.preset == "none":
+        if options.split_file is None:
+            return None
         raise UsageError(
-            "--preset superni-official and --split-file go together",
-            remedy="give both: the file says which tasks are held out",
+            "--split-file goes with --preset superni-official", remedy="give both, or neither"
         )
-    return None if options.split_file is None else read_task_split(options.split_file)
+    file = options.split_file or find_task_split(options.data)
+    if file is None:
+        raise UsageError(
+            "the preset needs the lists of tasks; no splits/default is in the data or beside it",
+            remedy="give --split-file: splits/default of "
+            "https://github.com/allenai/natural-instructions, or a .jsonl with task and split",
+        )
+    return read_task_split(file)
 
 
 def _check_apart(data: Path, out: Path) -> None:

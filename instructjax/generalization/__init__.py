@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         optimal_allocation,
     )
     from instructjax.generalization.estimate import Estimate
+    from instructjax.generalization.leaks import LeakRules, find_leaks
     from instructjax.generalization.marginal import (
         MarginalAttribution,
         marginal_attribution,
@@ -69,6 +70,11 @@ if TYPE_CHECKING:
         min_k_log_prob,
         min_k_pp,
         next_token_moments,
+    )
+    from instructjax.generalization.minhash import (
+        estimate_jaccard,
+        jaccard,
+        minhash_signatures,
     )
     from instructjax.generalization.paired import (
         Comparison,
@@ -96,7 +102,11 @@ if TYPE_CHECKING:
         performance_drop_rate,
         spread_noise,
     )
+    from instructjax.generalization.split_folder import crossed_split
+    from instructjax.generalization.split_recipes import SplitRecipe
+    from instructjax.generalization.text_store import TextStore
     from instructjax.generalization.verdict import analyze
+    from instructjax.generalization.word_hashes import hash_words
 
 _FILES = {
     "analysis": ("Analysis", "GapEstimates"),
@@ -149,8 +159,10 @@ _FILES = {
         "optimal_allocation",
     ),
     "estimate": ("Estimate",),
+    "leaks": ("LeakRules", "find_leaks"),
     "marginal": ("MarginalAttribution", "marginal_attribution", "marginal_token_log_probs"),
     "min_k": ("log_prob_moments", "min_k_log_prob", "min_k_pp", "next_token_moments"),
+    "minhash": ("estimate_jaccard", "jaccard", "minhash_signatures"),
     "paired": ("Comparison", "benjamini_hochberg", "compare_paired", "holm", "max_t"),
     "planning": ("clusters_to_halve",),
     "posix_index": ("posix",),
@@ -166,7 +178,11 @@ _FILES = {
         "performance_drop_rate",
         "spread_noise",
     ),
+    "split_folder": ("crossed_split",),
+    "split_recipes": ("SplitRecipe",),
+    "text_store": ("TextStore",),
     "verdict": ("analyze",),
+    "word_hashes": ("hash_words",),
 }
 _FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 
@@ -183,12 +199,15 @@ __all__ = [
     "FollowingDifficulty",
     "GapEstimates",
     "Gaps",
+    "LeakRules",
     "MarginalAttribution",
     "NestedComponents",
     "PromptSummary",
     "RaschFit",
     "RemlFit",
+    "SplitRecipe",
     "SpreadNoise",
+    "TextStore",
     "analyze",
     "benjamini_hochberg",
     "bootstrap_records",
@@ -205,15 +224,20 @@ __all__ = [
     "consistency_rate",
     "contrast_se",
     "crossed_bootstrap",
+    "crossed_split",
     "d_study",
     "draw_weights",
+    "estimate_jaccard",
+    "find_leaks",
     "fit_log_linear",
     "fit_power_law",
     "fit_reml",
     "following_difficulty",
     "g_coefficients",
     "generalization_gaps",
+    "hash_words",
     "holm",
+    "jaccard",
     "log_prob_moments",
     "marginal_attribution",
     "marginal_token_log_probs",
@@ -222,6 +246,7 @@ __all__ = [
     "mean_se",
     "min_k_log_prob",
     "min_k_pp",
+    "minhash_signatures",
     "model_components",
     "multi_prompt_summary",
     "multiway_cluster_se",

@@ -10,6 +10,13 @@ from typing import Any
 from instructjax.errors import DataError, UsageError
 
 _UNSEEN = {"test": True, "train": False}
+_TEST, _TRAIN = "test_tasks.txt", "train_tasks.txt"
+
+
+def find_task_split(data: Path) -> Path | None:
+    """`splits/default` of Super-NaturalInstructions, in the folder of the data or beside it."""
+    places = (folder / "splits" / "default" for folder in (data, data.parent))
+    return next((place for place in places if (place / _TEST).is_file()), None)
 
 
 def read_task_split(path: Path) -> dict[str, bool]:
@@ -18,11 +25,12 @@ def read_task_split(path: Path) -> dict[str, bool]:
     Args:
       path: a .jsonl file whose rows have `task` and `split` ("train" or "test"; rows of another
         split are left out), a .json file with an object from task to split, or a .txt file with
-        the name of a test task on each line (as `splits/default/test_tasks.txt` of
-        Super-NaturalInstructions): then all other tasks are trained on.
+        the name of a test task on each line. Of `test_tasks.txt` in `splits/default` of
+        Super-NaturalInstructions, or of that folder, `train_tasks.txt` beside it is read too: what
+        is in neither is excluded. Without one, all other tasks are trained on.
 
     Returns:
-      By task, True where it is held out. From a .txt file, True alone: what is not named is seen.
+      By task, True where it is held out. From a .txt file alone, True alone: the rest is seen.
 
     Raises:
       UsageError: no such file, or another extension.
@@ -34,6 +42,8 @@ def read_task_split(path: Path) -> dict[str, bool]:
     >>> read_task_split(file)
     {'task1': False, 'task2': True}
     """
+    if path.is_dir():
+        path = path / _TEST
     if path.suffix not in (".jsonl", ".json", ".txt"):
         raise UsageError("is no list of tasks", file=path, remedy="give a .jsonl, .json, .txt file")
     try:
@@ -43,17 +53,22 @@ def read_task_split(path: Path) -> dict[str, bool]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read ({error})", file=path, remedy="get it again") from None
     tasks: dict[str, bool] = {}
-    for place, task, split in _list_tasks(path, text):
+    train = path.with_name(_TRAIN)
+    entries = [(path, *entry) for entry in _list_tasks(path, text)]
+    if path.name == _TEST and train.is_file():
+        names = train.read_text(encoding="utf-8", errors="replace").splitlines()
+        entries += [(train, f"line {n}", name, "train") for n, name in enumerate(names, 1) if name]
+    for file, place, task, split in entries:
         if not isinstance(task, str) or not isinstance(split, str):
             raise DataError(
-                "no `task` and `split`", file=path, row=place, remedy="give both, as text"
+                "no `task` and `split`", file=file, row=place, remedy="give both, as text"
             )
         unseen = _UNSEEN.get(split.strip().lower())
         if unseen is None:
             continue
         if tasks.setdefault(task.strip(), unseen) != unseen:
             raise DataError(
-                f"task {task!r:.80} is in both splits", file=path, row=place, remedy="keep one"
+                f"task {task!r:.80} is in both splits", file=file, row=place, remedy="keep one"
             )
     if True not in tasks.values():
         raise DataError("no task is held out", file=path, remedy='give tasks the split "test"')

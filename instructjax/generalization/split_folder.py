@@ -1,18 +1,23 @@
-"""A split as a folder: train.jsonl, eval.jsonl, leaks.jsonl, split.json; whole or not at all."""
+"""A split as a folder: train.jsonl, eval.jsonl, leaks.jsonl, split.json; whole or not at all.
+
+`crossed_split` makes one in memory.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int8, UInt64
 
+from instructjax.data import Example
 from instructjax.data.text_hash import text_hash
 from instructjax.errors import DataError, UsageError, remedy_for_writing
 from instructjax.generalization import divergence
@@ -51,6 +56,37 @@ def choose_cells(
         chosen, told = _choose_compositional(rows, recipe)
         held, unseen_inputs = (held, chosen) if recipe.side == "input" else (chosen, unseen_inputs)
     return assign_cells(keys, held, unseen_inputs), told
+
+
+def crossed_split(
+    examples: Iterable[Example], recipe: SplitRecipe | None = None
+) -> Int8[np.ndarray, " N"]:
+    """The cell of every example in memory: what `instructjax split` does, without its files.
+
+    Args:
+      examples: with texts; what c and z are is told by their normalized texts, not by names.
+      recipe: which levels are held out, and how much of them; default: `SplitRecipe()`.
+
+    Returns:
+      0 seen c and z (to train on), 1 unseen z (intra-task), 2 unseen c, 3 both (inter-task).
+
+    Raises:
+      BadRow: an example is given as token ids.
+
+    >>> rows = [Example(instruction=f"Say {c}.", input=f"word {z}", output="!", task=f"task {c}")
+    ...         for c in range(4) for z in range(5)]
+    >>> cell = crossed_split(rows, SplitRecipe(by="task", fraction_unseen_instructions=0.25))
+    >>> np.bincount(cell).tolist()  # 3 of 4 tasks and 4 of 5 inputs are seen
+    [12, 3, 4, 1]
+    """
+    recipe = recipe or SplitRecipe()
+    with (
+        TemporaryDirectory() as folder,
+        SplitRows(Path(folder) / "rows", fold_case=recipe.fold_case) as rows,
+    ):
+        for example in examples:
+            rows.add(example)
+        return choose_cells(rows, rows.keys(), recipe)[0]
 
 
 def _choose_compositional(

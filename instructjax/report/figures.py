@@ -47,7 +47,7 @@ def save_figures(page: Page, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     drawings: dict[str, tuple[tuple[float, float], Callable[[Any], None]]] = {
         "grid": ((4.6, 3.4), lambda axes: _draw_grid(axes, page)),
-        "gaps": ((5.2, 2.4), lambda axes: _draw_tracks(axes, page.gaps, "gap", zero=True)),
+        "gaps": ((5.2, 2.4), lambda axes: _draw_gaps(axes, page)),
     }
     if page.wording is not None:
         tracks = page.wording.tracks
@@ -110,12 +110,16 @@ def _rectangle(place: tuple[int, int], alpha: float, *, dashed: bool) -> Any:
     )
 
 
-def _draw_tracks(axes: Any, items: list[TrackItem], name: str, *, zero: bool = False) -> None:
+def _draw_gaps(axes: Any, page: Page) -> None:
+    _draw_tracks(axes, page.gaps, f"gap in {page.metric}; dashed: the smallest that matters")
+    axes.axvline(0, color="#666666", linewidth=0.8)
+    axes.axvline(page.smallest_gap, color="#666666", linewidth=0.8, linestyle="--")
+
+
+def _draw_tracks(axes: Any, items: list[TrackItem], name: str) -> None:
     for y, item in enumerate(reversed(items)):
         axes.plot([item.low, item.high], [y, y], color=_ACCENT, linewidth=1.6)
         axes.plot([item.value], [y], "o", color=_ACCENT, markersize=5)
-    if zero:
-        axes.axvline(0, color="#666666", linewidth=0.8)
     axes.set_yticks(range(len(items)), [item.label for item in reversed(items)])
     axes.set(ylim=(-0.6, len(items) - 0.4), xlabel=name)
     axes.spines[["top", "right", "left"]].set_visible(False)

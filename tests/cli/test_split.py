@@ -146,11 +146,30 @@ def test_rows_that_cannot_be_used_are_rejected(tmp_path: Path) -> None:
     assert sorted(reasons) == ["no response", "token ids"]
 
 
+def test_official_preset_finds_the_lists_beside_the_data(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    data = write(tmp_path / "tasks" / "rows.jsonl", make_rows()).parent
+    command = ["split", str(data), "--preset", "superni-official", "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    lists = tmp_path / "splits" / "default"
+    lists.mkdir(parents=True)
+    (lists / "test_tasks.txt").write_text("task0\ntask1\n")
+    (lists / "train_tasks.txt").write_text("task2\ntask3\n\ntask4\n")
+    assert main(command) == 0
+    tasks = {row["task"] for row in read(tmp_path / "out" / "train.jsonl")}
+    assert tasks == {"task2", "task3", "task4"}
+    assert len(read(tmp_path / "out.rejects.jsonl")) == 3 * 12  # of tasks that are in no list
+    (lists / "train_tasks.txt").write_text("task1\n")
+    named = [*command[:-1], str(tmp_path / "other"), "--split-file", str(lists)]
+    assert main(named) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         (["--fraction-unseen-inputs", "2"], 2, "fraction_unseen_inputs is 2.0"),
-        (["--preset", "superni-official"], 2, "go together"),
+        (["--preset", "superni-official"], 2, "needs the lists"),
+        (["--split-file", "x.txt"], 2, "goes with --preset"),
         (["--fraction-unseen-inputs", "0", "--fraction-unseen-instructions", "0"], 1, "unseen"),
         (["--by", "author"], 2, "author"),
     ],
