@@ -6,7 +6,7 @@ Layers are stacked on a leading axis and scanned, so a program's size does not g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -112,8 +112,12 @@ class Attention(nnx.Module):
         }
         return None if config.qk_norm is None else _norm(config, dtype, *shapes[config.qk_norm])
 
+    def project(self, x: Float[Array, "N E"]) -> Sequence[Array]:
+        """Queries, keys and values of all heads, flat."""
+        return self.q(x), self.k(x), self.v(x)
+
     def __call__(self, x: Float[Array, "N E"], angles, look: Look) -> tuple[Array, Any]:
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = self.project(x)
         if self.norms_all:
             q, k = _apply(self.q_norm, q), _apply(self.k_norm, k)
         q, k, v = (y.reshape(x.shape[0], -1, self.head_dim) for y in (q, k, v))
@@ -138,11 +142,14 @@ class MLP(nnx.Module):
         self.up = Linear(narrow, wide, bias=bias, dtype=dtype)
         self.down = Linear(wide, narrow, bias=bias, dtype=dtype)
 
+    def project(self, x: Float[Array, "N E"]) -> Sequence[Array]:
+        """Gate, if there is one, and up."""
+        return (self.up(x),) if self.gate is None else (self.gate(x), self.up(x))
+
     def __call__(self, x: Float[Array, "N E"]) -> Float[Array, "N E"]:
-        act = _ACTIVATIONS[self.activation]
-        if self.gate is None:
-            return self.down(act(self.up(x)))
-        return self.down(act(self.gate(x)) * self.up(x))
+        first, *up = self.project(x)
+        wide = _ACTIVATIONS[self.activation](first)
+        return self.down(wide * up[0] if up else wide)
 
 
 class ExpertsAndShared(Experts):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax import lax
@@ -18,12 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from instructjax.batching.batch import Batch
 from instructjax.models.attention import Window, attend
 from instructjax.models.config import NO_ROPE, DecoderConfig
+from instructjax.models.decoding import DecodingParts
 from instructjax.models.tiles import find_tiles
-
-# In the order of the layers, which is that of the alphabet.
-_STACKS = ("dense_layers", "layers")
-
-Layers = dict[str, tuple[nnx.State, ...]]
 
 
 class KVCache(struct.PyTreeNode):
@@ -57,25 +52,6 @@ def make_cache(config: DecoderConfig, slots: int, columns: int, dtype: Any) -> K
     )
 
 
-def split_layers(params: nnx.State) -> tuple[nnx.State, Layers]:
-    """A decoder's parameters without its layers, and each stack's layers as arrays of their own.
-
-    A step of one token a row does little but read weights. A slice of a stack that all layers
-    share would be copied first, on CPU, every time.
-    """
-    layers: Layers = {}
-    for name in (name for name in _STACKS if name in params):
-        count = jax.tree.leaves(params[name])[0].shape[0]
-        layers[name] = tuple(jax.tree.map(lambda x, i=i: x[i], params[name]) for i in range(count))
-    rest = nnx.State({name: value for name, value in params.items() if name not in _STACKS})
-    return rest, layers
-
-
-def merge_outside(graphdef: nnx.GraphDef, rest: nnx.State, layers: Layers) -> Any:
-    """The decoder for what is outside of its layers; one of them stands in for each stack."""
-    return nnx.merge(graphdef, nnx.State({**rest, **{n: each[0] for n, each in layers.items()}}))
-
-
 def compute_keys(
     graphdef: nnx.GraphDef, params: nnx.State, batch: Batch
 ) -> tuple[Float[Array, "L N K D"], Float[Array, "L N K D"]]:
@@ -94,9 +70,7 @@ def compute_keys(
 
 
 def decode(
-    graphdef: nnx.GraphDef,
-    rest: nnx.State,
-    layers: Layers,
+    parts: DecodingParts,
     cache: KVCache,
     tokens: Int[Array, " S"],
     positions: Int[Array, " S"],
@@ -104,19 +78,16 @@ def decode(
     """Puts one more token into each slot; gives the hidden states after the final norm.
 
     Args:
-      graphdef: of the decoder.
-      rest, layers: of `split_layers`.
+      parts: of the decoder.
       cache: with the tokens before these.
       tokens: ids.
       positions: depth of each in its sequence, which is the column that it goes to.
     """
-    model = merge_outside(graphdef, rest, layers)
+    model = parts.merge_outside()
     kinds, (ropes, angles) = model.config.layers, model.rotations(positions)
     x = model.embed(tokens, positions)
     keys, values = [], []
-    stacks = [(nnx.split(getattr(model, n))[0], each) for n, each in sorted(layers.items())]
-    each_layer = [(graph, params) for graph, each in stacks for params in each]
-    for i, (graph, params) in enumerate(each_layer):
+    for i, layer in enumerate(parts.merge_layers()):
         rope = kinds[i].rope if kinds else ropes[0]
         turn = None if ropes == [NO_ROPE] else angles[ropes.index(rope)]
         window = kinds[i].window if kinds else None
@@ -127,7 +98,7 @@ def decode(
             seen = attend_cached(q, k_cache, v_cache, positions, window=window, **options)
             return seen, (k_cache, v_cache)
 
-        x, (k_cache, v_cache) = nnx.merge(graph, params)(x, turn, look)
+        x, (k_cache, v_cache) = layer(x, turn, look)
         keys.append(k_cache)
         values.append(v_cache)
     return model.finish(x), KVCache(keys=tuple(keys), values=tuple(values))

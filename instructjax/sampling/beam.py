@@ -9,11 +9,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from instructjax.data.example import Example
-from instructjax.models.kv_cache import KVCache, Layers, decode, merge_outside
+from instructjax.models.decoding import DecodingParts
+from instructjax.models.kv_cache import KVCache
 from instructjax.models.model import Model
 from instructjax.prompts.options import Truncation
 from instructjax.sampling.api import check_count
@@ -22,10 +22,9 @@ from instructjax.sampling.responses import PromptToSample, Sampled, columns_for
 from instructjax.sampling.result import Samples
 from instructjax.sampling.rows import SampledRow, encode_prompt, make_prompt_encoder, to_prompt
 from instructjax.sampling.rules import SamplingRules
-from instructjax.sampling.slots import admit, empty_slots
+from instructjax.sampling.slots import admit, decode_logits, empty_slots
 from instructjax.sampling.stops import FinishReason
 from instructjax.sampling.stream import describe_sampling
-from instructjax.scoring.head import cap_logits, compute_logits
 from instructjax.scoring.rows import list_examples
 
 
@@ -105,7 +104,6 @@ def search(sampler: Sampler, prompt: PromptToSample, beams: int) -> list[Sampled
     ((_, keys, newcomer),) = sampler.admission([prompt], columns)
     for slot in range(width):
         slots = admit(slots, *keys, newcomer, jnp.int32(slot))
-    rest, layers = sampler.parts
     cache, tokens, parents = slots.cache, np.full(width, prompt.ids[-1], np.int32), np.arange(width)
     alive, done = [_Beam((), ())], []
     # Enough of each beam's next tokens that stop tokens cannot crowd out the others.
@@ -113,7 +111,7 @@ def search(sampler: Sampler, prompt: PromptToSample, beams: int) -> list[Sampled
     for step in range(budget):
         position = jnp.int32(size - 1 + step)
         cache, ids, log_probs = _expand(
-            model.graphdef, rest, layers, cache, tokens, parents, position, count=count
+            sampler.parts, cache, tokens, parents, position, count=count
         )
         ids, log_probs = jax.device_get((ids, log_probs))
         grown = [
@@ -143,11 +141,9 @@ def search(sampler: Sampler, prompt: PromptToSample, beams: int) -> list[Sampled
     return [_finish(sampler, beam, rank) for rank, beam in enumerate(best)]
 
 
-@partial(jax.jit, static_argnames=("graphdef", "count"), donate_argnames="cache")
+@partial(jax.jit, static_argnames="count", donate_argnames="cache")
 def _expand(
-    graphdef: nnx.GraphDef,
-    rest: nnx.State,
-    layers: Layers,
+    parts: DecodingParts,
     cache: KVCache,
     tokens: Int[Array, " W"],
     parents: Int[Array, " W"],
@@ -158,10 +154,7 @@ def _expand(
     """Each beam's likeliest next tokens, after beams have taken the place of their parents."""
     cache = jax.tree.map(lambda x: x[parents], cache)
     positions = jnp.full(tokens.shape, position)
-    hidden, cache = decode(graphdef, rest, layers, cache, tokens, positions)
-    model = merge_outside(graphdef, rest, layers)
-    logits = compute_logits(hidden, model.output_table)
-    logits = cap_logits(logits, model.config.logit_softcap)
+    logits, cache = decode_logits(parts, cache, tokens, positions)
     top, ids = jax.lax.top_k(logits, count)
     return cache, ids, top - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 

@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 from instructjax.batching.packing import pack
 from instructjax.errors import PromptError, UsageError
-from instructjax.models.kv_cache import compute_keys, split_layers
+from instructjax.models.decoding import DecodingParts, prepare_decoding
+from instructjax.models.kv_cache import compute_keys
 from instructjax.models.model import Model
 from instructjax.models.rotary import by_length
 from instructjax.prompts.request import Request
@@ -67,8 +68,8 @@ class SamplingWork:
 class Sampler:
     """Writes responses of one model by one set of rules.
 
-    The decoder's layers are kept as arrays of their own (see `split_layers`), which takes the
-    memory of the weights once more.
+    The decoder's layers are kept as arrays of their own (see `prepare_decoding`), which takes their
+    memory once more.
 
     Args:
       model: who writes.
@@ -115,9 +116,9 @@ class Sampler:
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     @cached_property
-    def parts(self) -> tuple[Any, Any]:
-        """The decoder's parameters; see `split_layers`."""
-        return self._put(split_layers(self.model.params))
+    def parts(self) -> DecodingParts:
+        """The decoder, taken apart for steps of one token a slot."""
+        return self._put(prepare_decoding(self.model.graphdef, self.model.params))
 
     def describe(self) -> dict[str, str]:
         """Rules, seed, stops and slots, as text by name."""
@@ -246,12 +247,8 @@ class Sampler:
         return self._newcomers(prompts, [(i, 0) for i in range(len(prompts))], columns)
 
     def _write(self, slots: Slots, writing: dict[int, Draft], enough: int) -> tuple[Slots, int]:
-        rest, layers = self.parts
         idle = self._put(jnp.int32(STEPS)), self._put(jnp.int32(enough))
-        graphdef = self.model.graphdef
-        slots, written = write(
-            graphdef, rest, layers, slots, self._values, self._mask, *idle, mesh=self.mesh
-        )
+        slots, written = write(self.parts, slots, self._values, self._mask, *idle, mesh=self.mesh)
         steps, *columns, wrote = jax.device_get(
             (
                 written.steps,

@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import struct
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from instructjax.models.config import DecoderConfig
-from instructjax.models.kv_cache import KVCache, Layers, decode, make_cache, merge_outside
+from instructjax.models.decoding import DecodingParts, multiply_rows
+from instructjax.models.kv_cache import KVCache, decode, make_cache
 from instructjax.sampling.draw import RuleValues, draw, uniform_of
-from instructjax.scoring.head import cap_logits, compute_logits
+from instructjax.scoring.head import cap_logits
 
 STEPS = 16  # at most so many tokens a slot before the host looks at them
 AXIS = "data"
@@ -154,11 +155,19 @@ def admit(
     )(slots, keys, values, newcomer, slot)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "mesh"), donate_argnames="slots")
+def decode_logits(
+    parts: DecodingParts, cache: KVCache, tokens: Int[Array, " S"], positions: Int[Array, " S"]
+) -> tuple[Float[Array, "S V"], KVCache]:
+    """What the model says of the token after each of these, in float32; see `decode`."""
+    hidden, cache = decode(parts, cache, tokens, positions)
+    model = parts.merge_outside()
+    logits = multiply_rows(model.output_table, hidden, jnp.float32).T
+    return cap_logits(logits, model.config.logit_softcap), cache
+
+
+@partial(jax.jit, static_argnames="mesh", donate_argnames="slots")
 def write(
-    graphdef: nnx.GraphDef,
-    rest: nnx.State,
-    layers: Layers,
+    parts: DecodingParts,
     slots: Slots,
     rules: RuleValues,
     stops: Bool[Array, " V"],
@@ -170,7 +179,7 @@ def write(
     """Draws tokens for all live slots, in place.
 
     Args:
-      graphdef, rest, layers: of the decoder; see `split_layers`.
+      parts: of the decoder.
       slots: the sequences.
       rules: how tokens are drawn.
       stops: tokens that end a sequence.
@@ -178,9 +187,8 @@ def write(
       enough: it ends early when no more than so many slots are live.
     """
 
-    def here(rest, layers, slots: Slots, rules, stops, steps, enough):
+    def here(parts, slots: Slots, rules, stops, steps, enough):
         count = slots.token.shape[0]
-        model = merge_outside(graphdef, rest, layers)
         floats = jnp.zeros((STEPS, count), jnp.float32)
         ints = floats.astype(jnp.int32)
         written = Written(steps * 0, ints, floats, floats, floats, floats.astype(bool))
@@ -193,9 +201,7 @@ def write(
 
         def step(state):
             slots, written = state
-            hidden, cache = decode(graphdef, rest, layers, slots.cache, slots.token, slots.position)
-            logits = compute_logits(hidden, model.output_table)
-            logits = cap_logits(logits, model.config.logit_softcap)
+            logits, cache = decode_logits(parts, slots.cache, slots.token, slots.position)
             drawn = draw(logits, uniform_of(slots.key, slots.count), slots.seen, rules)
             live, at = slots.live, written.steps
             move = live.astype(jnp.int32)
@@ -226,12 +232,12 @@ def write(
 
         return lax.while_loop(going, step, (slots, written))
 
-    operands = (rest, layers, slots, rules, stops, steps, enough)
+    operands = (parts, slots, rules, stops, steps, enough)
     if mesh is None:
         return here(*operands)
     columns = P(None, AXIS)
     spread = Written(P(), columns, columns, columns, columns, columns)  # type: ignore[arg-type]
-    specs = (P(), P(), P(AXIS), P(), P(), P(), P())
+    specs = (P(), P(AXIS), P(), P(), P(), P())
     return jax.shard_map(
         here, mesh=mesh, in_specs=specs, out_specs=(P(AXIS), spread), check_vma=False
     )(*operands)
