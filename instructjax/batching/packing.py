@@ -28,9 +28,10 @@ from instructjax.batching.prefix_tree import (
 from instructjax.prompts.request import Request
 
 ROW_LENGTHS = (128, 512, 1024, 1792, 2048)
-# Where a long prefix serves many requests, rows of this length repeat it less often. They run a
-# little slower a token, so they must save more than LONG_ROW_COST of the tokens.
-LONG_ROW, LONG_ROW_COST = 8192, 1.1
+# Where a long prefix serves many requests, longer rows repeat it less often, and long requests fill
+# them better. They run a little slower a token, so they must save more than LONG_ROW_COST of the
+# tokens.
+LONG_ROWS, LONG_ROW_COST = (4096, 8192, 12288, 16384, 24576, 32768), 1.1
 # Queries and keys a tile of attention. Small tiles follow short sequences and branches closely,
 # large ones take fewer steps: on CPU they pay from LONG tokens on. Other platforms do not attend
 # in tiles.
@@ -53,15 +54,16 @@ class PackedRow:
 
 
 def row_length_for(tokens: int) -> int:
-    """The shortest allowed row that holds `tokens`; beyond the list, powers of two.
+    """The shortest allowed row that holds `tokens`; beyond the list, powers of two and 3/4 of them.
 
-    >>> row_length_for(100), row_length_for(2048), row_length_for(2049)
-    (128, 2048, 4096)
+    >>> row_length_for(100), row_length_for(2048), row_length_for(2049), row_length_for(3073)
+    (128, 2048, 3072, 4096)
     """
     for length in ROW_LENGTHS:
         if tokens <= length:
             return length
-    return 1 << (tokens - 1).bit_length()
+    whole = 1 << (tokens - 1).bit_length()
+    return whole - whole // 4 if tokens <= whole - whole // 4 else whole
 
 
 def tile_for(length: int) -> int:
@@ -108,9 +110,12 @@ def _plan(tree: PrefixTree) -> Iterator[list[int]]:
     """
     standard = ROW_LENGTHS[-1]
     plans = [_place(tree, standard, limit) for limit in (standard, standard // 4, 0)]
-    if tree.num_tokens > standard and jax.default_backend() == "cpu":
-        # Elsewhere attention takes memory and time by the square of the row.
-        plans.append(_place(tree, LONG_ROW, LONG_ROW))
+    longest = 32 * max(tree.shared, default=0)
+    if jax.default_backend() == "cpu":  # elsewhere attention is at its best in standard rows
+        longest = max(longest, 8192)
+    for length in LONG_ROWS:
+        if length // 2 < tree.num_tokens and length <= longest:
+            plans.append(_place(tree, length, length))
     for runs in min(plans, key=_cost):
         yield [place for run, _ in sorted(runs, key=_first) for place in run]
 
@@ -140,7 +145,7 @@ def _cost(rows: list[list[tuple[range, int]]]) -> float:
     total = 0.0
     for runs in rows:
         length = row_length_for(sum(size for _, size in runs))
-        total += length * (LONG_ROW_COST if length >= LONG_ROW else 1.0)
+        total += length * (LONG_ROW_COST if length > ROW_LENGTHS[-1] else 1.0)
     return total
 
 

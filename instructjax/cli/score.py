@@ -24,6 +24,8 @@ class Score(TableOptions):
     """What of c and z the prompt holds, several with commas: cz, c, z, none."""
     turns: Literal["last", "all"] = "last"
     """Which assistant turns of a conversation to score."""
+    top_k: int | None = None
+    """Also write each token's entropy, its rank and so many of the likeliest in its place."""
 
     def run(self) -> int:
         """Does it; returns the exit code."""

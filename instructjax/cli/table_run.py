@@ -50,6 +50,7 @@ class TableJob:
       compute: what is done with chunks where they are not scored; given how far the run is, what
         it computed, and what to call now and then.
       chunk_rows: of the input in a chunk, if fewer than `CHUNK_ROWS`.
+      top_k: how many best alternatives to keep a token, where chunks are scored.
     """
 
     schema: pa.Schema
@@ -59,6 +60,7 @@ class TableJob:
     count: Callable[[Any], None]
     compute: Callable[[Iterable[Chunk], Headway, Work, Callable[[], None]], Chunks] | None = None
     chunk_rows: int | None = None
+    top_k: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,15 @@ def _run(
         progress.update(headway.rows, work.useful)
 
     scored = (
-        score_chunks(model, encoded, cache=cache, headway=headway, work=work, on_progress=show)
+        score_chunks(
+            model,
+            encoded,
+            top_k=job.top_k,
+            cache=cache,
+            headway=headway,
+            work=work,
+            on_progress=show,
+        )
         if job.compute is None
         else job.compute(encoded, headway, work, show)
     )
@@ -224,6 +234,6 @@ def _describe_inputs(
         "format": options.format or "detected",
         "field": ", ".join(f"{name}={column}" for name, column in sorted(fields.items())) or "none",
         "strict": str(options.strict).lower(),
-        "chunks": f"{job.chunk_rows or chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} tokens",
+        "chunks": f"{job.chunk_rows or chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} new tokens",
         **describe_files(find_files(options.data)),
     }

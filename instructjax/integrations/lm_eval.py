@@ -40,6 +40,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from instructjax.display.progress import ScoringProgress
@@ -90,7 +91,8 @@ class InstructJaxLM(LM):
         chooses the device (environment variable JAX_PLATFORMS).
 
     Raises:
-      UsageError: an unknown option or model.
+      UsageError: an unknown option or model, or several processes that share devices, each of
+        which would ask and answer everything.
     """
 
     def __init__(
@@ -107,6 +109,11 @@ class InstructJaxLM(LM):
         max_batch_size: int | None = None,
         device: str | None = None,
     ) -> None:
+        if (processes := jax.process_count()) > 1:
+            raise UsageError(
+                f"lm-evaluation-harness runs here in one process, and there are {processes}",
+                remedy="start one without jax.distributed; it uses all devices of its host",
+            )
         super().__init__()
         # The harness bootstraps in forked processes, and a fork of a process that runs JAX may
         # never end.

@@ -22,6 +22,10 @@ from instructjax.models.attention_tiles import attend_tiles
 from instructjax.models.linear import precision_of
 from instructjax.models.tiles import Tiles
 
+# Longest row that is attended to whole. Memory grows with its square, and little of a longer row is
+# seen by any one query where it holds a tree.
+WHOLE = 2048
+
 # What attention does with queries, keys and values (and `sinks`, `scale`, `softcap`, where
 # a family has them): gives what each query sees, and what is to be kept of the layer.
 Look = Callable[..., tuple[Array, Any]]
@@ -112,6 +116,9 @@ def attend(
 ) -> Float[Array, "N H V"]:
     """Attention in the form that the platform runs best, chosen when the program is lowered.
 
+    On CPU, and for rows longer than `WHOLE` everywhere, in tiles, whose memory grows with the row;
+    else whole.
+
     Arguments are those of `attend_dense` and `attend_tiles`.
     """
 
@@ -125,4 +132,6 @@ def attend(
         return attend_dense(q, k, v, ends, **options)
 
     operands = (q, k, v, ends, tiles, window, sinks)
+    if ends.shape[1] > WHOLE:
+        return in_tiles(*operands)
     return lax.platform_dependent(*operands, cpu=in_tiles, default=whole)

@@ -67,10 +67,7 @@ def score(
         ij.score(model, ij.Example(instruction="Add.", input="1 + 1", output=["2", "3"]))
     """
     contexts = parse_contexts(contexts)
-    if not isinstance(top_k, int) or not 0 <= top_k <= model.config.vocab_size:
-        raise UsageError(
-            f"top_k is {top_k}", remedy=f"give a number from 0 to {model.config.vocab_size}"
-        )
+    check_top_k(top_k, model)
     encoder = make_encoder(
         model,
         layout=layout,
@@ -125,3 +122,10 @@ def make_encoder(model: Model, *, max_length: int | None = None, **options: Any)
         vocab_size=model.config.vocab_size,
         max_positions=longest,
     )
+
+
+def check_top_k(top_k: object, model: Model) -> None:
+    """See that the model has so many tokens to keep in each place; raises a UsageError if not."""
+    size = model.config.vocab_size
+    if not isinstance(top_k, int) or not 0 <= top_k <= size:
+        raise UsageError(f"top_k is {top_k}", remedy=f"give a number from 0 to {size}")

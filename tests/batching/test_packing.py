@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from instructjax.batching.packing import (
     LARGE_TILE,
     LONG,
-    LONG_ROW,
+    LONG_ROWS,
     ROW_LENGTHS,
     SMALL_TILE,
     pack,
@@ -185,7 +185,17 @@ def test_an_instruction_shared_by_a_whole_window_is_seldom_repeated():
     rows = list(pack(made))
     distinct = 500 + 200 * (40 + 10 * 3)
     assert sum(row.num_tokens for row in rows) <= 1.15 * distinct
-    assert max(row.batch.tokens.shape[1] for row in rows) == LONG_ROW
+
+
+@pytest.mark.parametrize("prefix", [300, 1000, 2000, 3000, 5000, 7000, 12_000])
+@pytest.mark.parametrize(("requests", "own"), [(200, 100), (50, 300), (300, 30)])
+def test_rows_grow_with_the_prefix_that_they_share(prefix, requests, own):
+    made = make_choices(1, prefix, requests, own + 1)
+    rows = list(pack(made))
+    assert sorted(index for row in rows for index, _ in row.members) == list(range(requests))
+    distinct = prefix + requests * own
+    assert sum(row.num_tokens for row in rows) <= 1.25 * distinct
+    assert sum(row.batch.tokens.size for row in rows) <= 1.4 * distinct
 
 
 @settings(max_examples=15)
@@ -193,7 +203,7 @@ def test_an_instruction_shared_by_a_whole_window_is_seldom_repeated():
 def test_rows_come_in_few_shapes(drawn):
     made = make(drawn)
     for row in pack(made):
-        assert row.batch.tokens.shape[1] in (*ROW_LENGTHS, 4096, LONG_ROW)
+        assert row.batch.tokens.shape[1] in (*ROW_LENGTHS, 3072, *LONG_ROWS)
         assert row.batch.tile in (SMALL_TILE, LARGE_TILE)
 
 
@@ -232,7 +242,7 @@ def test_many_short_requests_fill_rows():
 
 @pytest.mark.parametrize(
     ("length", "sizes"),
-    [(2049, [2048, 128]), (2050, [4096, 128]), (4097, [4096, 128]), (5000, [8192, 128])],
+    [(2049, [2048, 128]), (2050, [3072, 128]), (4097, [4096, 128]), (5000, [6144, 128])],
 )
 def test_a_request_longer_than_every_listed_row_gets_one_that_holds_it(length, sizes):
     rows = list(pack([request(30), request(length)]))

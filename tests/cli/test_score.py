@@ -174,6 +174,43 @@ def test_contexts_candidates_and_order(run: Run, tmp_path: Path, format: str) ->
     np.testing.assert_allclose(table.column("log_prob"), sums, atol=1e-12)
 
 
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_entropies_ranks_and_best_tokens(
+    run: Run, tmp_path: Path, format: str, top_k: int, tiny_model: Any
+) -> None:
+    data = tmp_path / "d.jsonl"
+    rows = [{"instruction": f"Do {i}.", "output": "abc " * (i + 1)} for i in range(3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / f"s.{format}"
+    assert run(data, "--out", out, "--top-k", top_k) == 0
+    table = read_scores(out)
+    assert read_metadata(table)["top_k"] == str(top_k)
+    expected = score(tiny_model, [Example(**row) for row in rows], top_k=top_k)
+    for name, values in [
+        ("token_entropies", expected.entropy),
+        ("token_ranks", expected.rank),
+        ("top_ids", expected.top_ids),
+        ("top_log_probs", expected.top_log_probs),
+    ]:
+        found = table.column(name).to_pylist()
+        for own, twin in zip(found, values, strict=True):
+            np.testing.assert_array_equal(np.array(own, twin.dtype), twin.ravel())
+    assert all(rank >= 1 for ranks in table.column("token_ranks").to_pylist() for rank in ranks)
+    assert run(data, "--out", tmp_path / "plain.csv") == 0
+    assert "token_ranks" not in read_scores(tmp_path / "plain.csv").column_names
+
+
+def test_more_of_the_best_than_there_are_tokens(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"instruction": "a", "output": "b"}\n')
+    assert run(data, "--out", tmp_path / "s.csv", "--top-k", 353) == 2
+    assert "from 0 to 352" in capsys.readouterr().err
+    assert not (tmp_path / "s.csv").exists()
+
+
 def test_a_row_is_scored_under_all_contexts_or_left_out(run: Run, tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
     rows = [{"prompt_ids": [5], "output_ids": [6]}, {"instruction": "a", "output": "b"}]

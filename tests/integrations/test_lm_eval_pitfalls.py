@@ -13,6 +13,7 @@ import pytest
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows
 
+from instructjax.errors import UsageError
 from instructjax.integrations.lm_eval import InstructJaxLM
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -31,6 +32,15 @@ def hf_pair(model: Any, context: str, continuation: str) -> tuple[list[int], lis
 
 def encode(model: Any, text: str) -> list[int]:
     return model.tokenizer.backend.encode(text, add_special_tokens=False).ids
+
+
+def test_each_of_several_processes_would_answer_everything(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hf` reports rank 0 and world size 1 in each of them, unless accelerate started it."""
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(UsageError, match="one process, and there are 2"):
+        InstructJaxLM(tiny_model)
 
 
 def test_one_key_for_two_splits(

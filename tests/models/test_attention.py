@@ -110,6 +110,16 @@ def test_both_forms_agree_with_a_loop_over_queries(layout, seed, tile):
     np.testing.assert_allclose(np.asarray(dense(q, k, v, ends))[used], expected[used], atol=2e-5)
 
 
+@pytest.mark.parametrize(("length", "whole"), [(2048, True), (2049, False)])
+def test_no_platform_attends_to_a_long_row_whole(length, whole):
+    """Memory by the square of the row would not do: 9 heads of 32,768 tokens are 39 GB."""
+    q, k, v = (jnp.zeros((length, heads, 4)) for heads in (2, 1, 1))
+    positions, ends = jnp.arange(length)[None], jnp.full((1, length), length)
+    form = partial(in_tiles, attend, tile=64)
+    lowered = jax.jit(form).trace(q, k, v, positions, ends).lower(lowering_platforms=("cuda",))
+    assert (f"{length}x{length}xf32" in lowered.as_text()) == whole
+
+
 def weighted(attention, positions, ends):
     """A scalar of what tokens in use receive, with different weights everywhere."""
     positions, ends = jnp.asarray(positions), jnp.asarray(ends)

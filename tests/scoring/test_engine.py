@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from instructjax.batching.packing import LARGE_TILE, LONG_ROW, ROW_LENGTHS, SMALL_TILE, pack
+from instructjax.batching.packing import LARGE_TILE, LONG_ROWS, ROW_LENGTHS, SMALL_TILE, pack
 from instructjax.errors import PromptError
 from instructjax.prompts.request import Request
 from instructjax.scoring import engine
@@ -135,7 +135,7 @@ def test_few_programs_are_compiled_and_a_second_run_compiles_none(model, compile
     jax.clear_caches()
     work = Work()
     first = list(score_requests(model, requests, work=work))
-    lengths = (*ROW_LENGTHS, 4096, LONG_ROW)
+    lengths = (*ROW_LENGTHS, 3072, *LONG_ROWS)
     assert work.programs <= {(t, tile) for t in lengths for tile in (SMALL_TILE, LARGE_TILE)}
     counts = Counter(compiled)
     assert counts["jit(token_scores)"] == len(work.programs), counts
@@ -155,7 +155,7 @@ def test_few_programs_are_compiled_and_a_second_run_compiles_none(model, compile
 def test_requests_longer_than_2048_tokens_are_scored(model, decode_by_hand):
     long = request(2100, spans=((2090, 2100),))
     (row,) = pack([long])
-    assert row.batch.tokens.shape == (1, 4096)
+    assert row.batch.tokens.shape == (1, 3072)
     (result,) = score_requests(model, [long])
     logs = decode_by_hand(model, long.ids)
     expected = logs[np.arange(2089, 2099), long.ids[2090:]]

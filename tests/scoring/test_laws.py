@@ -190,6 +190,22 @@ def same_bits(a, b):
     )
 
 
+def test_law_2_a_prefix_longer_than_the_standard_row_is_shared_bit_for_bit(random_model):
+    model = random_model(seed=4)
+    rng = np.random.default_rng(4)
+    prefix = rng.integers(0, 61, 2100)
+    made = [
+        request([*prefix, *rng.integers(0, 61, n)], [(2100, 2100 + n)]) for n in range(5, 105, 9)
+    ]
+    work = Work()
+    shared = list(score_requests(model, made, work=work))
+    assert {length for length, _ in work.programs} == {3072} and work.computed == 3072
+    for one in (made[0], made[-1]):
+        (alone,) = score_requests(model, [one])
+        twin = shared[made.index(one)]
+        assert alone.token_log_probs.tobytes() == twin.token_log_probs.tobytes()
+
+
 @settings(max_examples=30)
 @given(chosen=st.lists(st.integers(0, 13), min_size=1, max_size=25))
 def test_law_2_neighbours_order_and_packing_do_not_matter(chosen, pool, tiny_model):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from instructjax.batching.prefix_tree import input_length
+from instructjax.batching.prefix_tree import common_prefix, input_length
 from instructjax.data.example import Example
 from instructjax.data.rejects import Reject
 from instructjax.errors import InstructJaxError
@@ -20,6 +20,7 @@ from instructjax.prompts.request import Request
 
 CHUNK_ROWS = 4096
 CHUNK_TOKENS = 1 << 17
+HELD_TOKENS = 16 * CHUNK_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,9 @@ def make_chunks(
 ) -> Iterator[Chunk]:
     """Cuts a stream into chunks of `CHUNK_ROWS` rows or about `CHUNK_TOKENS` tokens.
 
+    What a request has in common at its start with the one before it, or with its like of the row
+    before, counts once, up to `HELD_TOKENS` in all, which bounds memory.
+
     Args:
       rows: examples, and rejects in their places.
       encode: makes the requests of a row, given its index, or says why there are none; what it
@@ -94,15 +98,27 @@ def make_chunks(
 
 def _read_chunk(rows: Iterator[Any], encode: Encode, first: int, most_rows: int) -> Chunk:
     chunk = Chunk(first=first, stop=first)
-    tokens = 0
+    tokens = held = 0
+    before: list[Request] = []
     for row in rows:
         made = encode(row, chunk.stop)
         if isinstance(made, list):
             chunk.rows.append(EncodedRow(row=chunk.stop, example=row, requests=made))
-            tokens += sum(map(input_length, made))
+            held += sum(map(input_length, made))
+            tokens += _count_new(made, before)
+            before = made
         else:
             chunk.failures.append(made)
         chunk.stop += 1
-        if chunk.stop - first >= most_rows or tokens >= CHUNK_TOKENS:
+        if chunk.stop - first >= most_rows or tokens >= CHUNK_TOKENS or held >= HELD_TOKENS:
             break
     return chunk
+
+
+def _count_new(requests: list[Request], before: list[Request]) -> int:
+    total = 0
+    for i, request in enumerate(requests):
+        alike = [*requests[max(i - 1, 0) : i], *before[i : i + 1]]
+        common = max((common_prefix(other, request) for other in alike), default=0)
+        total += input_length(request) - common
+    return total

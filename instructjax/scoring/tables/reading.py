@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from instructjax.errors import DataError, UsageError
 from instructjax.scoring.tables.files import sidecar_of
-from instructjax.scoring.tables.table import SCHEMA, read_metadata, schema_with, to_table
+from instructjax.scoring.tables.table import DETAILS, SCHEMA, read_metadata, schema_with, to_table
 from instructjax.scoring.tables.writers import SUFFIXES
 
 
@@ -28,13 +29,14 @@ def read_scores(path: str | os.PathLike[str]) -> pa.Table:
       UsageError: no such file, or another suffix.
       DataError: it is no score table, or it is damaged.
     """
-    return read_table(path, SCHEMA, verb="score", restore=_restore)
+    return read_table(path, SCHEMA, more=DETAILS, verb="score", restore=_restore)
 
 
 def read_table(
     path: str | os.PathLike[str],
     schema: pa.Schema,
     *,
+    more: Sequence[pa.Field] = (),
     verb: str,
     restore: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> pa.Table:
@@ -43,6 +45,7 @@ def read_table(
     Args:
       path: a .parquet, .jsonl or .csv file.
       schema: its columns.
+      more: columns that it may have or not.
       verb: who writes such tables, such as "score", to name in messages.
       restore: makes a record of what a .jsonl or .csv file has of it.
 
@@ -60,11 +63,16 @@ def read_table(
         if suffix == ".parquet":
             # Not pq.read_table: that takes "key=value" folders of the path for columns.
             table = pq.ParquetFile(path).read()
+            schema = _extend(schema, more, table.column_names)
             return table.select(schema.names).cast(schema_with(read_metadata(table), schema))
         sidecar = sidecar_of(path)
         metadata = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
         with path.open(encoding="utf-8", newline="") as stream:
-            records = map(json.loads, stream) if suffix == ".jsonl" else _read_csv(stream, schema)
+            every = _extend(schema, more, [field.name for field in more])
+            records = map(json.loads, stream) if suffix == ".jsonl" else _read_csv(stream, every)
+            first = next(records, {})
+            schema = _extend(schema, more, first)
+            records = chain([first] if first else [], records)
             chosen = ({name: record[name] for name in schema.names} for record in records)
             return to_table(map(restore, chosen) if restore else chosen, metadata, schema)
     except (OSError, KeyError, TypeError, ValueError, csv.Error, pa.ArrowException) as error:
@@ -76,11 +84,16 @@ def read_table(
         ) from error
 
 
+def _extend(schema: pa.Schema, more: Sequence[pa.Field], found: Iterable[str]) -> pa.Schema:
+    names = set(found)
+    return pa.schema([*schema, *(field for field in more if field.name in names)])
+
+
 def _read_csv(stream: Iterable[str], schema: pa.Schema) -> Iterator[dict[str, Any]]:
     limit = csv.field_size_limit(2**31 - 1)
     try:
         for row in csv.DictReader(stream, strict=True):
-            yield {field.name: _from_cell(field, row[field.name]) for field in schema}
+            yield {f.name: _from_cell(f, row[f.name]) for f in schema if f.name in row}
     finally:
         csv.field_size_limit(limit)
 

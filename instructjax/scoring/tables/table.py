@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Float32
 
 from instructjax.errors import UsageError
 from instructjax.scoring.rows import ScoredRow
@@ -37,6 +39,14 @@ SCHEMA = pa.schema(
     ]
 )
 
+# What `top_k` adds; the best tokens of all places stand one place after the other.
+DETAILS = (
+    pa.field("token_entropies", pa.list_(pa.float32()), nullable=False),
+    pa.field("token_ranks", pa.list_(pa.int32()), nullable=False),
+    pa.field("top_ids", pa.list_(pa.int32()), nullable=False),
+    pa.field("top_log_probs", pa.list_(pa.float32()), nullable=False),
+)
+
 
 def schema_with(metadata: Mapping[str, str], schema: pa.Schema = SCHEMA) -> pa.Schema:
     """A table's schema with the run's metadata, as JSON under the key `instructjax`."""
@@ -53,10 +63,15 @@ def read_metadata(table: pa.Table | pa.Schema) -> dict[str, str]:
     return json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
 
 
-def to_record(row: ScoredRow) -> dict[str, Any]:
-    """One row of the table as Python values; `bits_per_byte` is None where y has no bytes."""
+def to_record(row: ScoredRow, *, details: bool = False) -> dict[str, Any]:
+    """One row of the table as Python values; `bits_per_byte` is None where y has no bytes.
+
+    Args:
+      row: what was scored.
+      details: with the columns of `DETAILS`.
+    """
     bits = row.bits_per_byte
-    return {
+    record = {
         "id": row.id,
         "candidate": row.candidate,
         "context": row.context,
@@ -71,9 +86,22 @@ def to_record(row: ScoredRow) -> dict[str, Any]:
         "greedy": row.greedy,
         "status": row.status,
         "token_ids": row.token_ids.tolist(),
-        # The shortest decimals that give the same float32 back.
-        "token_log_probs": [float(str(x)) for x in row.token_log_probs],
+        "token_log_probs": _shortest(row.token_log_probs),
     }
+    if details:
+        scored = row.scored
+        record |= {
+            "token_entropies": _shortest(scored.entropy),
+            "token_ranks": scored.rank.tolist(),
+            "top_ids": scored.top_ids.ravel().tolist(),
+            "top_log_probs": _shortest(scored.top_log_probs.ravel()),
+        }
+    return record
+
+
+def _shortest(values: Float32[np.ndarray, " n"]) -> list[float]:
+    """The shortest decimals that give the same float32 back."""
+    return [float(str(x)) for x in values]
 
 
 def to_table(

@@ -31,7 +31,9 @@ class Encoder:
         if not row.instruction:
             return Failure(example=row, error=DataError("no"))
         n = len(row.instruction) + 1
-        return [Request(ids=np.arange(n, dtype=np.int32), spans=((n - 1, n),), num_bytes=1)]
+        # Rows that have nothing in common with their neighbours.
+        ids = np.arange(n, dtype=np.int32) + 1000 * place
+        return [Request(ids=ids, spans=((n - 1, n),), num_bytes=1)]
 
 
 def make_rows(lengths: list[int]) -> list[Any]:
@@ -51,6 +53,26 @@ def test_a_chunk_ends_with_its_rows_or_its_tokens() -> None:
     assert [(c.first, c.stop) for c in found] == [(0, 4), (4, 6), (6, 7), (7, 10)]
     assert [row.row for row in found[3].rows] == [9]
     assert [type(f).__name__ for f in found[3].failures] == ["Reject", "Failure"]
+
+
+@pytest.mark.parametrize(("held", "stops"), [(1000, [4]), (25, [3, 4])])
+def test_tokens_in_common_count_once(
+    monkeypatch: pytest.MonkeyPatch, held: int, stops: list[int]
+) -> None:
+    monkeypatch.setattr(chunks, "HELD_TOKENS", held)
+    prompt = np.arange(8, dtype=np.int32)
+
+    def encode(row: Any, place: int) -> list[Request]:
+        """The prompt and a token of the row's, and the token without the prompt."""
+        own = np.array([100 + place, 0], np.int32)
+        whole = np.concatenate([prompt, own])
+        return [
+            Request(ids=ids, spans=((len(ids) - 1, len(ids)),), num_bytes=1) for ids in (whole, own)
+        ]
+
+    # 9 + 1 new tokens, then 1 + 1 a row; 10 a row to hold.
+    found = list(make_chunks(make_rows([1] * 4), encode))
+    assert [chunk.stop for chunk in found] == stops
 
 
 @given(st.lists(st.integers(-1, 25), max_size=30), st.data())
