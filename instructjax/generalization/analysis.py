@@ -48,6 +48,7 @@ class Analysis:
       unit: what was drawn to represent new instructions: "instructions", or "tasks" if given.
       more_instructions_needed: how many more unseen ones (of `unit`) would halve the interval of
         the inter-task gap; None if there is none, or more of them alone cannot.
+      more_in_proportion_needed: how many would then, with seen ones added in proportion; else None.
       confidence: level of the intervals.
       smallest_gap, threshold: as given.
     """
@@ -67,6 +68,7 @@ class Analysis:
     verdict: str
     unit: Literal["instructions", "tasks"]
     more_instructions_needed: int | None
+    more_in_proportion_needed: int | None
     confidence: float
     smallest_gap: float
     threshold: float | None

@@ -120,11 +120,11 @@ def analyze(
         else None
         for i, row in enumerate(matrix)
     ]
-    more = None
+    more = in_proportion = None
     if rows["inter"] is not None:
         way = len(ways) - 1 if unit == "tasks" else 0
         now = float(se[5]) ** 2, float(df[5])
-        more = _more_needed(measured, ways[way], way, rows["inter"], *now, level)
+        more, in_proportion = _more_needed(measured, ways[way], way, rows["inter"], *now, level)
     if between is not None:
         between = np.quantile(
             between @ matrix[CELLS:].T, [(1 - level) / 2, (1 + level) / 2], axis=0
@@ -158,9 +158,11 @@ def analyze(
             unit=unit,
             unseen=int(measured_in.max()),
             more=more,
+            in_proportion=in_proportion,
         ),
         unit=unit,
         more_instructions_needed=more,
+        more_in_proportion_needed=in_proportion,
         confidence=level,
         smallest_gap=smallest_gap,
         threshold=threshold,
@@ -247,8 +249,9 @@ def _more_needed(
     variance: float,
     df: float,
     level: float,
-) -> int | None:
-    """Unseen instructions (tasks where they are given) that would halve the interval of a gap."""
+) -> tuple[int | None, int | None]:
+    """Unseen instructions (tasks where they are given) that would halve the interval of a gap:
+    alone; or, where they alone cannot, with seen ones added in proportion."""
     counts = measured.covariance.clusters
     unseen = np.isin(np.arange(CELLS), (2, 3)) & (row != 0)
     sets = [set(ids[measured.belongs[:, k]]) for k in np.flatnonzero(row)]
@@ -256,10 +259,14 @@ def _more_needed(
         unseen = row != 0
     clusters = int(counts[way, unseen].min())
     if clusters < 2:
-        return None
-    part = row * unseen
-    of_way = min(float(part @ measured.covariance.single[way] @ part), variance)
-    return clusters_to_halve(variance, of_way, clusters, df, level=level)
+        return None, None
+
+    def find(part: np.ndarray) -> int | None:
+        of_way = min(float(part @ measured.covariance.single[way] @ part), variance)
+        return clusters_to_halve(variance, of_way, clusters, df, level=level)
+
+    alone = find(row * unseen)
+    return alone, find(row) if alone is None else None
 
 
 def _answer(

@@ -90,6 +90,7 @@ def put_in_words(
     unit: str,
     unseen: int,
     more: int | None,
+    in_proportion: int | None = None,
 ) -> str:
     """One sentence.
 
@@ -100,6 +101,7 @@ def put_in_words(
       unit: what is counted, "instructions" or "tasks".
       unseen: how many unseen ones there are.
       more: how many more would halve the interval, where that is known.
+      in_proportion: how many would, with seen ones in proportion, where unseen ones alone cannot.
 
     >>> print(put_in_words("inputs", "yes", "no", unit="instructions", unseen=8, more=None,
     ...     numbers=["intra-task gap 0.02 +- 0.01", "inter-task gap 0.41 +- 0.06"]))
@@ -115,7 +117,7 @@ would halve the interval: inter-task gap 0.10 +- 0.20
         return f"{_DECIDED[level]}: {told}"
     parts = [
         _about_inputs(inputs),
-        _about_instructions(instructions, inputs, unit, unseen, more),
+        _about_instructions(instructions, inputs, unit, unseen, say_more(more, in_proportion)),
     ]
     return f"{'; '.join(parts)}: {told}" if told else "; ".join(parts)
 
@@ -129,9 +131,7 @@ def _about_inputs(inputs: Answer) -> str:
     }[inputs]
 
 
-def _about_instructions(
-    answer: Answer, inputs: Answer, unit: str, unseen: int, more: int | None
-) -> str:
+def _about_instructions(answer: Answer, inputs: Answer, unit: str, unseen: int, hint: str) -> str:
     if answer == "not measured":
         return "nothing measured about new instructions"
     if answer == "no":
@@ -141,9 +141,22 @@ def _about_instructions(
     what = "over both at once" if answer == "yes" else "over instructions"
     if unseen == 1:
         return f"too few {unit} to tell whether {what}: only one is unseen"
-    hint = (
-        f"{more} more unseen would halve the interval"
-        if more is not None
-        else "more unseen ones alone would not halve the interval"
-    )
     return f"too few {unit} to tell whether {what}: {hint}"
+
+
+def say_more(more: int | None, in_proportion: int | None, unit: str = "") -> str:
+    """What would halve the interval of the inter-task gap.
+
+    >>> say_more(8, None), say_more(None, 24, "tasks")
+    ('8 more unseen would halve the interval', '24 more unseen tasks, and seen ones in proportion, \
+would halve the interval')
+    """
+    of = f" {unit}" if unit else ""
+    if more is not None:
+        return f"{more:,} more unseen{of} would halve the interval"
+    if in_proportion is not None:
+        return (
+            f"{in_proportion:,} more unseen{of}, and seen ones in proportion, would halve the "
+            "interval"
+        )
+    return f"more{of} alone would not halve the interval"

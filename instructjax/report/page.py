@@ -15,6 +15,7 @@ from typing import Any, Literal
 from instructjax.errors import UsageError
 from instructjax.generalization.analysis import Analysis
 from instructjax.generalization.verdict import analyze
+from instructjax.generalization.verdict_words import say_more
 from instructjax.report.attribution import ContributionSection, describe_contributions
 from instructjax.report.comparison import ModelSection, compare_models
 from instructjax.report.numbers import show_number, show_tick
@@ -292,10 +293,10 @@ def make_page(
 
 
 def _advise(analysis: Analysis) -> str:
-    more, unit = analysis.more_instructions_needed, analysis.unit
-    if more is None:
+    needed = analysis.more_instructions_needed, analysis.more_in_proportion_needed
+    if needed == (None, None):
         return ""
-    return f"{more:,} more unseen {unit} would halve the interval of the inter-task gap."
+    return f"{say_more(*needed, analysis.unit)} of the inter-task gap."
 
 
 def _list_facts(results: Results, scores: CellScores, options: Mapping[str, Any]) -> list[Facts]:

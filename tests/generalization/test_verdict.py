@@ -66,6 +66,18 @@ def test_too_few_instructions_to_tell_and_how_many_more() -> None:
     assert 0.3 < np.mean(after) / np.mean(before) < 0.7
 
 
+def test_seen_ones_in_proportion_where_unseen_ones_alone_would_not_do() -> None:
+    few = [simulate(inter=0.05, c=(5, 30), sd_c=0.1, seed=s) for s in range(9)]
+    assert few[0].more_instructions_needed is None
+    assert "more unseen, and seen ones in proportion, would halve" in few[0].verdict
+    assert few[0].level == "unclear"
+    more = int(np.median([n for found in few if (n := found.more_in_proportion_needed)]))
+    seen = round(5 * (30 + more) / 30)
+    then = [simulate(inter=0.05, c=(seen, 30 + more), sd_c=0.1, seed=s) for s in range(9)]
+    before, after = ([found.gaps.inter.half_width for found in some] for some in (few, then))  # type: ignore
+    assert 0.3 < np.mean(after) / np.mean(before) < 0.7
+
+
 def test_one_unseen_instruction_tells_nothing_about_others() -> None:
     found = simulate(inter=0.4, c=(20, 1))
     assert found.gaps.inter is not None
