@@ -43,6 +43,7 @@ from instructjax.scoring.runs.manifest import describe_files
 from instructjax.scoring.runs.parts import Parts, open_parts
 from instructjax.scoring.runs.stream import Headway
 from instructjax.scoring.tables.files import check_target
+from instructjax.sharding import choose_mesh
 
 # Parts of the k-th model begin at k times this, above the rows of any data file.
 STRIDE = 10**10
@@ -270,7 +271,7 @@ def _evaluate_model(run: Run, parts: Parts, place: int, name: str) -> bool:
 def _load(run: Run, spec: str) -> tuple[Model, PromptEncoder, dict[str, str]]:
     if sys.stderr.isatty():
         print(f"loading {escape_controls(spec)}", file=sys.stderr)
-    model = load_model(spec, dtype=run.options.dtype)
+    model = load_model(spec, dtype=run.options.dtype, mesh=choose_mesh(run.options.mesh))
     encoder = make_encoder(model, **run.options.prompt_options())
     return model, encoder, describe_run(model, encoder, ("cz",))
 

@@ -43,7 +43,7 @@ class Sample(DataOptions):
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A string that ends a response, beside the model's own stop tokens; give it once a string."""
     slots: int = 16
-    """Responses written at a time."""
+    """Responses written at a time, on each device."""
 
     def run(self) -> int:
         """Does it; returns the exit code."""

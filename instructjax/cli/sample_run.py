@@ -32,6 +32,7 @@ from instructjax.sampling.table import SAMPLE_SCHEMA, to_sample_record
 from instructjax.scoring.engine import Work
 from instructjax.scoring.runs.chunks import Chunk
 from instructjax.scoring.runs.stream import Headway
+from instructjax.sharding import choose_mesh
 
 
 def run_sample(options: Sample) -> int:
@@ -50,8 +51,16 @@ def run_sample(options: Sample) -> int:
     limits = {name: check_count(name, getattr(options, name)) for name in _LIMITS}
     fields = parse_fields(options.field)
     rows = open_rows(options, fields)
+    mesh = choose_mesh(options.mesh)
     model = load_model(options.model, dtype=options.dtype)
-    sampler = Sampler(model, rules=rules, stop=options.stop, seed=options.seed, slots=options.slots)
+    sampler = Sampler(
+        model,
+        rules=rules,
+        stop=options.stop,
+        seed=options.seed,
+        slots=options.slots,
+        mesh=mesh,
+    )
     encoder = make_prompt_encoder(
         model,
         max_new_tokens=options.max_new_tokens,

@@ -63,8 +63,8 @@ def sample(
       layout: where c and z go: "user", "system", "plain", "alpaca", "raw" or a .jinja file.
       truncation: of prompts that are too long: "error", "left" or "middle".
       max_length: tokens of prompt and response; by default all that the model takes.
-      slots: sequences written at a time.
-      mesh: with an axis `data`, over which they are spread.
+      slots: sequences written at a time, on each device.
+      mesh: whose devices write; by default that of the model. The text does not depend on it.
       progress: show a bar if it takes more than 2 s; by default on a terminal or in a notebook.
 
     Raises:

@@ -17,7 +17,7 @@ from instructjax.models.kv_cache import KVCache
 from instructjax.models.model import Model
 from instructjax.prompts.options import Truncation
 from instructjax.sampling.api import check_count
-from instructjax.sampling.engine import Sampler
+from instructjax.sampling.engine import Sampler, on_one_device
 from instructjax.sampling.responses import PromptToSample, Sampled, columns_for
 from instructjax.sampling.result import Samples
 from instructjax.sampling.rows import SampledRow, encode_prompt, make_prompt_encoder, to_prompt
@@ -60,6 +60,7 @@ def beam_search(
     check_count("beams", beams)
     kept = min(check_count("num_samples", num_samples), beams)
     check_count("max_new_tokens", max_new_tokens)
+    model = on_one_device(model)
     sampler = Sampler(
         model, rules=SamplingRules(temperature=0), stop_ids=stop_ids, slots=max(beams, 2)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,11 +77,12 @@ class Sampler:
       stop: strings that end a response.
       stop_ids: tokens that do; by default all that end a turn of the model's.
       seed: of the draws.
-      slots: sequences written at a time, at most.
-      mesh: with an axis `data`, over which the slots are spread; parameters are on every device.
+      slots: sequences written at a time, at most, on each device.
+      mesh: whose devices write, whatever its axes are called; by default that of the model. The
+        decoder is whole on each of them.
 
     Raises:
-      UsageError: a stop that is none, or slots that the mesh cannot share out.
+      UsageError: a stop that is none, no slots, or devices of several processes.
     """
 
     def __init__(
@@ -95,19 +96,21 @@ class Sampler:
         slots: int = SLOTS,
         mesh: Mesh | None = None,
     ) -> None:
-        self.model, self.rules, self.seed, self.mesh = model, rules, seed, mesh
+        mesh = model.mesh if mesh is None else mesh
+        if mesh is not None and jax.process_count() > 1:
+            raise UsageError("sampling over devices of several processes", remedy="use one process")
+        # Slots are all that is split, so a mesh is no more than a row of devices.
+        self.mesh = None if mesh is None else Mesh(mesh.devices.reshape(-1), (AXIS,))
+        self.model, self.rules, self.seed = on_one_device(model), rules, seed
         self.work = SamplingWork()
         self._stop = tuple(stop)
         StopFinder(model.tokenizer, self._stop)
         known = [i for i in model.tokenizer.eos_ids if i < model.config.vocab_size]
         self.stop_ids = tuple(known if stop_ids is None else stop_ids)
         mask = stop_mask(model.config.vocab_size, self.stop_ids)
-        share = 1 if mesh is None else mesh.shape.get(AXIS, 0)
-        if not share:
-            raise UsageError("the mesh has no axis data", remedy="make one with data=N")
         if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
             raise UsageError(f"slots is {slots!r}", remedy="give a number of at least 1")
-        self._slots = slots + -slots % share
+        self._slots, self._devices = slots, 1 if mesh is None else mesh.size
         self._values: RuleValues = self._put(to_values(rules))
         self._mask = self._put(jnp.asarray(mask))
 
@@ -149,7 +152,7 @@ class Sampler:
         counts = [prompt.num_samples for prompt in prompts]
         # One sequence alone is written fastest in a slot of its own: a matrix times one row.
         lone = sum(counts) == 1 and self.mesh is None and self._margins_tell
-        for columns, members in gather(sizes, counts, self._slots):
+        for columns, members in gather(sizes, counts, self._slots * self._devices):
             pairs = [(i, sample) for i in members for sample in range(prompts[i].num_samples)]
             count = 1 if lone else self._slots
             yield from self._sample_group(prompts, pairs, columns, count, on_tokens)
@@ -206,13 +209,15 @@ class Sampler:
         count: int,
         on_tokens: Callable[[int], None] | None,
     ) -> Iterator[Sampled]:
-        """Responses for pairs of (prompt, sample), written in `count` slots of `columns`."""
+        """Responses for pairs of (prompt, sample), in `count` slots of `columns` on each device."""
         config, dtype = self.model.config, jnp.dtype(self.model.dtype)
         penalty = "repetition_penalty" in self._values.in_force
-        slots = empty_slots(config, count, columns, dtype, penalty=penalty, mesh=self.mesh)
+        total = count * self._devices
+        slots = empty_slots(config, total, columns, dtype, penalty=penalty, mesh=self.mesh)
         self.work.programs.add(("write", count, columns))
         waiting = self._newcomers(prompts, pairs, columns)
-        free, writing = deque(range(count)), {}
+        # Each device gets its first before any gets its second.
+        free, writing = deque(np.arange(total).reshape(-1, count).T.ravel().tolist()), {}
         doubtful: list[tuple[int, int]] = []
         following = next(waiting, None)
         while writing or following is not None:
@@ -231,7 +236,7 @@ class Sampler:
                 draft = writing.pop(slot)
                 free.append(slot)
                 unsure = count != SLOTS and self._margins_tell and draft.margin < SAFE_MARGIN
-                if unsure and self.mesh is None:
+                if unsure:
                     doubtful.append((draft.prompt, draft.sample))
                 else:
                     self.work.new_tokens += len(draft.ids)
@@ -303,6 +308,14 @@ class Sampler:
                 for sample in (sample for i, sample in pairs if i == index):
                     key = key_of(self.seed, prompt.name, sample)
                     yield (index, sample), keys, self._put(made.replace(key=jnp.asarray(key)))
+
+
+def on_one_device(model: Model) -> Model:
+    """The model without a mesh; where it has one, the parameters are copied to its first device."""
+    if model.mesh is None:
+        return model
+    params = jax.device_put(model.params, model.mesh.devices.flat[0])
+    return replace(model, params=params, mesh=None)
 
 
 def _to_request(ids: np.ndarray, row: int) -> Request:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import instructjax as ij
@@ -40,7 +41,7 @@ def models(tiny_model: Any) -> dict[str, Any]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, models: dict[str, Any]) -> Run:
     """The command line with models loaded once, who write their name and the input."""
-    monkeypatch.setattr(evaluate_run, "load_model", lambda spec, dtype: models[spec])
+    monkeypatch.setattr(evaluate_run, "load_model", lambda spec, dtype, mesh: models[spec])
 
     def generate(model: Any, examples: Any, options: Any) -> list[str]:
         return [f"{model.name[6:]} {example.input[:1]}" for example in examples]
@@ -249,3 +250,19 @@ def test_a_fine_tuned_model_is_called_by_its_run(tmp_path: Path) -> None:
         (tmp_path / run / "model").mkdir(parents=True)
     specs = [str(tmp_path / run / "model") for run in ("one", "two")]
     assert name_specs(tuple(specs)) == {"one": specs[0], "two": specs[1]}
+
+
+@pytest.mark.slow
+def test_a_mesh_changes_no_text_and_no_number(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.jsonl", ROWS[:4])
+    options = ["--model", TIED, "--metrics", "log_prob,rouge_l,chrf", "--max-new-tokens", "5"]
+    tables = []
+    for name, more in (("one", []), ("eight", ["--mesh", "data=4,fsdp=2"])):
+        out = tmp_path / f"{name}.parquet"
+        assert main(["evaluate", "--data", str(data), "--out", str(out), *options, *more]) == 0
+        tables.append(pq.read_table(out).to_pylist())
+    assert len(tables[0]) == 12 and any(row["prediction"] for row in tables[0])
+    for one, eight in zip(*tables, strict=True):
+        assert one["prediction"] == eight["prediction"]
+        assert one.pop("value") == pytest.approx(eight.pop("value"), abs=1e-4)
+        assert one == eight

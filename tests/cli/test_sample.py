@@ -63,6 +63,14 @@ def test_the_table_is_what_sample_gives(calm: Path, tiny_model: Any) -> None:
     assert about["seed"] == "5" and about["temperature"] == "1.0"
 
 
+def test_a_mesh_changes_nothing(calm: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples.jsonl"
+    args = ["sample", str(calm / "data.jsonl"), "--out", str(out), *OPTIONS]
+    assert main([*args, "--mesh", "data=2,fsdp=4"]) == 0
+    assert read_lines(out) == read_lines(calm / "samples.jsonl")
+    assert main([*args, "--overwrite", "--mesh", "data=3"]) == 2
+
+
 def test_rows_that_cannot_be_answered_are_named(calm: Path) -> None:
     rejects = read_lines(calm / "samples.jsonl.rejects.jsonl")
     assert [reject["row"].split()[-1] for reject in rejects] == ["5", "12"]

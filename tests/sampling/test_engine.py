@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import instructjax as ij
 from instructjax.errors import PromptError, UsageError
 from instructjax.models.config import RopeConfig
 from instructjax.prompts.request import Request
 from instructjax.sampling import PromptToSample, Sampled, Sampler, SamplingRules
 from instructjax.scoring.engine import score_requests
+from instructjax.sharding import make_mesh
 
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama-tied"
 RULES = {
     "drawn": SamplingRules(),
     "greedy": SamplingRules(temperature=0),
@@ -106,11 +110,24 @@ def test_alone_in_a_slot_it_writes_the_same(whole: Any, prompts: list[Any]) -> N
 @pytest.mark.slow
 def test_slots_and_mesh_write_the_same(whole: Any, prompts: list[Any], mesh: Any) -> None:
     model, rules, made = whole
-    for options in ({"slots": 3}, {"mesh": mesh}):
-        others = run(model, prompts, rules=rules, **options)
-        for one, other in zip(made, others, strict=True):
-            assert one.ids.tolist() == other.ids.tolist()
-            np.testing.assert_allclose(other.token_log_probs, one.token_log_probs, atol=1e-5)
+    others = run(model, prompts, rules=rules, slots=3)
+    for one, other in zip(made, others, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        np.testing.assert_allclose(other.token_log_probs, one.token_log_probs, atol=1e-5)
+    # Each device runs the program of one device.
+    assert same_bits(run(model, prompts, rules=rules, mesh=mesh), made)
+
+
+def test_a_model_on_a_mesh_writes_there(prompts: list[Any], tiny_model: Any) -> None:
+    grid = make_mesh("data=2,fsdp=2,tensor=2")
+    split = ij.load_model(FIXTURE, mesh=grid)
+    example = ij.Example(instruction="Say it.")
+    found, expected = (
+        ij.sample(model, example, max_new_tokens=5, num_samples=3) for model in (split, tiny_model)
+    )
+    assert same_bits([row.sampled for row in found], [row.sampled for row in expected])
+    best, same = (ij.beam_search(model, example, max_new_tokens=3) for model in (split, tiny_model))
+    assert best[0].token_ids.tolist() == same[0].token_ids.tolist()
 
 
 @pytest.mark.slow
