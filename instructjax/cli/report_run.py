@@ -40,6 +40,11 @@ def run_report(options: Report) -> int:
         )
         page.save(options.out, overwrite=options.overwrite)
         figures = [] if options.figures is None else page.save_figures(options.figures)
+    if not results.texts:
+        say_error(
+            "instructions and inputs are named by their hashes; give the split's split.json too",
+            label="note: ",
+        )
     print(escape_controls(page.headline + (f": {page.numbers}" if page.numbers else "")))
     left = page.scores.left_out
     told = f"left out {left:,} rows without a value or a cell" if left else "nothing was left out"
@@ -55,6 +60,8 @@ def write_command(options: Report) -> str:
         if (value := getattr(options, name)) is not None:
             words += [f"--{name}", str(value)]
     words += ["--weights", options.weights, "--smallest-gap", str(options.smallest_gap)]
+    if options.title != Report.title:
+        words += ["--title", options.title]
     return shlex.join(words)
 
 

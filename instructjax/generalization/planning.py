@@ -11,7 +11,7 @@ LIMIT = 10_000
 def clusters_to_halve(
     variance: float,
     variance_of_way: float,
-    clusters: int,
+    clusters: int | float,
     df: float,
     *,
     level: float = 0.95,

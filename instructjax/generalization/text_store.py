@@ -54,8 +54,10 @@ class TextStore:
         self, numbers: Int[np.ndarray, " n"], num_bytes: int
     ) -> Iterator[tuple[int, list[str]]]:
         """Lists of texts that together have about so many bytes, and the place of their first."""
+        if not len(numbers):
+            return
         sizes = np.diff(np.frombuffer(self._ends, np.int64))[numbers] + 64
-        chunk = (np.cumsum(sizes) // num_bytes) if len(sizes) else sizes
+        chunk = np.cumsum(sizes) // num_bytes
         starts = np.flatnonzero(np.diff(chunk, prepend=-1))
         for begin, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
             yield int(begin), list(self.read(numbers[begin:end]))

@@ -261,12 +261,16 @@ def _more_needed(
     if clusters < 2:
         return None, None
 
-    def find(part: np.ndarray) -> int | None:
-        of_way = min(float(part @ measured.covariance.single[way] @ part), variance)
-        return clusters_to_halve(variance, of_way, clusters, df, level=level)
-
-    alone = find(row * unseen)
-    return alone, find(row) if alone is None else None
+    single = measured.covariance.single[way]
+    of_way = min(float((row * unseen) @ single @ (row * unseen)), variance)
+    alone = clusters_to_halve(variance, of_way, clusters, df, level=level)
+    if alone is not None:
+        return alone, None
+    # Both sides grow alike: as if the way had so many clusters as give the degrees of freedom.
+    of_way = min(float(row @ single @ row), variance)
+    as_if = 1 + df * (of_way / variance) ** 2
+    more = clusters_to_halve(variance, of_way, as_if, df, level=level)
+    return None, None if more is None else math.ceil(more * clusters / as_if)
 
 
 def _answer(

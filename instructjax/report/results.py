@@ -95,7 +95,8 @@ def read_results(paths: Sequence[Path]) -> Results:
                     texts |= _read_texts(found) if beside.name == "eval.jsonl" else {}
         else:
             names = _read_names(path)
-            if {"side", "kinds", "train_id"} <= names:
+            nothing_leaked = path.name == "leaks.jsonl" and not names
+            if {"side", "kinds", "train_id"} <= names or nothing_leaked:
                 leaks += _read_json_lines(path)
             elif "token_log_probs" in names:
                 scores.append(read_scores(path))

@@ -48,6 +48,12 @@ def test_a_page_and_its_tables(
     assert main(["report", str(table), "--out", str(out), "--overwrite"]) == 0
 
 
+def test_a_split_without_leaks(table: Path, tmp_path: Path) -> None:
+    leaks, out = tmp_path / "leaks.jsonl", tmp_path / "report.md"
+    leaks.write_text("")
+    assert main(["report", str(table), str(leaks), "--out", str(out)]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

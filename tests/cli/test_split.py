@@ -138,6 +138,16 @@ def test_official_preset(tmp_path: Path) -> None:
     assert len(rejects) == 12 and rejects[0]["reason"].startswith("not in the split")
 
 
+def test_one_instruction_is_split_by_its_inputs(tmp_path: Path) -> None:
+    """The book's intra-task setting: c* is fixed, and there is no unseen instruction to compare."""
+    rows = [row | {"instruction": "Say it.", "task": None} for row in make_rows()]
+    data, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "split"
+    assert main(["split", str(data), "--out", str(out)]) == 0
+    assert {row["cell"] for row in read(out / "eval.jsonl")} == set(CELLS[:2])
+    told = json.loads((out / "split.json").read_text())
+    assert told["leaks"]["instruction"]["compared"] == 0
+
+
 def test_rows_that_cannot_be_used_are_rejected(tmp_path: Path) -> None:
     rows = [*make_rows(), {"id": "x", "instruction": "c"}, {"prompt_ids": [1], "output_ids": [2]}]
     data, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "split"
