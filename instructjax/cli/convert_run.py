@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,6 +15,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from instructjax.cli.convert import Convert
 from instructjax.cli.messages import escape_controls
 from instructjax.errors import UsageError
+from instructjax.finetuning.restore import is_run, load_trained, write_trained_adapter
+from instructjax.finetuning.run_folder import blaming
 from instructjax.models import load_model
 from instructjax.models.checkpoints.export import check_new_folder, export_folder
 
@@ -22,9 +28,20 @@ def run_convert(options: Convert) -> int:
     folder = options.out.expanduser()
     check_new_folder(folder)
     start = time.monotonic()
-    # What is rounded to bfloat16 once need not be held in float32 before.
-    kept = "bfloat16" if options.dtype == "bfloat16" else "float32"
-    model = load_model(options.model, dtype=kept)
+    run = Path(options.model).expanduser()
+    if not is_run(run):
+        if options.adapter or options.step is not None:
+            raise UsageError(
+                f"{options.model} is not the folder of a fine-tuning run",
+                remedy="leave out --adapter and --step, or give the folder that `finetune` wrote",
+            )
+        # What is rounded to bfloat16 once need not be held in float32 before.
+        kept = "bfloat16" if options.dtype == "bfloat16" else "float32"
+        model = load_model(options.model, dtype=kept)
+    elif options.adapter:
+        return _write_adapter(run, folder, options.step)
+    else:
+        model = load_trained(run, options.step)
     with Progress(
         TextColumn("writing"),
         BarColumn(bar_width=20),
@@ -50,4 +67,20 @@ def run_convert(options: Convert) -> int:
         f"parameters) in {options.dtype}, {size / 1e6:,.0f} MB, {template} chat template, "
         f"written in {time.monotonic() - start:.1f} s"
     )
+    return 0
+
+
+def _write_adapter(run: Path, folder: Path, step: int | None) -> int:
+    with blaming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
+        try:
+            base = write_trained_adapter(run, staged / "adapter", step)
+            check_new_folder(folder)
+            os.rename(staged / "adapter", folder)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    name = escape_controls(base.name)
+    print(f"{folder}: an adapter for {name} as PEFT reads it, {size / 1e6:,.1f} MB")
     return 0

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Float32
 from safetensors.numpy import save_file
 
 from instructjax.errors import ModelError
 from instructjax.finetuning.partition import name_param
 from instructjax.models import Model
-from instructjax.models.families import FAMILIES
+from instructjax.models.checkpoints.hf_tensors_out import Place, put_part
+from instructjax.models.config import DecoderConfig
+from instructjax.models.families import family_of
 from instructjax.models.lora import LoraConfig
 
-_LORA = re.compile(r"(layers\..+)\.lora_([ab])")
+_LORA = re.compile(r"(.+)\.lora_([ab])")
+
+# A [layers, in, rank] and B [layers, rank, out] of a projection.
+_Pair = dict[str, Float32[np.ndarray, "layers _ _"]]
 
 
 def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder: Path) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors, in float32.
+    r"""Writes adapter_config.json and adapter_model.safetensors, in float32.
+
+    Projections that a family stores as one matrix (queries, keys and values of GPT-2, GPT-NeoX and
+    Phi-3; Phi-3's gates and ups) become one pair of matrices of the ranks' sum, which is exact:
+    with \(A = (A_1, A_2)\) side by side, each rows' \(B\) is zero but for its own part's columns.
 
     Args:
       model: the base, whose name PEFT will ask for.
@@ -30,27 +44,24 @@ def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder
       folder: is made.
 
     Raises:
-      ModelError: the family stores a projection as part of a larger one, or transposed, so that
-        PEFT has no matrix of the same meaning.
+      ModelError: see `check_adapter`.
     """
-    (family,) = (family for family in FAMILIES if family.model_type == model.config.family)
-    rules = {rule.param: rule for rule in family.tensors if rule.when(model.config)}
-    tensors: dict[str, np.ndarray] = {}
-    modules: set[str] = set()
+    pairs: dict[str, _Pair] = {}
     for path, leaf in jax.tree.leaves_with_path(trainable):
-        if not (found := _LORA.fullmatch(name_param(path))):
-            continue
-        rule = rules[f"{found[1]}.kernel"]
-        if rule.fused or not rule.transpose or rule.interleaved:
-            raise ModelError(
-                f"{rule.hf} of the family {model.config.family} has no adapter of its own in PEFT",
-                remedy="export the merged model: leave out --adapter",
-            )
-        for layer, matrix in enumerate(np.asarray(leaf, np.float32)):
-            name = rule.name("hf", layer).removesuffix(".weight")
-            which = found[2].upper()
-            tensors[f"base_model.model.{name}.lora_{which}.weight"] = np.ascontiguousarray(matrix.T)
-            modules.add(name.rpartition(".")[2])
+        if found := _LORA.fullmatch(name_param(path)):
+            pairs.setdefault(found[1], {})[found[2]] = np.asarray(leaf, np.float32)
+    check_adapter(model.config, pairs)
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    transposed = False
+    for name, parts in _stored(model.config, pairs).items():
+        a, b = _join(parts, pairs, model.config)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b
+        # What stands after the number of the layer: PEFT goes by the ends of names.
+        ranks[re.split(r"\.\d+\.", name)[-1]] = len(a)
+        transposed = transposed or not parts[0][0].transpose
+    wider = {name: rank for name, rank in ranks.items() if rank != config.rank}
     folder.mkdir(parents=True)
     described = {
         "peft_type": "LORA",
@@ -58,13 +69,74 @@ def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder
         "base_model_name_or_path": model.name,
         "r": config.rank,
         "lora_alpha": config.alpha,
+        "rank_pattern": wider,
+        "alpha_pattern": {name: _alpha(config, rank) for name, rank in wider.items()},
         "use_rslora": config.rank_stabilized,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": transposed,
         "inference_mode": True,
-        "target_modules": sorted(modules),
+        "target_modules": sorted(ranks),
     }
     text = json.dumps(described, indent=2) + "\n"
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def check_adapter(config: DecoderConfig, projections: Iterable[str]) -> None:
+    """See that PEFT has a place for LoRA's matrices.
+
+    Args:
+      config: of the model.
+      projections: those that have LoRA, such as "layers.attention.q".
+
+    Raises:
+      ModelError: it has none. In models of experts PEFT takes `gate_proj`, `up_proj` and
+        `down_proj` for those of the experts, where dense layers or a shared expert have them too.
+    """
+    dense = [name for name in projections if ".mlp." in name]
+    if config.num_experts and dense:
+        raise ModelError(
+            f"an adapter of PEFT cannot have {dense[0]} beside experts",
+            remedy="let LoRA learn projections of attention only (`lora_targets`), or write the "
+            "merged model",
+        )
+
+
+def _alpha(config: LoraConfig, rank: int) -> float:
+    """The alpha that gives a pair of another rank the same scale.
+
+    >>> _alpha(LoraConfig(rank=4, alpha=8.0), 12)
+    24.0
+    """
+    return config.scale * (math.sqrt(rank) if config.rank_stabilized else rank)
+
+
+def _stored(config: DecoderConfig, pairs: Mapping[str, Any]) -> dict[str, list[Place]]:
+    """The stored matrices that have LoRA, without ".weight", and what they are made of."""
+    places: dict[str, list[Place]] = {}
+    for rule in family_of(config).rules(config):
+        if rule.param.removesuffix(".kernel") in pairs:
+            for index, layer in enumerate(rule.layers(config)):
+                name = rule.name("hf", layer).removesuffix(".weight")
+                places.setdefault(name, []).append((rule, index, 0))
+    return places
+
+
+def _join(
+    parts: list[Place], pairs: Mapping[str, _Pair], config: DecoderConfig
+) -> tuple[Float32[np.ndarray, "rank inner"], Float32[np.ndarray, "outer rank"]]:
+    """A and B of a stored matrix, as PyTorch has matrices: [out, in]."""
+    every = [(rule, pairs[rule.param.removesuffix(".kernel")], at) for rule, at, _ in parts]
+    a = np.concatenate([pair["a"][at].T for _, pair, at in every])
+    rule = parts[0][0]
+    outer = rule.stored_shape(config)[0 if rule.transpose else 1]
+    b = np.zeros((outer, len(a)), np.float32)
+    start = 0
+    for rule, pair, at in every:
+        stop = start + pair["a"].shape[-1]
+        # B has the rows of the matrix, whichever way the matrix is stored.
+        rows = dataclasses.replace(rule, transpose=True, fused_axis=0)
+        put_part(b[:, start:stop], pair["b"][at], rows, config)
+        start = stop
+    return np.ascontiguousarray(a), b

@@ -72,8 +72,9 @@ class TrainOptions:
     """The product A B is scaled by alpha / rank."""
     lora_rank_stabilized: bool = False
     """Scale it by alpha / sqrt(rank)."""
-    lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-    """Projections of every layer that get A and B."""
+    lora_targets: tuple[str, ...] = ("all",)
+    """Projections of every layer that get A and B, such as q, v; all: those of attention and of
+    MLPs that every token goes through."""
     epochs: float = 3.0
     """Times that each row is seen; not used with --steps."""
     steps: int | None = None

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flax import nnx
 from jax.sharding import Mesh
 
 from instructjax.errors import UsageError
+from instructjax.finetuning.adapters import write_adapter
 from instructjax.finetuning.checkpoints import Checkpoints
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.config_file import read_config
 from instructjax.finetuning.export import merged_model
-from instructjax.finetuning.prepare import load_for_training, make_trainable
-from instructjax.finetuning.run_folder import CHECKPOINTS, CONFIG
+from instructjax.finetuning.prepare import describe_lora, load_for_training, make_trainable
+from instructjax.finetuning.run_folder import CHECKPOINTS, CONFIG, MANIFEST, blaming
+from instructjax.finetuning.state import TrainState
 from instructjax.models import Model
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder is that of a fine-tuning run."""
+    return all((Path(folder) / name).is_file() for name in (CONFIG, MANIFEST))
 
 
 def load_trained(out: str | Path, step: int | None = None, *, mesh: Mesh | None = None) -> Model:
@@ -28,7 +36,39 @@ def load_trained(out: str | Path, step: int | None = None, *, mesh: Mesh | None 
       UsageError: there is no such run, or no such checkpoint.
       DataError: the checkpoint is damaged.
     """
+    _, model, graphdef, state = _restore(Path(out), step, mesh)
+    return merged_model(model, graphdef, state)
+
+
+def write_trained_adapter(out: str | Path, folder: Path, step: int | None = None) -> Model:
+    """Write what LoRA has learned in a run as an adapter folder of PEFT.
+
+    Args:
+      out: folder of the run.
+      folder: is made.
+      step: one that has a checkpoint; by default the newest.
+
+    Returns:
+      The base model.
+
+    Raises:
+      UsageError: there is no such run or checkpoint, or it was not of LoRA.
+      DataError: the checkpoint is damaged, or the folder cannot be written.
+    """
     out = Path(out)
+    if FinetuneConfig(**read_config(out / CONFIG)).train != "lora":
+        raise UsageError(
+            "trained all parameters, not LoRA's", file=out, remedy="leave out --adapter"
+        )
+    config, model, _, state = _restore(out, step, None)
+    with blaming(folder):
+        write_adapter(model, state.trainable, describe_lora(config), folder)
+    return model
+
+
+def _restore(
+    out: Path, step: int | None, mesh: Mesh | None
+) -> tuple[FinetuneConfig, Model, nnx.GraphDef, TrainState]:
     config = FinetuneConfig(**read_config(out / CONFIG))
     checkpoints = Checkpoints(out / CHECKPOINTS)
     try:
@@ -42,6 +82,6 @@ def load_trained(out: str | Path, step: int | None = None, *, mesh: Mesh | None 
         model, _ = load_for_training(config, mesh)
         graphdef, init = make_trainable(config, model, steps=1)
         state, _ = checkpoints.restore(steps[-1] if step is None else step, init())
-        return merged_model(model, graphdef, state)
+        return config, model, graphdef, state
     finally:
         checkpoints.close()

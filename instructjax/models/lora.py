@@ -31,13 +31,16 @@ class LoraConfig:
       rank: columns of A and rows of B.
       alpha: the product is scaled by alpha / rank.
       rank_stabilized: by alpha / sqrt(rank) instead (Kalajdzievski 2023).
-      targets: projections of every layer: "q", "k", "v", "o", "gate", "up", "down".
+      targets: projections of every layer by their names: "q", "k", "v", "o", "gate", "up", "down";
+        of latent attention, "q_down", "q_up", "kv_down", "kv_up"; "all" for all of attention and
+        of MLPs that every token goes through. Experts of which a token uses a few, and routers,
+        have none. In families without experts that is what PEFT calls "all-linear".
     """
 
     rank: int = 16
     alpha: float = 32.0
     rank_stabilized: bool = False
-    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    targets: tuple[str, ...] = ("all",)
 
     @property
     def scale(self) -> float:
@@ -65,11 +68,14 @@ class LoraLinear(Linear):
 
 
 def _projections(decoder: Any, kind: type[Linear]) -> Iterator[tuple[Any, str, Any]]:
-    """(module that holds it, its name there, projection), in every layer at once."""
-    for block in (decoder.layers.attention, decoder.layers.mlp):
-        for name, module in list(vars(block).items()):
-            if type(module) is kind:
-                yield block, name, module
+    """(module that holds it, its name there, projection), in every layer of a stack at once."""
+    stacks = [getattr(decoder, name, None) for name in ("dense_layers", "layers")]
+    for stack in (stack for stack in stacks if stack is not None):
+        shared = getattr(stack.mlp, "shared", None)  # an expert of all tokens
+        for block in (stack.attention, stack.mlp, *([] if shared is None else [shared])):
+            for name, module in list(vars(block).items()):
+                if type(module) is kind:
+                    yield block, name, module
 
 
 def add_lora(
@@ -83,13 +89,18 @@ def add_lora(
     if config.rank < 1:
         raise UsageError(f"a rank of {config.rank}", remedy="give 1 or more")
     decoder = nnx.merge(graphdef, params)
-    found = {name: (block, module) for block, name, module in _projections(decoder, Linear)}
-    for name, each in zip(config.targets, jax.random.split(key, len(config.targets)), strict=True):
-        if name not in found:
+    found = list(_projections(decoder, Linear))
+    names = list(dict.fromkeys(name for _, name, _ in found))
+    for name in config.targets:
+        if name not in (*names, "all"):
             raise UsageError(
-                f"the model has no projection {name!r}", remedy=f"one of {', '.join(found)}"
+                f"the model has no projection {name!r}", remedy=f"one of {', '.join(names)}, or all"
             )
-        block, base = found[name]
+    wanted = dict.fromkeys(n for t in config.targets for n in (names if t == "all" else [t]))
+    chosen = [each for name in wanted for each in found if each[1] == name]
+    if not chosen:
+        raise UsageError("LoRA without targets", remedy=f"one of {', '.join(names)}, or all")
+    for (block, name, base), each in zip(chosen, jax.random.split(key, len(chosen)), strict=True):
         layers, inner, outer = base.kernel.shape
         bound = inner**-0.5
         a = jax.random.uniform(each, (layers, inner, config.rank), minval=-bound, maxval=bound)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pytest
 
 from instructjax.cli.main import main
+from instructjax.finetuning import FinetuneConfig, finetune, load_trained
 from instructjax.models import load_model
 
 TINY = Path(__file__).parents[1] / "fixtures" / "llama-tied"
@@ -38,3 +43,56 @@ def test_a_wrong_size_and_a_wrong_model_are_told(tmp_path, capsys):
 def test_help_has_an_example(capsys):
     assert main(["convert", "--help"]) == 0
     assert "example: instructjax convert smollm2" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with LoRA whose exported model is an adapter."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = [{"instruction": f"Say {n}.", "input": "x", "output": f"y {n}"} for n in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"row_length": 64, "rows": 2, "learning_rate": 0.02, "lora_rank": 2}
+    config = FinetuneConfig(
+        data=(folder / "rows.jsonl",),
+        out=folder / "out",
+        model=str(TINY),
+        train="lora",
+        steps=2,
+        checkpoint_every=1,
+        adapter=True,
+        **options,
+    )
+    for _ in finetune(config):
+        pass
+    return SimpleNamespace(out=config.out, folder=folder)
+
+
+def test_a_run_is_written_merged_at_the_step_asked_for(run, tiny_model, capsys):
+    for name, step in (("last", []), ("first", ["--step", "1"])):
+        out = run.folder / name
+        assert main(["convert", str(run.out), "--out", str(out), *step]) == 0
+        assert "(fine-tuned)" in capsys.readouterr().out
+        wanted = load_trained(run.out, int(step[1]) if step else None)
+        written = load_model(out)
+        assert jax.tree.all(jax.tree.map(np.array_equal, wanted.params, written.params))
+        assert not jax.tree.all(jax.tree.map(np.array_equal, written.params, tiny_model.params))
+        assert written.tokenizer.chat_template == tiny_model.tokenizer.chat_template
+    assert main(["convert", str(run.out), "--out", str(run.folder / "x"), "--step", "7"]) == 2
+    assert "has no checkpoint of step 7" in capsys.readouterr().err
+
+
+def test_an_adapter_of_a_run_is_that_of_its_export(run, capsys):
+    out = run.folder / "adapter"
+    assert main(["convert", str(run.out), "--out", str(out), "--adapter"]) == 0
+    assert "an adapter for" in capsys.readouterr().out
+    assert sorted(os.listdir(out)) == ["adapter_config.json", "adapter_model.safetensors"]
+    for name in os.listdir(out):
+        assert (out / name).read_bytes() == (run.out / "model" / name).read_bytes()
+    assert main(["convert", str(out), "--out", str(run.folder / "y")]) == 1
+    assert "instructjax convert" in capsys.readouterr().err
+
+
+def test_what_belongs_to_a_run_is_refused_of_a_model(tmp_path, capsys):
+    for option in (["--adapter"], ["--step", "3"]):
+        assert main(["convert", str(TINY), "--out", str(tmp_path / "o"), *option]) == 2
+        assert "is not the folder of a fine-tuning run" in capsys.readouterr().err

@@ -1,18 +1,26 @@
 """LoRA: law 7 (merged is applied), what is trained, and what is asked for in vain."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from instructjax.errors import UsageError
+from instructjax.errors import ModelError, UsageError
+from instructjax.finetuning.adapters import check_adapter
 from instructjax.finetuning.losses import sft_loss
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
 from instructjax.finetuning.partition import name_param, split_params
 from instructjax.finetuning.state import make_state
 from instructjax.finetuning.step import make_train_step
+from instructjax.models.families import FAMILIES, family_for_hf
 from instructjax.models.lora import LORA, LoraConfig, add_lora, merge_lora
+from instructjax.models.model import abstract_decoder
 from instructjax.scoring.log_probs import token_log_probs
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +130,70 @@ def test_mixed_precision_keeps_float32_master_weights(random_model, batch):
     assert (np.abs(before) > 0.5).any() and (change[np.abs(before) > 0.5] > 0).mean() > 0.9
 
 
+LLAMA_LIKE = {"q", "k", "v", "o", "gate", "up", "down"}
+ATTENTION = {"q", "k", "v", "o"}
+DEFAULTS = {
+    "gpt2": LLAMA_LIKE - {"gate"},
+    "gpt_neox": LLAMA_LIKE - {"gate"},
+    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "gpt_oss"), ATTENTION),
+    "deepseek_v3": {"q_down", "q_up", "kv_down", "kv_up", "o", "gate", "up", "down"},
+}
+
+
+def test_default_targets_are_there_in_every_family():
+    """Of attention and dense MLPs; `test_families_torch_live.py` holds them against PEFT's."""
+    folders = (FIXTURES / "families").glob("*/config.json")
+    configs = {}
+    for file in [FIXTURES / "llama-tied" / "config.json", *sorted(folders)]:
+        values = json.loads(file.read_text())
+        family = family_for_hf(values, file)
+        configs.setdefault(family.model_type, family.config_from_hf(values, file))
+    assert configs.keys() == {family.model_type for family in FAMILIES}
+    for name, config in configs.items():
+        graphdef, params = abstract_decoder(config, "float32")
+        made = jax.eval_shape(
+            lambda p, graphdef=graphdef: add_lora(graphdef, p, LoraConfig(), jax.random.key(0))[1],
+            params,
+        )
+        paths = [name_param(path) for path, _ in jax.tree.leaves_with_path(made)]
+        found = {path.split(".")[-2] for path in paths if path.endswith("lora_a")}
+        assert found == DEFAULTS.get(name, LLAMA_LIKE), name
+        if name == "deepseek_v3":  # dense layers and the expert of all tokens too
+            assert "dense_layers.mlp.up.lora_a" in paths
+            assert "layers.mlp.shared.up.lora_b" in paths
+
+
+def test_dense_layers_and_the_shared_expert_are_merged_and_have_no_adapter(tmp_path):
+    file = FIXTURES / "families" / "deepseek-v3" / "config.json"
+    config = family_for_hf(json.loads(file.read_text()), file).config_from_hf(
+        json.loads(file.read_text()), file
+    )
+    graphdef, abstract = abstract_decoder(config, "float32")
+    base = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), abstract)
+    lora, params = add_lora(graphdef, base, LoraConfig(rank=2, alpha=6.0), jax.random.key(0))
+    chosen = split_params(params, ("*.lora_b",))[0]
+    assert len(jax.tree.leaves(chosen)) == 16
+    params = jax.tree.map_with_path(
+        lambda path, leaf: leaf + 0.5 if name_param(path).endswith("lora_b") else leaf, params
+    )
+    plain, merged = merge_lora(lora, params)
+    assert plain == graphdef
+    for stack, name in (("dense_layers", None), ("layers", "shared")):
+        mlp, found = params[stack]["mlp"], merged[stack]["mlp"]
+        mlp, found = (mlp, found) if name is None else (mlp[name], found[name])
+        a, b = (np.asarray(mlp["down"][n][...], np.float64) for n in ("lora_a", "lora_b"))
+        np.testing.assert_allclose(found["down"]["kernel"][...], 1 + 3 * (a @ b), atol=1e-5)
+    with pytest.raises(ModelError, match="cannot have dense_layers.mlp.* beside experts"):
+        check_adapter(config, ["dense_layers.mlp.up", "layers.attention.o"])
+    check_adapter(config, ["layers.attention.o"])
+
+
 def test_what_is_not_there_is_refused(random_model):
     made = random_model()
     with pytest.raises(UsageError, match="no projection 'qkv'"):
         add_lora(made.graphdef, made.params, LoraConfig(targets=("qkv",)), jax.random.key(0))
+    with pytest.raises(UsageError, match="LoRA without targets"):
+        add_lora(made.graphdef, made.params, LoraConfig(targets=()), jax.random.key(0))
     with pytest.raises(UsageError, match="a rank of 0"):
         add_lora(made.graphdef, made.params, LoraConfig(rank=0), jax.random.key(0))
     with pytest.raises(UsageError, match=r"no parameter is called 'layers\.nothing"):

@@ -87,17 +87,7 @@ def _make(
     stored = np.empty(places[0][0].stored_shape(config), dtype)
     for rule, index, each in places:
         part = read(rule, index)
-        part = part[each] if rule.each else part
-        part = part.T if rule.transpose else part
-        if rule.num_rotary_heads(config, "hf"):
-            part = _part_halves(part, config.head_dim)
-        if rule.by_head:  # parts that alternate are no slice
-            grid = stored.reshape(config.num_heads, len(rule.fused), -1, *stored.shape[1:])
-            place = grid[:, rule.index]
-        else:
-            place = rule.part_of(stored, config) if rule.fused else stored
-        with np.errstate(over="ignore"):
-            place[...] = part.reshape(place.shape).astype(dtype)
+        put_part(stored, part[each] if rule.each else part, rule, config)
     if dtype == np.float16 and not np.isfinite(stored).all():
         raise ModelError(
             f"tensor {name} has numbers beyond the range of float16",
@@ -106,11 +96,37 @@ def _make(
     return stored
 
 
+def put_part(
+    stored: Shaped[np.ndarray, "*shape"],
+    part: Shaped[np.ndarray, "*part"],
+    rule: TensorRule,
+    config: DecoderConfig,
+) -> None:
+    """Write a parameter of one layer into the tensor that it is stored as, or a part of.
+
+    Args:
+      stored: is written to.
+      part: as it is kept.
+      rule: of the parameter.
+      config: of the decoder.
+    """
+    part = part.T if rule.transpose else part
+    if rule.num_rotary_heads(config, "hf"):
+        # "HD", "JD": a number for every feature of every head
+        whole = part.reshape(-1) if "D" in rule.dims else part
+        part = _part_halves(whole, config.head_dim).reshape(part.shape)
+    if rule.by_head:  # parts that alternate are no slice
+        grid = stored.reshape(config.num_heads, len(rule.fused), -1, *stored.shape[1:])
+        place = grid[:, rule.index]
+    else:
+        place = rule.part_of(stored, config) if rule.fused else stored
+    with np.errstate(over="ignore"):
+        place[...] = part.reshape(place.shape).astype(stored.dtype)
+
+
 def _part_halves(
     rows: Shaped[np.ndarray, "rows ..."], head_dim: int
 ) -> Shaped[np.ndarray, "rows ..."]:
     """Put rotary pairs side by side: within each head, row i + h D/2 becomes row 2i + h."""
-    if rows.ndim == 2 and rows.shape[-1] == head_dim:  # a number for every feature of every head
-        return _part_halves(rows.reshape(-1), head_dim).reshape(rows.shape)
     halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)

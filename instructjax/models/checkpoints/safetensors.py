@@ -31,6 +31,7 @@ _SCALES = ("_scale_inv", "_scale")
 _ACTIVATIONS = ("activation_scale", "input_scale")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -211,6 +212,8 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_bytes())
     except FileNotFoundError:
+        if (file.parent / _ADAPTER).is_file():
+            raise _adapter(file.parent) from None
         raise ModelError(
             "the file is missing", file=file, remedy="give the folder of a complete model"
         ) from None
@@ -255,14 +258,21 @@ def _no_weights(folder: Path) -> ModelError:
             file=folder,
             remedy="convert them to safetensors (transformers' `save_pretrained` writes it)",
         )
-    if (folder / "adapter_model.safetensors").is_file():
-        return ModelError(
-            "holds an adapter, not a model", file=folder, remedy="merge it into its base model"
-        )
+    if (folder / _ADAPTER).is_file():
+        return _adapter(folder)
     return ModelError(
         f"has neither {_SINGLE} nor {_INDEX}",
         file=folder,
         remedy="give the folder of a complete model",
+    )
+
+
+def _adapter(folder: Path) -> ModelError:
+    return ModelError(
+        "holds an adapter, not a model",
+        file=folder,
+        remedy="merge it: `instructjax convert RUN --out FOLDER` if it came from a run of "
+        "instructjax, else `merge_and_unload` of PEFT",
     )
 
 
