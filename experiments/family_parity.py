@@ -6,7 +6,8 @@
 
 Every cell comes from a test: differences from `tests/models/test_family_parity.py` (golden numbers
 of transformers on PyTorch, float32; no torch needed) and, where torch is installed, from
-`tests/scoring/test_torch_live.py`; export and GGUF from the tests of those that ran and passed.
+`tests/scoring/test_torch_live.py`; export (also of what was trained, merged and as an adapter) and
+GGUF from the tests of those that ran and passed.
 Exit code 1 if a test failed.
 """
 
@@ -30,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
 TABLE = ROOT / "experiments" / "results" / "family_parity.md"
 GOLDEN, LIVE = "tests.models.test_family_parity", "tests.scoring.test_torch_live"
-EXPORT = ("tests.models.test_export", "tests.models.test_export_torch_live")
+TRAINED = "tests.finetuning.test_families_torch_live"
+EXPORT = ("tests.models.test_export", "tests.models.test_export_torch_live", TRAINED)
 GGUF = ("tests.models.test_gguf_families", "tests.models.test_llama_cpp_live")
 MEASURED = ("log_prob_difference", "gradient_difference")
 HEAD = (
@@ -56,6 +58,11 @@ class Case:
     measured: dict[str, float]
     outcome: str
 
+    @property
+    def failed(self) -> bool:
+        """Whether it ran and did not pass."""
+        return self.outcome in ("failure", "error")
+
 
 def run_tests(folder: Path) -> list[Path]:
     """Runs the tests that the table is made of, a file at a time; returns their results.
@@ -67,6 +74,7 @@ def run_tests(folder: Path) -> list[Path]:
         for file in sorted(ROOT.glob(f"tests/models/test_{pattern}.py")):
             live = file.name.endswith("_torch_live.py")
             files[str(file.relative_to(ROOT))] = "torch" if live else "not torch"
+    files["tests/finetuning/test_families_torch_live.py"] = "torch"
     files["tests/scoring/test_torch_live.py"] = "torch"
     if importlib.util.find_spec("torch") is None:
         files = {file: marks for file, marks in files.items() if marks != "torch"}
@@ -114,11 +122,14 @@ def belongs(case: Case, family: Family, fixtures: dict[str, str]) -> bool:
     """Whether a test was of that family: it was given its name, or a fixture of it."""
     name = case.argument.rsplit("/", 1)[-1].partition(",")[0]
     if case.module == LIVE and name not in {f.model_type for f in FAMILIES}:
-        return family.model_type == "llama" and bool(case.measured)
+        return family.model_type == "llama" and bool(case.measured or case.failed)
     return name == family.model_type or fixtures.get(name) == family.model_type
 
 
 def worst(cases: list[Case], module: str, what: str) -> str:
+    """The largest difference; one that fails a test may not have been measured."""
+    if any(case.failed for case in cases if case.module == module):
+        return "FAILED"
     values = [c.measured[what] for c in cases if c.module == module and what in c.measured]
     return f"{max(values):.1e}" if values else "not run"
 
@@ -203,7 +214,7 @@ def main() -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(write_table(cases))
     print(options.out.read_text())
-    return int(any(case.outcome in ("failure", "error") for case in cases))
+    return int(any(case.failed for case in cases))
 
 
 if __name__ == "__main__":

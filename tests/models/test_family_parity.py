@@ -144,3 +144,8 @@ def test_the_fixtures_would_catch_a_part_left_out(name, changes):
     )
     found = run(fill(abstract, params))[0, : len(ids) - 1]
     assert np.abs(found - np.array(sequences[-1]["log_probs"])).max() > 1e-3
+
+
+def test_fixtures_stay_small():
+    folder = FOLDER.parent
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 8_000_000

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import jax
@@ -94,3 +95,16 @@ def test_a_key_that_is_not_known_is_refused(tmp_path):
     (tmp_path / "m.gguf").write_bytes(data.replace(old, new))
     with pytest.raises(ModelError, match=r"qwen3\.attention\.other_length.*not a supported option"):
         GgufWeights(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("key", ["general.name", "general.base_model.0.repo_url"])
+def test_a_window_that_the_file_cannot_say_is_warned_of_by_name(key, tiny, tmp_path):
+    def edit(writer):
+        writer.add_string(key, "https://hf.co/mistralai/Mistral-7B-Instruct-v0.1")
+
+    path = tiny().write_gguf(tmp_path / "m.gguf", edit=edit)
+    with pytest.warns(UserWarning, match="no `sliding_window` for Mistral's models"):
+        assert GgufWeights(path).config.layers == ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GgufWeights(tiny().write_gguf(tmp_path / "llama.gguf"))

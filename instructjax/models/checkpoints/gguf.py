@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,9 @@ from instructjax.models.families.gguf_config import with_longrope
 
 # `dequantize` works on 16 rows at a time; rows of about so many elements keep that in cache.
 _ROW_ELEMENTS = 2304
+# Where a file says what model it holds, and the names of those that may have a sliding window.
+_NAMING = re.compile(r"general\.(name|basename|finetune|base_model\.\d+\.(name|repo_url))")
+_WINDOWED = re.compile(r"mi[sx]tral|zephyr", re.IGNORECASE)
 
 
 class GgufWeights:
@@ -60,6 +65,20 @@ class GgufWeights:
         if self.family.model_type == "phi3" and long in self.shapes and short in self.shapes:
             near, far = (self.read_rows(n, 0, self.shapes[n][0]) for n in (short, long))
             self.config = with_longrope(self.config, metadata, near, far, path)
+        self._warn_of_what_is_unsaid()
+
+    def _warn_of_what_is_unsaid(self) -> None:
+        """Llama's metadata has no word for a window, and Mistral's models are written so."""
+        if self.header.metadata["general.architecture"] != "llama":
+            return
+        names = [v for k, v in self.header.metadata.items() if _NAMING.fullmatch(k)]
+        if any(isinstance(name, str) and _WINDOWED.search(name) for name in names):
+            warnings.warn(
+                f"{self.path}: GGUF has no `sliding_window` for Mistral's models. Attention is "
+                "full here, as in llama.cpp; Mistral 7B v0.1 and what was made of it see 4,096 "
+                "tokens. For longer texts with these, load the Hugging Face folder.",
+                stacklevel=2,
+            )
 
     def _check_kind(self, kind: GGMLQuantizationType) -> None:
         try:

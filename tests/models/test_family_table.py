@@ -1,0 +1,39 @@
+"""The script that writes the table of families: a test that failed shows in its cell."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from instructjax.models.families import FAMILIES
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "family_parity.py"
+
+
+@pytest.fixture
+def table(monkeypatch):
+    spec = importlib.util.spec_from_file_location("family_parity", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "family_parity", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_failed_before_it_was_measured_is_not_passed_over(table):
+    def case(argument, outcome="passed", **measured):
+        return table.Case(module=table.LIVE, argument=argument, measured=measured, outcome=outcome)
+
+    cases = [
+        case("gemma2", "failure"),
+        case("gemma2, other head and biases", log_prob_difference=1e-6),
+        case("qwen2", log_prob_difference=2e-6),
+        case("one of Llama's own", "error"),
+    ]
+    rows = {family.model_type: table.row_of(family, cases, {}) for family in FAMILIES}
+    at = table.HEAD.index("log-prob, live")
+    assert rows["gemma2"][at] == rows["llama"][at] == "FAILED"
+    assert rows["qwen2"][at] == "2.0e-06" and rows["gpt2"][at] == "not run"
