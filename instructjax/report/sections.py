@@ -24,7 +24,12 @@ from instructjax.report.texts import shorten
 
 CELL_NAMES = ("training pairs", "intra-task", "known inputs", "inter-task")
 SHORT_CELLS: dict[str, str] = dict[str, str](
-    zip(CELLS, ("c, z seen", "z new", "c new", "c, z new"), strict=True)
+    zip(
+        CELLS,
+        # No-break spaces: of several, each stays together.
+        (x.replace(" ", "\u00a0") for x in ("c, z seen", "z new", "c new", "c, z new")),
+        strict=True,
+    )
 )
 # Of each gap its name, and what it is in the cells that it was measured in.
 _GAPS = {

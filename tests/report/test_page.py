@@ -83,7 +83,7 @@ def test_numbers_are_those_of_the_rows(page: Page, results: Results) -> None:
         mean = results.value[mine & (results.cell == k)].mean()
         assert abs(float(cell.mean) - mean) < 5e-4 and cell.rows == 60
     worst = page.worst[0].rows
-    assert all(row[1].startswith("c new") for row in worst)
+    assert all(row[1].startswith("c\u00a0new") for row in worst)
     assert page.models is not None
     difference = page.models.tables[2].rows[0]
     both = results.value[~mine] - results.value[mine]
