@@ -68,7 +68,7 @@ def sample(
       progress: show a bar if it takes more than 2 s; by default on a terminal or in a notebook.
 
     Raises:
-      UsageError: an option out of range, or no examples.
+      UsageError: an option out of range, or something that is no example.
       DataError, PromptError: an example cannot be encoded; they name it.
 
     For example, with the embedded model (which a first call downloads)::
