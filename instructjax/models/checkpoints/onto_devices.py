@@ -44,7 +44,7 @@ def assemble(
             whole = jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
         # Waited for: what is on its way to a device is still held here.
         whole = jax.block_until_ready(write(whole, part, np.array(index, np.int32)))
-        del part
+        part.delete()
     assert whole is not None  # there is no parameter without a tensor
     return whole
 
