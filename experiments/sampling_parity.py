@@ -70,10 +70,13 @@ def main() -> int:
             for (_, ids), row in zip(chosen, samples, strict=True)
         ],
     )
-    law4 = max(
-        float(np.abs(scored.token_log_probs - row.token_log_probs).max())
-        for scored, row in zip(scores, samples, strict=True)
+    apart = np.concatenate(
+        [
+            np.abs(scored.token_log_probs.astype(np.float64) - row.token_log_probs)
+            for scored, row in zip(scores, samples, strict=True)
+        ]
     )
+    law4, over = float(apart.max()), int((apart > 1e-5).sum())
     stop_ids = list(model.tokenizer.eos_ids)
     job = {"max_new_tokens": args.new_tokens, "stop_ids": stop_ids}
     (theirs,) = run_generate("parity", [{**job, "prompts": [ids for _, ids in chosen]}])
@@ -86,11 +89,13 @@ def main() -> int:
     print(
         f"{len(found)} prompts, {compared} tokens compared: {counts['same']} texts the same, "
         f"{counts['tie']} part at a tie within {TIE:g}, {counts['different']} differ; log-probs "
-        f"within {law4:.2g} nats of those that scoring gives"
+        f"within {law4:.2g} nats of those that scoring gives ({over} more than 1e-05 off, "
+        f"root mean square {np.sqrt(np.mean(apart**2)):.2g})"
     )
     if args.out:
         about = {"model": MODEL, "prompts": len(found), "new_tokens": args.new_tokens, **counts}
         about |= {"tokens_compared": compared, "largest_difference_from_score_nats": law4}
+        about |= {"more_than_1e-5_from_score": over}
         args.out.write_text(json.dumps(about, indent=1) + "\n")
     return 1 if counts["different"] or law4 > 1e-5 else 0
 

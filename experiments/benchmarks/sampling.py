@@ -6,8 +6,7 @@ Same weights (the embedded default model), same prompt ids, greedy, float32, all
 tokens after 16 prompts, and after one. No token ends a response early, in either tool. The fastest
 of several calls counts, of `generate` that of its fastest cache. Bytes of weights read a token are
 set against the rate at which all cores together read memory, and a plain matrix-vector product of
-XLA's does, in the same run. Needs the
-`compare` extra.
+XLA's does, in the same run. Needs the `compare` extra.
 """
 
 from __future__ import annotations
