@@ -135,6 +135,7 @@ class JoinedMLP(MLP):
     """Gate and up of one product."""
 
     def __init__(self, base: MLP):
+        assert base.gate is not None
         self.gate_up = JoinedLinear(base.gate, base.up)
         _copy(base, self, without=("gate", "up"))
 
