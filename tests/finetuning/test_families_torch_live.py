@@ -101,7 +101,7 @@ def test_what_was_trained_is_what_pytorch_computes(
     graphdef, params = add_lora(model.graphdef, model.params, options, jax.random.key(0))
     rng = np.random.default_rng(1)
     ids = rng.integers(3, 80, (2, 30)).astype(np.int32)
-    rows = [[WeightedIds(ids=row, weights=np.float32(np.arange(30) > 0))] for row in ids]
+    rows = [[WeightedIds(ids=row, weights=(np.arange(30) > 0).astype(np.float32))] for row in ids]
     batch = jax.tree.map(jnp.asarray, make_sft_batch(rows, length=29, tile=32))
     optimizer = make_optimizer(OptimizerConfig(name="sgd", learning_rate=0.1), 9)
     state = make_state(params, optimizer)  # everything learns: base, A and B

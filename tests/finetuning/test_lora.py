@@ -182,7 +182,8 @@ def test_dense_layers_and_the_shared_expert_are_merged_and_have_no_adapter(tmp_p
         mlp, found = params[stack]["mlp"], merged[stack]["mlp"]
         mlp, found = (mlp, found) if name is None else (mlp[name], found[name])
         a, b = (np.asarray(mlp["down"][n][...], np.float64) for n in ("lora_a", "lora_b"))
-        np.testing.assert_allclose(found["down"]["kernel"][...], 1 + 3 * (a @ b), atol=1e-5)
+        kernel = np.asarray(found["down"]["kernel"][...])
+        np.testing.assert_allclose(kernel, 1 + 3 * (a @ b), atol=1e-5)
     with pytest.raises(ModelError, match="cannot have dense_layers.mlp.* beside experts"):
         check_adapter(config, ["dense_layers.mlp.up", "layers.attention.o"])
     check_adapter(config, ["layers.attention.o"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import gguf
 import jax
@@ -156,8 +157,8 @@ def test_writing_a_tensor_into_its_place_sends_and_copies_nothing(mesh):
         jax.ShapeDtypeStruct((8, 2), np.float32, sharding=part),
         jax.ShapeDtypeStruct((2,), np.int32),
     ).compile()
-    assert not re.search("all-|collective", compiled.as_text())
-    memory = compiled.memory_analysis()
+    assert not re.search("all-|collective", compiled.as_text() or "all-")
+    memory: Any = compiled.memory_analysis()
     assert memory.alias_size_in_bytes == memory.output_size_in_bytes > memory.temp_size_in_bytes
 
 

@@ -135,7 +135,7 @@ def _load(
     return assemble(shape, dtype, sharding or SingleDeviceSharding(device), pieces())
 
 
-def _takes_memory_over(device: jax.Device) -> bool:
+def _takes_memory_over(device: Any) -> bool:
     """Whether an array of the host becomes one of the device without a copy."""
     return device.platform == "cpu"
 

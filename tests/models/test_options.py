@@ -1,0 +1,73 @@
+"""No option of a configuration is passed over: changed, it changes what is read, or is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instructjax.errors import ModelError
+from instructjax.models.families import FAMILIES, family_for_hf
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FILES = [FIXTURES / "llama-tied" / "config.json", *FIXTURES.glob("families/*/config.json")]
+
+# Of training, generation and bookkeeping, and numbers that others follow from.
+HARMLESS = {
+    *("attention_dropout", "attn_pdrop", "classifier_dropout", "embd_pdrop", "hidden_dropout"),
+    *("resid_pdrop", "summary_first_dropout", "initializer_range", "router_jitter_noise"),
+    *("router_aux_loss_coef", "output_router_logits", "use_cache", "pretraining_tp", "is_decoder"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "num_nextn_predict_layers"),
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
+    "reorder_and_upcast_attn",  # of GPT-2 in float16
+    "qk_head_dim",  # the sum of two others
+}
+# What the kind of each layer says already, where the file lists them.
+BY_LAYER = {"sliding_window", "use_sliding_window", "max_window_layers"}
+BY_LAYER |= {"_sliding_window_pattern", "sliding_window_pattern"}
+UNUSED = {
+    "deepseek_v3": {"head_dim"},  # transformers sets it to that of the turned features
+    "qwen3_moe": {"intermediate_size", "use_sliding_window", "sliding_window"},  # no dense layers
+    "smollm3": {"no_rope_layer_interval"},  # `no_rope_layers` is there
+    "phi3": {"original_max_position_embeddings"},  # without LongRoPE
+}
+
+
+def changed(value):
+    """Other values of the same kind."""
+    if value is None:
+        return [3, True]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, 2 * value + 2]
+    if isinstance(value, float):
+        return [1.5 * value + 0.5]
+    return ["another"] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_an_option_that_is_changed_is_read_or_refused(file):
+    from transformers import AutoConfig, PreTrainedConfig
+
+    values = json.loads(file.read_text())
+    family = family_for_hf(values, file)
+    config = family.config_from_hf(values, file)
+    defaults = AutoConfig.for_model(family.model_type).to_dict()
+    options = {*defaults, *values} - PreTrainedConfig().to_dict().keys() - HARMLESS
+    options -= {"architectures", "torch_dtype", "quantization_config", "_attn_implementation"}
+    unused = UNUSED.get(family.model_type, set())
+    unused = unused | BY_LAYER if "layer_types" in values else unused
+    for name in sorted(options - unused) + ["tie_word_embeddings"]:
+        for other in changed(values.get(name, defaults.get(name))):
+            try:
+                found = family.config_from_hf({**values, name: other}, file)
+            except ModelError:
+                continue
+            assert found != config, f"{name} = {other!r} was passed over"
+
+
+def test_every_family_is_shown():
+    kinds = {json.loads(file.read_text())["model_type"] for file in FILES}
+    assert kinds == {family.model_type for family in FAMILIES}
