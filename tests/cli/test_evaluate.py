@@ -158,7 +158,7 @@ def test_a_stopped_run_goes_on(
     # A model that was done is not loaded again, and no row is written twice.
     loaded: list[str] = []
     monkeypatch.setattr(
-        evaluate_run, "load_model", lambda spec, dtype: loaded.append(spec) or models[spec]
+        evaluate_run, "load_model", lambda spec, **_: loaded.append(spec) or models[spec]
     )
     written.clear()
     written.extend([("", 0)] * 10)
