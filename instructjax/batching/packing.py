@@ -110,7 +110,7 @@ def _plan(tree: PrefixTree) -> Iterator[list[int]]:
     """
     standard = ROW_LENGTHS[-1]
     plans = [_place(tree, standard, limit) for limit in (standard, standard // 4, 0)]
-    longest = 32 * max(tree.shared, default=0)
+    longest = 16 * max(tree.shared, default=0)
     if jax.default_backend() == "cpu":  # elsewhere attention is at its best in standard rows
         longest = max(longest, 8192)
     for length in LONG_ROWS:

@@ -135,7 +135,7 @@ def test_few_programs_are_compiled_and_a_second_run_compiles_none(model, compile
     jax.clear_caches()
     work = Work()
     first = list(score_requests(model, requests, work=work))
-    lengths = (*ROW_LENGTHS, 3072, *LONG_ROWS)
+    lengths = (*ROW_LENGTHS, 3072, 6144, *LONG_ROWS)
     assert work.programs <= {(t, tile) for t in lengths for tile in (SMALL_TILE, LARGE_TILE)}
     counts = Counter(compiled)
     assert counts["jit(token_scores)"] == len(work.programs), counts
