@@ -33,8 +33,8 @@ ROW_LENGTHS = (128, 512, 1024, 1792, 2048)
 # tokens.
 LONG_ROWS, LONG_ROW_COST = (4096, 8192, 12288, 16384, 24576, 32768), 1.1
 # Queries and keys a tile of attention. Small tiles follow short sequences and branches closely,
-# large ones take fewer steps: on CPU they pay from LONG tokens on. Other platforms do not attend
-# in tiles.
+# large ones take fewer steps: on CPU they pay from LONG tokens on. Other platforms attend in tiles
+# only over rows longer than the standard one.
 SMALL_TILE, LARGE_TILE, LONG = 64, 256, 1024
 
 
@@ -113,7 +113,9 @@ def _plan(tree: PrefixTree) -> Iterator[list[int]]:
     longest = 16 * max(tree.shared, default=0)
     if jax.default_backend() == "cpu":  # elsewhere attention is at its best in standard rows
         longest = max(longest, 8192)
-    for length in LONG_ROWS:
+    # A request may need a longer row in any case; others behind its prefix go with it.
+    own = row_length_for(max(tree.lengths))
+    for length in (*LONG_ROWS, *(n for n in (own, 2 * own) if n > LONG_ROWS[-1])):
         if length // 2 < tree.num_tokens and length <= longest:
             plans.append(_place(tree, length, length))
     for runs in min(plans, key=_cost):

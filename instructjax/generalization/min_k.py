@@ -23,6 +23,8 @@ def min_k_log_prob(
 ) -> Float[Array, " B"]:
     """Mean log p of the least likely share k of each response's tokens, nats; at least one token.
 
+    -inf where one of these is impossible, NaN where there is no token.
+
     Args:
       token_log_prob: of y, nats.
       mask: tokens of y.
@@ -60,10 +62,11 @@ def min_k_pp(
 
 
 def _mean_of_least(values: Array, mask: Array, k: float) -> Array:
-    count = jnp.maximum(jnp.floor(k * mask.sum(-1) + 1e-6), 1)
+    tokens = mask.sum(-1)
+    count = jnp.maximum(jnp.floor(k * tokens + 1e-6), 1)
     ordered = jnp.sort(jnp.where(mask, values, jnp.inf), axis=-1)
-    least = (jnp.arange(values.shape[-1]) < count[:, None]) & jnp.isfinite(ordered)
-    return jnp.where(least, ordered, 0).sum(-1) / count
+    least = jnp.arange(values.shape[-1]) < count[:, None]
+    return jnp.where(tokens > 0, jnp.where(least, ordered, 0).sum(-1) / count, jnp.nan)
 
 
 def log_prob_moments(

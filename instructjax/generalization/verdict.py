@@ -230,7 +230,9 @@ def _write_contrast(row: np.ndarray) -> str:
 
 def _estimate(row: np.ndarray, means: np.ndarray, se: float, df: float, level: float) -> Estimate:
     value = float(row @ means)
-    half = float(stdtrit(min(df, 1e9), (1 + level) / 2)) * se if df > 0 else math.inf
+    # Scores that do not vary at all, but for rounding, do not say how far others would.
+    varies = df > 0 and se > 1e-12 * np.abs(means).max()
+    half = float(stdtrit(min(df, 1e9), (1 + level) / 2)) * se if varies else math.inf
     return Estimate(
         estimate=value,
         low=value - half,
@@ -258,7 +260,7 @@ def _more_needed(
     if sets[0] & sets[-1]:  # the same tasks, in other words: more of them are more on both sides
         unseen = row != 0
     clusters = int(counts[way, unseen].min())
-    if clusters < 2:
+    if clusters < 2 or variance <= 0:
         return None, None
 
     single = measured.covariance.single[way]

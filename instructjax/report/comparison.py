@@ -106,7 +106,7 @@ def _compare(
             here = first.cell[a] == cell
             if not here.any():
                 texts.append("–")
-                p_values.append(1.0)
+                p_values.append(math.nan)
                 continue
             found = _compare_rows(other.value[b], first.value[a], ids, here)
             half = float(found.high - found.low) / 2
@@ -120,8 +120,9 @@ def _compare(
 def _mark_sure(
     rows: list[tuple[str, ...]], p_values: Float64[np.ndarray, "M 4"]
 ) -> list[tuple[str, ...]]:
+    sure, tested = np.zeros(p_values.shape, bool), ~np.isnan(p_values)
     with jax.enable_x64(True):
-        sure = np.asarray(holm(p_values.ravel())).reshape(p_values.shape) < 0.05
+        sure[tested] = np.asarray(holm(p_values[tested])) < 0.05
     return [
         (*row[:2], *(text + " *" * bool(mark) for text, mark in zip(row[2:], marks, strict=True)))
         for row, marks in zip(rows, sure, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,12 +144,15 @@ def _tell_apart(
     for table, (_, about) in zip(tables, origins, strict=True):
         for name in set(table["model"]):
             prints.setdefault(name, set()).add(about.get(f"{name}/model_fingerprint", ""))
+    paths = [path for path, _ in origins]
+    short = Counter(path.name for path in paths)
+    labels = {path: path.name if short[path.name] == 1 else path for path in paths}
     known: set[tuple[str, ...]] = set()
     for table, (path, _) in zip(tables, origins, strict=True):
         names = table["model"]
         for name in set(names):
             if len(prints[name] - {""}) > 1:
-                names[names == name] = f"{name} ({path})"
+                names[names == name] = f"{name} ({labels[path]})"
         if len(tables) > 1:
             columns = ("model", "metric", "id", "instruction_hash", "input_hash")
             rows = set(zip(*(table[column] for column in columns), strict=True))

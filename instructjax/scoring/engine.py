@@ -97,9 +97,9 @@ def score_requests(
 
     What requests of a window have in common at the start is computed once. On CPU this changes no
     bit, in float32 or bfloat16: a token is computed in the same order whether its prefix is shared
-    or not. Other platforms attend over whole rows, where rounding may depend on the row: within
-    1e-5 nats a token in float32, more in bfloat16 (engines that share prefixes in bfloat16 report
-    0.1 nats); score in float32 where that matters.
+    or not. Other platforms attend over a standard row as a whole, where rounding may depend on the
+    row: within 1e-5 nats a token in float32, more in bfloat16 (engines that share prefixes in
+    bfloat16 report 0.1 nats); score in float32 where that matters.
 
     Args:
       model: who scores.

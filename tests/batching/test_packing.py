@@ -187,8 +187,13 @@ def test_an_instruction_shared_by_a_whole_window_is_seldom_repeated():
     assert sum(row.num_tokens for row in rows) <= 1.15 * distinct
 
 
-@pytest.mark.parametrize("prefix", [300, 1000, 2000, 3000, 5000, 7000, 12_000])
-@pytest.mark.parametrize(("requests", "own"), [(200, 100), (50, 300), (300, 30)])
+@pytest.mark.parametrize(
+    ("prefix", "requests", "own"),
+    [
+        *((prefix, 200, 100) for prefix in (300, 1000, 2000, 3000, 5000, 7000, 12_000)),
+        *((3000, 50, 300), (300, 300, 30), (33_000, 40, 60)),
+    ],
+)
 def test_rows_grow_with_the_prefix_that_they_share(prefix, requests, own):
     made = make_choices(1, prefix, requests, own + 1)
     rows = list(pack(made))

@@ -168,3 +168,13 @@ def test_errors_name_the_row() -> None:
         analyze([], [], [], None, [])
     with pytest.raises(UsageError, match="macro"):
         analyze([0.1, 0.3, 0.2], ids, ids, None, [0, 1, 1], weights="macro")
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.7])
+@pytest.mark.parametrize("size", [2, 6, 20])
+def test_scores_that_do_not_vary_decide_nothing(value: float, size: int) -> None:
+    c, z = (x.ravel() for x in np.indices((2 * size, 2 * size)))
+    cell = 2 * (c >= size) + (z >= size)
+    found = analyze(np.full(c.shape, value), c, z, None, cell)
+    assert found.level == "unclear" and "too few" in found.verdict
+    assert found.more_instructions_needed is None

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,9 @@ def read_table(
         with path.open(encoding="utf-8", newline="") as stream:
             every = _extend(schema, more, [field.name for field in more])
             records = map(json.loads, stream) if suffix == ".jsonl" else _read_csv(stream, every)
-            first = next(records, {})
-            schema = _extend(schema, more, first)
-            records = chain([first] if first else [], records)
+            first = list(islice(records, 1))
+            schema = _extend(schema, more, first[0] if first else ())
+            records = chain(first, records)
             chosen = ({name: record[name] for name in schema.names} for record in records)
             return to_table(map(restore, chosen) if restore else chosen, metadata, schema)
     except (OSError, KeyError, TypeError, ValueError, csv.Error, pa.ArrowException) as error:
@@ -98,8 +98,10 @@ def _read_csv(stream: Iterable[str], schema: pa.Schema) -> Iterator[dict[str, An
         csv.field_size_limit(limit)
 
 
-def _from_cell(field: pa.Field, text: str) -> Any:
+def _from_cell(field: pa.Field, text: str | None) -> Any:
     kind = field.type
+    if text is None:
+        raise ValueError(f"a row ends before its {field.name}")
     if pa.types.is_list(kind):
         number = int if pa.types.is_integer(kind.value_type) else float
         return [number(part) for part in text.split()]
@@ -118,7 +120,7 @@ def _restore(record: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("log_prob", "log_prob_per_token"):
         if values[name] is None:
             values[name] = float("nan")
-    values["token_log_probs"] = [
-        float("nan") if x is None else x for x in values["token_log_probs"]
-    ]
+    for name in ("token_log_probs", "token_entropies", "top_log_probs"):
+        if name in values:
+            values[name] = [float("nan") if x is None else x for x in values[name]]
     return values

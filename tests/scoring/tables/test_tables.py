@@ -273,6 +273,8 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, format: str) -> 
         ("s.csv", b"id,log_prob\na,1\n"),
         ("s.csv", (",".join(COLUMNS) + "\na,b,cz,,,,,,,,,,,,\n").encode()),
         ("s.csv", (",".join(COLUMNS) + "\na,1\n").encode()),
+        ("s.csv", (",".join(COLUMNS) + "\na,0,cz,,,,-1,1,1,-1,,true,ok,7\n").encode()),
+        ("s.jsonl", b"{}\n"),
     ],
 )
 def test_what_is_no_score_table(tmp_path: Path, name: str, content: bytes) -> None:
