@@ -80,6 +80,7 @@ def pack(
     tree: PrefixTree | None = None,
     *,
     apart: Callable[[int], Hashable] | None = None,
+    together: int = 1,
 ) -> Iterator[PackedRow]:
     """Rows that together hold every request once, the fullest subtrees first.
 
@@ -91,6 +92,8 @@ def pack(
       tree: of these requests, if it is at hand.
       apart: requests whose numbers of tokens it tells apart share no row: a model may read them
         differently from the first token on (`instructjax.models.rotary.length_classes`).
+      together: rows that are computed at a time, each on a device of its own, for which there must
+        be enough of them.
     """
     tree = tree or build_tree(requests)
     kinds = [(tile_for(n), None if apart is None else apart(n)) for n in tree.lengths]
@@ -98,11 +101,11 @@ def pack(
         members = [i for i, own in zip(tree.order, kinds, strict=True) if own == (tile, kind)]
         same = len(members) == len(kinds)
         part = tree if same else build_tree(requests, members)
-        for places in _plan(part):
+        for places in _plan(part, together):
             yield _fill(requests, part, places, tile)
 
 
-def _plan(tree: PrefixTree) -> Iterator[list[int]]:
+def _plan(tree: PrefixTree, together: int) -> Iterator[list[int]]:
     """The places in the tree of each row's requests.
 
     The tree is cut into subtrees that fit a row, coarsely (most sharing) or finely (fullest rows),
@@ -116,7 +119,7 @@ def _plan(tree: PrefixTree) -> Iterator[list[int]]:
     # A request may need a longer row in any case; others behind its prefix go with it.
     own = row_length_for(max(tree.lengths))
     for length in (*LONG_ROWS, *(n for n in (own, 2 * own) if n > LONG_ROWS[-1])):
-        if length // 2 < tree.num_tokens and length <= longest:
+        if length * together - length // 2 < tree.num_tokens and length <= longest:
             plans.append(_place(tree, length, length))
     for runs in min(plans, key=_cost):
         yield [place for run, _ in sorted(runs, key=_first) for place in run]

@@ -123,7 +123,7 @@ def score_requests(
         return _token_scores_on_mesh(model.graphdef, model.params, batch, **options)
 
     apart = length_classes(model.config)
-    packed = _pack_windows(stream, work, failures, apart)
+    packed = _pack_windows(stream, work, failures, apart, model.rows_together)
     with closing(compute_rows(packed, compute, together=model.rows_together)) as rows:
         for window, row, scores in rows:
             yield from _collect(window, row, scores, on_row)
@@ -145,6 +145,7 @@ def _pack_windows(
     work: Work | None,
     failures: list[Exception],
     apart: Callable[[int], Hashable] | None,
+    together: int,
 ) -> Iterator[tuple[_Window, PackedRow]]:
     """Rows of one window after the other; what ends the stream early goes to `failures`."""
     while chosen := _take(requests, failures):
@@ -152,7 +153,7 @@ def _pack_windows(
         tree = build_tree(chosen)
         if work is not None:
             work.distinct += tree.num_distinct
-        for row in pack(chosen, tree, apart=apart):
+        for row in pack(chosen, tree, apart=apart, together=together):
             if work is not None:
                 work.requested += sum(input_length(chosen[i]) for i, _ in row.members)
                 work.useful += row.num_tokens

@@ -203,6 +203,13 @@ def test_rows_grow_with_the_prefix_that_they_share(prefix, requests, own):
     assert sum(row.batch.tokens.size for row in rows) <= 1.4 * distinct
 
 
+def test_there_are_rows_for_every_device():
+    made = make_choices(1, 1000, 300, 61)
+    assert max(row.batch.tokens.shape[1] for row in pack(made)) > ROW_LENGTHS[-1]
+    rows = list(pack(made, together=8))
+    assert {row.batch.tokens.shape[1] for row in rows} <= set(ROW_LENGTHS) and len(rows) >= 8
+
+
 @settings(max_examples=15)
 @given(lengths_and_spans())
 def test_rows_come_in_few_shapes(drawn):

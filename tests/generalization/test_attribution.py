@@ -146,6 +146,13 @@ def test_min_k_is_a_loop() -> None:
         assert float(plus[row]) == pytest.approx(np.sort(standard)[:count].mean(), rel=1e-3)
 
 
+def test_an_impossible_token_is_the_least_likely_of_all() -> None:
+    scores = jnp.array([[-jnp.inf, -1.0], [-2.0, -1.0], [-3.0, -4.0]])
+    mask = jnp.array([[True, True], [True, True], [False, False]])
+    found = min_k_log_prob(scores, mask, 0.5)
+    assert found[0] == -jnp.inf and found[1] == -2.0 and jnp.isnan(found[2])
+
+
 @pytest.mark.slow
 def test_moments_of_a_model_are_those_of_its_next_token_distributions(tiny_model) -> None:
     from instructjax.batching.batch import batch_from_lengths
