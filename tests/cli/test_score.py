@@ -180,7 +180,9 @@ def test_entropies_ranks_and_best_tokens(
     run: Run, tmp_path: Path, format: str, top_k: int, tiny_model: Any
 ) -> None:
     data = tmp_path / "d.jsonl"
-    rows = [{"instruction": f"Do {i}.", "output": "abc " * (i + 1)} for i in range(3)]
+    rows: list[dict[str, Any]] = [
+        {"instruction": f"Do {i}.", "output": "abc " * (i + 1)} for i in range(3)
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / f"s.{format}"
     assert run(data, "--out", out, "--top-k", top_k) == 0
