@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from instructjax.errors import UsageError
 from instructjax.finetuning.restore import is_run, load_trained, write_trained_adapter
 from instructjax.finetuning.run_folder import blaming
 from instructjax.models import load_model
-from instructjax.models.checkpoints.export import check_new_folder, export_folder
+from instructjax.models.checkpoints.export import check_new_folder, export_folder, new_folder
 
 
 def run_convert(options: Convert) -> int:
@@ -71,15 +68,8 @@ def run_convert(options: Convert) -> int:
 
 
 def _write_adapter(run: Path, folder: Path, step: int | None) -> int:
-    with blaming(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
-        try:
-            base = write_trained_adapter(run, staged / "adapter", step)
-            check_new_folder(folder)
-            os.rename(staged / "adapter", folder)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    with blaming(folder), new_folder(folder) as staged:
+        base = write_trained_adapter(run, staged, step)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     name = escape_controls(base.name)
     print(f"{folder}: an adapter for {name} as PEFT reads it, {size / 1e6:,.1f} MB")

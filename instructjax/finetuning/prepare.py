@@ -164,7 +164,9 @@ def make_trainable(
         graphdef, params = add_lora(graphdef, params, lora, key)
         if config.adapter:  # told before hours of training, not after
             paths = (name_param(path) for path, _ in jax.tree.leaves_with_path(params))
-            check_adapter(model.config, [p[:-7] for p in paths if p.endswith(".lora_a")])
+            check_adapter(
+                model.config, [p.removesuffix(".lora_a") for p in paths if p.endswith(".lora_a")]
+            )
 
     def init() -> TrainState:
         state = make_state(

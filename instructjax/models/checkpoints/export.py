@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +70,14 @@ def export_folder(
         progress(written, total)
 
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
-        try:
+        with new_folder(folder) as staged:
+            staged.mkdir()
             ids = _special_ids(model)
             kind = {"torch_dtype": dtype or model.dtype}
             write_json(staged / "config.json", {**config, **ids, **kind})
             write_json(staged / "generation_config.json", {"_from_model_config": True, **ids})
             write_tokenizer(model.tokenizer, staged, max_positions=model.config.max_positions)
             _write_shards(staged, shards, total, done)
-            staged.chmod(0o777 & ~_umask())
-            check_new_folder(folder)
-            os.rename(staged, folder)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
     except OSError as error:
         raise ModelError(
             f"cannot be written ({error.strerror or error})",
@@ -90,6 +85,26 @@ def export_folder(
             remedy=remedy_for_writing(error),
         ) from error
     return folder
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a place to make a folder at, which becomes `folder` at the end of the block.
+
+    If the block fails, nothing is left of it.
+
+    Raises:
+      UsageError: by then there is something at `folder`.
+      OSError: it cannot be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
+    try:
+        yield staged / "whole"
+        check_new_folder(folder)
+        os.rename(staged / "whole", folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def check_new_folder(folder: Path) -> None:
@@ -136,9 +151,3 @@ def _write_shards(
         weight_map |= {entry.name: name for entry in shard}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / "model.safetensors.index.json", index)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
