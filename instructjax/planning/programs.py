@@ -62,28 +62,12 @@ def build_program(
 
 
 def _step(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
-    rules = setting.rules
-    optimizer = make_optimizer(setting.optimizer, _STEPS)
-    kept = setting.dtype if setting.lora else "float32"
-    graphdef, params = abstract_decoder(config, kept)
-    if setting.lora is not None:
-        found: list[nnx.GraphDef] = []
-
-        def adapt(params: nnx.State) -> nnx.State:
-            made, params = add_lora(graphdef, params, setting.lora, jax.random.key(0))  # type: ignore
-            found.append(made)
-            return params
-
-        params = jax.eval_shape(adapt, params)
-        graphdef = found[0]
-    chosen = ("*",) if setting.lora is None else LORA
-    state = jax.eval_shape(lambda p: make_state(p, optimizer, trainable=chosen), params)
-    state: TrainState = place_state(state, mesh, rules, put=_abstract)
+    rules, optimizer = setting.rules, make_optimizer(setting.optimizer, _STEPS)
+    graphdef, state = _train_state(config, setting, mesh)
     rows = setting.batch // setting.micro_batches
     lead = (setting.micro_batches,) if setting.micro_batches > 1 else ()
-    batch = _rows(lead, rows, setting, mesh)
     weights = _array((*lead, rows, setting.length), jnp.float32, setting, mesh, len(lead))
-    sft = SftBatch(batch=batch, weights=weights)
+    sft = SftBatch(batch=_rows(lead, rows, setting, mesh), weights=weights)
 
     def lower() -> Any:
         step: Any = make_train_step(
@@ -98,6 +82,37 @@ def _step(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
 
     kinds = {"parameters": (state.trainable, state.frozen), "optimizer": state.opt_state}
     return Program(graphdef=graphdef, state=kinds, batch=sft, lower=lower)
+
+
+def _train_state(
+    config: DecoderConfig, setting: Setting, mesh: Any
+) -> tuple[nnx.GraphDef, TrainState]:
+    key = (config, mesh, setting.rules, setting.optimizer, setting.lora, setting.dtype)
+    if key not in _states:
+        graphdef, state = _make_train_state(config, setting)
+        _states.clear()  # a search asks for many settings of one mesh after the other
+        _states[key] = graphdef, place_state(state, mesh, setting.rules, put=_abstract)
+    return _states[key]
+
+
+_states: dict[Any, tuple[nnx.GraphDef, TrainState]] = {}
+
+
+def _make_train_state(config: DecoderConfig, setting: Setting) -> tuple[nnx.GraphDef, TrainState]:
+    optimizer = make_optimizer(setting.optimizer, _STEPS)
+    graphdef, params = abstract_decoder(config, setting.dtype if setting.lora else "float32")
+    if setting.lora is not None:
+        found: list[nnx.GraphDef] = []
+
+        def adapt(params: nnx.State) -> nnx.State:
+            made, params = add_lora(graphdef, params, setting.lora, jax.random.key(0))  # type: ignore
+            found.append(made)
+            return params
+
+        params = jax.eval_shape(adapt, params)
+        graphdef = found[0]
+    chosen = ("*",) if setting.lora is None else LORA
+    return graphdef, jax.eval_shape(lambda p: make_state(p, optimizer, trainable=chosen), params)
 
 
 def _scoring(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:

@@ -43,7 +43,7 @@ class Setting:
     batch: int
     length: int
     micro_batches: int = 1
-    remat: str = "layer"
+    remat: str = "dots"
     dtype: str = "bfloat16"
     lora: LoraConfig | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -77,7 +77,7 @@ class Setting:
         """The mesh, and what else there is to choose.
 
         >>> Setting(mesh={"fsdp": 4}, batch=8, length=16, micro_batches=2).describe()
-        'fsdp=4, 2 micro-batches, remat layer'
+        'fsdp=4, 2 micro-batches, remat dots'
         """
         words = ",".join(f"{name}={size}" for name, size in self.mesh.items())
         if self.task == "score":
