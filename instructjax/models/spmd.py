@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructjax.models.remat import GATHERED
 from instructjax.models.sharded import STACKS, param_spec, path_of
@@ -58,6 +58,8 @@ def over_rows(
 ) -> Callable[[nnx.State, Any], Any]:
     """The function (params, batch) -> function(graphdef, params, batch), on a mesh if there is one.
 
+    On a mesh of several processes each gets all results.
+
     Args:
       function: pure; gives arrays whose first axis is that of the batch's rows.
       graphdef: of the decoder.
@@ -84,13 +86,17 @@ def over_rows(
             return lax.psum(result, rows) if total else result
 
         of_batch = PartitionSpec(*(None,) * batch_axis, rows)
-        return jax.shard_map(
+        result = jax.shard_map(
             local,
             mesh=mesh,
             in_specs=(specs, of_batch),
             out_specs=PartitionSpec() if total else PartitionSpec(rows),
             axis_names=frozenset(rows),
         )(params, batch)
+        if mesh.is_multi_process and not total:
+            whole = NamedSharding(mesh, PartitionSpec())
+            result = jax.tree.map(lambda x: lax.with_sharding_constraint(x, whole), result)
+        return result
 
     return call
 

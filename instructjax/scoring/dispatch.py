@@ -16,6 +16,7 @@ import numpy as np
 from instructjax.batching.batch import Batch
 from instructjax.batching.packing import PackedRow
 from instructjax.errors import InstructJaxError, ModelError
+from instructjax.sharding.processes import tick
 
 # Rows computed at a time, each in a thread of its own: programs started by one thread run one after
 # the other, and on a CPU one program alone leaves cores idle in its sequential parts.
@@ -58,6 +59,7 @@ def compute_rows(
     def take() -> Iterator[tuple[T, PackedRow, Any]]:
         name, group, future = waiting.popleft()
         results = future.result()
+        tick()
         for i, row in enumerate(group):
             yield name, row, jax.tree.map(lambda x, i=i: x[i : i + 1], results)
 
