@@ -21,11 +21,10 @@ import numpy as np
 if __name__ == "__main__":  # its own `gguf` before the one installed
     sys.path[:0] = [str(Path(sys.argv[1]) / "gguf-py"), sys.argv[1]]
 
+from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.hf_tensors_out import hf_entries
 from instructjax.models.checkpoints.params import load_params
-from instructjax.models.checkpoints.safetensors import SafetensorsFolder
 from instructjax.models.checkpoints.safetensors_out import write_entries
-from instructjax.models.families import family_for_hf
 from instructjax.models.families.to_hf import config_to_hf
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -33,11 +32,8 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def export(name: str, folder: Path) -> None:
     """Write a checkpoint of the fixtures anew."""
-    file = FIXTURES / name / "config.json"
-    values = json.loads(file.read_text())
-    family = family_for_hf(values, file)
-    config = family.config_from_hf(values, file)
-    params = load_params(family, config, SafetensorsFolder(file.parent, family.renames), np.float32)
+    family, config, weights = open_folder(FIXTURES / name)
+    params = load_params(family, config, weights, np.float32)
     write_entries(folder / "model.safetensors", hf_entries(family, config, params))
     ids = {"bos_token_id": 1, "eos_token_id": 2}
     (folder / "config.json").write_text(json.dumps({**config_to_hf(family, config), **ids}))

@@ -42,6 +42,8 @@ class Sample(DataOptions):
     """Logits of tokens that are there already are divided by it if positive, else multiplied."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A string that ends a response, beside the model's own stop tokens; give it once a string."""
+    score: bool = True
+    """Report log-probs of scoring what was written; else the decoder's, rounded differently."""
     slots: int = 16
     """Responses written at a time, on each device."""
 

@@ -80,11 +80,13 @@ def run_sample(options: Sample) -> int:
             work.useful = sampler.work.prompt_tokens + sampler.work.new_tokens
             show()
 
-        return sample_chunks(sampler, chunks, **limits, headway=headway, on_progress=tell)
+        return sample_chunks(
+            sampler, chunks, **limits, score=options.score, headway=headway, on_progress=tell
+        )
 
     job = TableJob(
         schema=SAMPLE_SCHEMA,
-        metadata=describe_sampling(sampler, encoder, **limits),
+        metadata=describe_sampling(sampler, encoder, **limits, score=options.score),
         encode=encode,
         record=_record,
         count=counts.update,

@@ -59,6 +59,7 @@ def generate(model: Model, examples: Sequence[Example], options: GenerateOptions
         layout=options.layout,
         truncation=options.truncation,
         max_length=options.max_length,
+        score=False,
         progress=False,
     )
     return [row.text for row in samples]

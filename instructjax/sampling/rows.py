@@ -56,11 +56,7 @@ class SampledRow:
 
     @property
     def token_log_probs(self) -> Float32[np.ndarray, " n"]:
-        """Nats of each token under the model: what `score` gives for these ids, but for rounding.
-
-        In float32, on 1,268 tokens of a model of 135M parameters: 4e-6 nats in the root mean
-        square, 2.7e-5 at most.
-        """
+        """Nats of each token under the model: what `score` gives for these ids, if it was asked."""
         return self.sampled.token_log_probs
 
     @property

@@ -10,6 +10,7 @@ from instructjax.data.example import Example
 from instructjax.data.rejects import Reject
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.sampling.engine import Sampler
+from instructjax.sampling.rescore import rescore
 from instructjax.sampling.rows import SampledRow, to_prompt
 from instructjax.scoring.metadata import describe_run
 from instructjax.scoring.runs.chunks import Chunk, Failure
@@ -40,6 +41,7 @@ def sample_chunks(
     *,
     num_samples: int,
     max_new_tokens: int,
+    score: bool = True,
     headway: Headway | None = None,
     on_progress: Callable[[], None] | None = None,
 ) -> Generator[SampledChunk, None, None]:
@@ -49,13 +51,14 @@ def sample_chunks(
       sampler: writes.
       chunks: of `make_chunks` with `encode_prompt`.
       num_samples, max_new_tokens: of each example.
+      score: the model's log-probs are those of scoring; see `rescore`. Else the decoder's.
       headway: says how far the run is, if given.
       on_progress: called now and then meanwhile.
     """
     headway = Headway() if headway is None else headway
     start = time.perf_counter()
     for chunk in chunks:
-        rows = _sample_chunk(sampler, chunk, num_samples, max_new_tokens, on_progress)
+        rows = _sample_chunk(sampler, chunk, num_samples, max_new_tokens, score, on_progress)
         headway.rows += chunk.stop - chunk.first
         headway.seconds = time.perf_counter() - start
         if on_progress is not None:
@@ -68,6 +71,7 @@ def _sample_chunk(
     chunk: Chunk,
     num_samples: int,
     max_new_tokens: int,
+    score: bool,
     on_progress: Callable[[], None] | None,
 ) -> list[SampledRow]:
     limits = {"num_samples": num_samples, "max_new_tokens": max_new_tokens}
@@ -78,6 +82,7 @@ def _sample_chunk(
             on_progress()
 
     made = sorted(sampler.sample(prompts, on_tokens=tick), key=lambda x: (x.prompt, x.sample))
+    made = rescore(sampler.model, prompts, made) if score else made
     return [_name(chunk, sampled.prompt, sampled) for sampled in made]
 
 
@@ -93,7 +98,12 @@ def _name(chunk: Chunk, place: int, sampled) -> SampledRow:
 
 
 def describe_sampling(
-    sampler: Sampler, encoder: PromptEncoder, *, num_samples: int, max_new_tokens: int
+    sampler: Sampler,
+    encoder: PromptEncoder,
+    *,
+    num_samples: int,
+    max_new_tokens: int,
+    score: bool,
 ) -> Mapping[str, str]:
     """Model, prompt rules, arithmetic, versions and the rules of the draws, as text by name."""
     about = describe_run(sampler.model, encoder, ("cz",))
@@ -105,4 +115,5 @@ def describe_sampling(
         **sampler.describe(),
         "num_samples": str(num_samples),
         "max_new_tokens": str(max_new_tokens),
+        "log_probs": "score" if score else "decoder",
     }

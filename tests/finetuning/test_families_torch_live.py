@@ -21,11 +21,11 @@ from instructjax.finetuning.partition import split_params
 from instructjax.finetuning.state import make_state
 from instructjax.finetuning.step import make_train_step
 from instructjax.models import Model
+from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.hf_tensors_out import hf_entries
 from instructjax.models.checkpoints.params import load_params
-from instructjax.models.checkpoints.safetensors import SafetensorsFolder
 from instructjax.models.checkpoints.safetensors_out import write_entries
-from instructjax.models.families import FAMILIES, family_for_hf, family_of
+from instructjax.models.families import FAMILIES, family_of
 from instructjax.models.families.to_hf import config_to_hf
 from instructjax.models.lora import LORA, LoraConfig, add_lora, merge_lora
 from instructjax.models.model import abstract_decoder, fill
@@ -63,11 +63,8 @@ LATENT = ("q_down", "q_up", "kv_down", "kv_up", "o")  # no adapter can have more
 
 def read(name: str, tokenizer: Any) -> Model:
     """A fixture of a family as a model, with any tokenizer."""
-    file = FOLDER / name / "config.json"
-    values = json.loads(file.read_text())
-    family = family_for_hf(values, file)
-    config = family.config_from_hf(values, file)
-    params = load_params(family, config, SafetensorsFolder(file.parent, family.renames), np.float32)
+    family, config, weights = open_folder(FOLDER / name)
+    params = load_params(family, config, weights, np.float32)
     graphdef, abstract = abstract_decoder(config, "float32")
     return dataclasses.replace(
         tokenizer, config=config, graphdef=graphdef, params=fill(abstract, params)

@@ -17,12 +17,12 @@ from safetensors import safe_open
 from instructjax.errors import ModelError, UsageError
 from instructjax.models import load_model
 from instructjax.models.checkpoints.export import export_folder
+from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.hf_tensors_out import hf_entries, hf_names
 from instructjax.models.checkpoints.params import load_params
 from instructjax.models.checkpoints.safetensors import SafetensorsFolder
 from instructjax.models.checkpoints.safetensors_out import write_entries
-from instructjax.models.families import FAMILIES, family_for_hf
-from instructjax.models.families.quantization import read_quantization
+from instructjax.models.families import FAMILIES
 from instructjax.models.families.to_hf import config_to_hf
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -35,12 +35,8 @@ QUANTIZED = [name for name in FOLDERS if "fp8" in name or "mxfp4" in name]
 
 def read(folder):
     """(family, configuration, tree of parameters as float32)."""
-    file = folder / "config.json"
-    values = json.loads(file.read_text())
-    family = family_for_hf(values, file)
-    config = family.config_from_hf(values, file)
-    source = SafetensorsFolder(folder, family.renames, read_quantization(values, file))
-    return family, config, load_params(family, config, source, np.float32)
+    family, config, weights = open_folder(folder)
+    return family, config, load_params(family, config, weights, np.float32)
 
 
 def stored(folder):

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.hf_tensors_out import hf_entries
 from instructjax.models.checkpoints.params import load_params
-from instructjax.models.checkpoints.safetensors import SafetensorsFolder
 from instructjax.models.checkpoints.safetensors_out import write_entries
-from instructjax.models.families import family_for_hf
 from instructjax.models.families.to_hf import config_to_hf
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -30,12 +29,8 @@ def test_transformers_loads_it_and_gives_the_same_logits(name, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    file = FIXTURES / name / "config.json"
-    values = json.loads(file.read_text())
-    family = family_for_hf(values, file)
-    config = family.config_from_hf(values, file)
-    source = SafetensorsFolder(file.parent, family.renames)
-    params = load_params(family, config, source, "float32")
+    family, config, weights = open_folder(FIXTURES / name)
+    params = load_params(family, config, weights, "float32")
     write_entries(tmp_path / "model.safetensors", hf_entries(family, config, params))
     (tmp_path / "config.json").write_text(json.dumps(config_to_hf(family, config)))
 
@@ -50,6 +45,6 @@ def test_transformers_loads_it_and_gives_the_same_logits(name, tmp_path):
         with torch.no_grad():
             return model.eval()(ids).logits
 
-    wanted, found = logits(file.parent), logits(tmp_path)
+    wanted, found = logits(FIXTURES / name), logits(tmp_path)
     assert wanted.abs().max() > 0
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)

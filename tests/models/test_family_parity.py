@@ -13,10 +13,11 @@ import pytest
 from flax import nnx
 
 from instructjax.batching.packing import pack
+from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.params import check_tensors, load_params
 from instructjax.models.checkpoints.safetensors import SafetensorsFolder
 from instructjax.models.config import RopeConfig
-from instructjax.models.families import FAMILIES, family_for_hf
+from instructjax.models.families import FAMILIES
 from instructjax.models.model import abstract_decoder, fill
 from instructjax.prompts.request import Request
 from instructjax.scoring.log_probs import token_log_probs
@@ -37,11 +38,7 @@ QUICKLY = {"xla_backend_optimization_level": "0"}
 
 def load(folder):
     """(family, configuration, tree of parameters) of a folder without a tokenizer."""
-    file = folder / "config.json"
-    values = json.loads(file.read_text())
-    family = family_for_hf(values, file)
-    config = family.config_from_hf(values, file)
-    weights = SafetensorsFolder(folder, family.renames)
+    family, config, weights = open_folder(folder)
     return family, config, load_params(family, config, weights, np.float32)
 
 

@@ -7,7 +7,6 @@ each architecture, and the tiny checkpoints differ from it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from pathlib import Path
 
@@ -17,10 +16,9 @@ import pytest
 
 from instructjax.errors import ModelError
 from instructjax.models.checkpoints.gguf import GgufWeights
+from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.params import load_params
-from instructjax.models.checkpoints.safetensors import SafetensorsFolder
 from instructjax.models.config import NO_ROPE, RopeConfig
-from instructjax.models.families import family_for_hf
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = sorted(path.stem for path in (FIXTURES / "gguf").glob("*.gguf"))
@@ -38,12 +36,8 @@ NEAR = {"gemma3": RopeConfig(theta=1000.0)}
 
 
 def from_folder(name):
-    file = FIXTURES / "families" / name / "config.json"
-    values = json.loads(file.read_text())
-    family = family_for_hf(values, file)
-    config = family.config_from_hf(values, file)
-    source = SafetensorsFolder(file.parent, family.renames)
-    return config, load_params(family, config, source, np.float32)
+    family, config, weights = open_folder(FIXTURES / "families" / name)
+    return config, load_params(family, config, weights, np.float32)
 
 
 def plain(value):

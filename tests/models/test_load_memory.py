@@ -62,9 +62,8 @@ import sys, jax, numpy as np
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from instructjax.models.checkpoints.gguf import GgufWeights
+from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.params import load_params
-from instructjax.models.checkpoints.safetensors import SafetensorsFolder, read_json
-from instructjax.models.families import family_for_hf
 
 def peak():  # of this program alone; ru_maxrss would count the parent's too
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -77,10 +76,7 @@ if path.suffix == ".gguf":
     source = GgufWeights(path)
     family, config = source.family, source.config
 else:
-    values = read_json(path / "config.json")
-    family = family_for_hf(values, path)
-    config = family.config_from_hf(values, path)
-    source = SafetensorsFolder(path)
+    family, config, source = open_folder(path)
 params = load_params(family, config, source, np.float32)
 print(sum(leaf.nbytes for leaf in jax.tree.leaves(params)), peak() - before)
 """

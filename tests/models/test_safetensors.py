@@ -13,17 +13,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from instructjax.errors import ModelError
+from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.params import load_params
-from instructjax.models.checkpoints.safetensors import SafetensorsFolder, read_json
-from instructjax.models.families import family_for_hf
+from instructjax.models.checkpoints.safetensors import SafetensorsFolder
 
 
 def load(folder: Path, dtype: str = "float32"):
-    file = folder / "config.json"
-    values = read_json(file)
-    family = family_for_hf(values, file)
-    config = family.config_from_hf(values, file)
-    return load_params(family, config, SafetensorsFolder(folder), np.dtype(dtype))
+    return load_params(*open_folder(folder), np.dtype(dtype))
 
 
 def rewrite(folder: Path, change) -> None:

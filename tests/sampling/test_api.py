@@ -51,16 +51,30 @@ def test_the_display_escapes_what_the_model_writes(samples: ij.Samples, tiny_mod
 
 
 def test_law_4_for_text(samples: ij.Samples, tiny_model: Any) -> None:
-    """Scoring the ids after the rendered prompt gives what sampling reported."""
+    """Scoring the ids after the rendered prompt gives what sampling reported, to the bit."""
     encoder = ij.make_encoder(tiny_model)
     (prompt,) = encoder.encode(
         ij.Example(instruction="Name it.", input="the sea", output="x"), row=0
     )
     ids = prompt.ids[: prompt.spans[0][0]]
-    for row in samples[:2]:
+    searched = ij.beam_search(
+        tiny_model, ij.Example(instruction="Name it.", input="the sea"), max_new_tokens=8, beams=2
+    )
+    for row in (*samples[:2], *searched):
         given = ij.Example(prompt_ids=ids, output_ids=row.token_ids)
         (scored,) = ij.score(tiny_model, given)
-        np.testing.assert_allclose(scored.token_log_probs, row.token_log_probs, atol=1e-5, rtol=0)
+        np.testing.assert_array_equal(scored.token_log_probs, row.token_log_probs)
+
+
+def test_without_scoring_the_decoder_reports_what_it_drew_from(tiny_model: Any) -> None:
+    options = {"max_new_tokens": 8, "seed": 3}
+    scored = ij.sample(tiny_model, EXAMPLES, **options)
+    plain = ij.sample(tiny_model, EXAMPLES, **options, score=False)
+    for one, other in zip(scored, plain, strict=True):
+        np.testing.assert_array_equal(one.token_ids, other.token_ids)
+        np.testing.assert_allclose(one.token_log_probs, other.token_log_probs, atol=1e-5, rtol=0)
+        np.testing.assert_array_equal(other.token_log_probs, other.sampling_log_probs)
+    assert scored.metadata["log_probs"] == "score" and plain.metadata["log_probs"] == "decoder"
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from instructjax.errors import ModelError
 from instructjax.models.checkpoints.gguf_file import GgufFile, read_gguf_file
+from instructjax.models.checkpoints.gguf_joined import join_shapes, read_joined
 from instructjax.models.checkpoints.params import most_common
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families import Family, family_for_gguf
@@ -47,7 +48,8 @@ class GgufWeights:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.header: GgufFile = read_gguf_file(path)
-        self.shapes = {name: tensor.shape for name, tensor in self.header.tensors.items()}
+        self._stored = {name: tensor.shape for name, tensor in self.header.tensors.items()}
+        self.shapes = join_shapes(self._stored)
         for kind in {tensor.kind for tensor in self.header.tensors.values()}:
             self._check_kind(kind)
         self.kind = most_common(
@@ -95,6 +97,8 @@ class GgufWeights:
 
     def read_rows(self, name: str, start: int, stop: int) -> Float32[np.ndarray, "rows ..."]:
         """Rows `start` to `stop` of a tensor, dequantized to float32."""
+        if name not in self._stored:
+            return read_joined(name, start, stop, self._stored, self.read_rows)
         tensor = self.header.tensors[name]
         row_bytes = tensor.num_bytes // tensor.shape[0]
         if len(tensor.shape) == 1:

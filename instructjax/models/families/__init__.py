@@ -88,6 +88,7 @@ GGUF_ARCHITECTURES = {
     "smollm3": "smollm3",
     "phi3": "phi3",
     "gpt-oss": "gpt_oss",
+    "deepseek2": "deepseek_v3",
 }
 # What llama.cpp's converter does to a family's tensors.
 _LAYOUTS: Mapping[str, dict[str, Any]] = {
@@ -95,6 +96,7 @@ _LAYOUTS: Mapping[str, dict[str, Any]] = {
     "granite": {"permuted": True},
     "smollm3": {"permuted": True},
     "gpt_oss": {"names": {"mlp_norm": "post_attention_norm"}},
+    "deepseek_v3": {"names": {"attention.q_norm": "attn_q_a_norm"}},
     "gemma": {"norm_offset": 1.0},
     "gemma2": {"norm_offset": 1.0},
     "gemma3_text": {"norm_offset": 1.0},

@@ -82,7 +82,9 @@ def _read(
     num_heads = options.integer("attention.head_count")
     hidden_size = options.integer("embedding_length")
     head_dim = options.integer("attention.key_length", hidden_size // num_heads)
-    if options.integer("attention.value_length", head_dim) != head_dim:
+    if "attention.key_length_mla" in reads:  # values have a width of their own
+        head_dim = options.integer("attention.key_length_mla", head_dim)
+    elif options.integer("attention.value_length", head_dim) != head_dim:
         raise options.error("attention.value_length", f"differs from the head width {head_dim}")
     turned = options.integer("rope.dimension_count", head_dim)
     rms = options.get("attention.layer_norm_epsilon") is None

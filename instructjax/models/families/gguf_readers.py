@@ -13,6 +13,7 @@ from typing import Any
 from instructjax.models.config import NO_ROPE, LayerKind, RopeConfig
 from instructjax.models.families.family import ConfigFromGguf
 from instructjax.models.families.gguf_config import Shapes, read_number, reader
+from instructjax.models.families.gguf_deepseek import READS, deepseek
 from instructjax.models.families.options import Options
 
 _EXPERTS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
@@ -230,4 +231,5 @@ READERS: Mapping[str, ConfigFromGguf] = {
     "phi3": reader("phi3", "phi3", _phi3, (_WINDOW, "rope.scaling.attn_factor")),
     "gpt_oss": reader("gpt-oss", "gpt_oss", _gpt_oss, (_WINDOW, *_EXPERTS)),
     "smollm3": reader("smollm3", "smollm3", _smollm3),
+    "deepseek_v3": reader("deepseek2", "deepseek_v3", deepseek, READS),
 }

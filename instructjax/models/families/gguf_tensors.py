@@ -32,6 +32,14 @@ _NAMES: Mapping[str, str] = {
     "mlp.up": "ffn_up",
     "mlp.down": "ffn_down",
     "mlp.router": "ffn_gate_inp",
+    "mlp.shared.gate": "ffn_gate_shexp",
+    "mlp.shared.up": "ffn_up_shexp",
+    "mlp.shared.down": "ffn_down_shexp",
+    "attention.q_down": "attn_q_a",
+    "attention.q_up": "attn_q_b",
+    "attention.kv_down": "attn_kv_a_mqa",
+    "attention.kv_norm": "attn_kv_a_norm",
+    "attention.kv_up": "attn_kv_b",
 }
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
@@ -57,7 +65,7 @@ def gguf_rules(
 def _rule(
     rule: TensorRule, permuted: bool, norm_offset: float, names: Mapping[str, str]
 ) -> TensorRule:
-    path = rule.param.removeprefix("layers.")
+    path = rule.param.removeprefix("dense_").removeprefix("layers.")
     in_layer = "blk.{layer}." if rule.stacked else ""
     changes: dict[str, Any] = {
         "rotary_heads": rule.rotary_heads if permuted or rule.interleaved else None
@@ -66,6 +74,8 @@ def _rule(
         stem, leaf = names[path.removesuffix("_bias")] + "_exps", "bias"
     elif path in ("mlp.gate", "mlp.up", "mlp.down"):
         stem, leaf = names[path] + "_exps", "weight"
+    elif path == "mlp.router.correction":
+        stem, leaf = "exp_probs_b", "bias"
     elif path in names:
         stem, leaf = names[path], "weight"
     else:

@@ -237,6 +237,8 @@ def _deepseek(config: DecoderConfig) -> dict[str, Any]:
         **_bias(config),
         **_experts(config, "n_routed_experts"),
         "norm_topk_prob": config.normalize_experts,
+        # transformers knows no other, but llama.cpp's converter takes the softmax if not told.
+        "scoring_func": "sigmoid",
         "intermediate_size": config.dense_size,
         "moe_intermediate_size": config.intermediate_size,
         "n_shared_experts": config.shared_size // config.intermediate_size,
