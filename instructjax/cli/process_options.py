@@ -11,6 +11,9 @@ import tyro
 
 from instructjax.errors import UsageError
 
+# All have stopped at the same step, because one was told to.
+STOPPED = 143
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
@@ -58,7 +61,7 @@ def run_together(options: ProcessOptions, run: Callable[[], int]) -> int:
     )
     with processes.together():
         code = run()
-        if code:
+        if code and code != STOPPED:
             raise SystemExit(code)
         return code
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
-from instructjax.errors import InstructJaxError, UsageError
+from instructjax.errors import DataError, InstructJaxError, UsageError
 from instructjax.sharding.watch import Watch, meet
 
 # The watch listens this far from the port of jax's coordinator: beyond the range of ports that
@@ -169,12 +170,79 @@ def agree(good: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.int32(good))))
 
 
+def check_alike(described: Mapping[str, str]) -> None:
+    """See that all processes are about to do the same; all must call this, at the same point.
+
+    Args:
+      described: what there is to do: options, data, weights.
+
+    Raises:
+      DataError: this one would do something else than process 0.
+    """
+    first = share(dict(described))
+    names = [n for n in {**first, **described} if first.get(n) != described.get(n)]
+    if names:
+        name = names[0]
+        raise DataError(
+            f"this process would do something else than process 0: {name} is "
+            f"{described.get(name)!s:.80} here and {first.get(name)!s:.80} there",
+            remedy="give all the same command, data, weights and version",
+        )
+
+
+def gather(array: Any, *, keep: bool = True) -> np.ndarray | None:
+    """All of an array, on the host, though processes hold parts of it; all must call this.
+
+    An array of three axes or more, such as a stack of layers, is gathered part by part, so that
+    devices hold one whole at a time.
+
+    Args:
+      array: of jax.
+      keep: whether this process wants it.
+    """
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array) if keep else None
+    from jax.experimental import multihost_utils
+
+    if array.ndim < 3:
+        whole = multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(whole) if keep else None
+    stack = np.empty(array.shape, array.dtype) if keep else None
+    for index in range(len(array)):
+        part = multihost_utils.process_allgather(array[index], tiled=True)
+        if stack is not None:
+            stack[index] = part
+    return stack
+
+
+def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array in its place, which may be on devices of several processes that each have it."""
+    if sharding.is_fully_addressable or not getattr(array, "is_fully_addressable", True):
+        return jax.device_put(array, sharding)
+    here = np.asarray(array)
+    return jax.make_array_from_callback(here.shape, sharding, lambda at: here[at])
+
+
+def told_to_stop(step: int) -> bool:
+    """Whether a process has got SIGTERM; it becomes true at the same step in all of them.
+
+    Args:
+      step: its number; all must call this in every step.
+    """
+    if not several():
+        return False
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """What processes that have started do together; at its end they wait for each other.
 
     Only process 0 speaks. Where one fails, the others are told and stop.
     """
+    global _watch
     assert _watch is not None
     watch = _watch
     try:
@@ -193,6 +261,7 @@ def together() -> Iterator[None]:
     watch.finish()
     jax.distributed.shutdown()
     watch.close()
+    _watch = None
 
 
 def _describe(error: BaseException) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from instructjax.errors import DataError
 from instructjax.scoring.runs.parts import Parts, open_parts
 from instructjax.scoring.tables.table import SCHEMA
-from instructjax.sharding.processes import leads, several, share
+from instructjax.sharding.processes import check_alike, leads, several, share
 
 
 class FollowedParts:
@@ -49,27 +48,13 @@ def open_shared_parts(
       DataError: this process has other data, weights or options than process 0.
     """
     if not leads():
+        check_alike({**metadata, **inputs})
         begun = share(None)
-        here = {**metadata, **inputs}
-        names = [n for n in {**begun["run"], **here} if begun["run"].get(n) != here.get(n)]
-        if names:
-            told = "; ".join(
-                f"{n}: {here.get(n)!s:.60}, not {begun['run'].get(n)!s:.60}" for n in names
-            )
-            raise DataError(
-                f"this process would do something else than process 0 ({told})",
-                remedy="give all the same command, data, weights and version",
-            )
-        done = {first: stop for first, stop in begun["done"]}
+        done = dict(begun["done"])
         yield FollowedParts(done, begun["complete"])
         return
     with open_parts(out, metadata, inputs, overwrite=overwrite, schema=schema) as parts:
         if several():
-            share(
-                {
-                    "run": {**metadata, **inputs},
-                    "done": list(parts.done.items()),
-                    "complete": parts.complete,
-                }
-            )
+            check_alike({**metadata, **inputs})
+            share({"done": list(parts.done.items()), "complete": parts.complete})
         yield parts
