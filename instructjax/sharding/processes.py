@@ -255,7 +255,7 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if _is_of_device(error):
             # Most likely another process is gone, and the watch is about to say which.
-            watch.wait(5)
+            watch.wait(8)
         watch.stop_others(f"process {jax.process_index()} stopped: {_describe(error)}")
         raise
     watch.finish()
@@ -288,4 +288,5 @@ def leave(code: int) -> None:
     if _watch is not None and code:
         sys.stdout.flush()
         sys.stderr.flush()
+        _watch.leave_last()
         os._exit(code)

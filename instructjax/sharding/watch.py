@@ -55,6 +55,7 @@ class Watch:
         self._ticks, self._theirs = 0, dict.fromkeys(peers, 0)
         self._moved = time.monotonic()
         self._done: set[int] = set()
+        self._gone: set[int] = set()
         self._over = threading.Event()
         self._sending, self._ending = threading.Lock(), threading.Lock()
         for number in peers:
@@ -66,10 +67,24 @@ class Watch:
         self._ticks += 1
         self._moved = time.monotonic()
 
-    def stop_others(self, message: str) -> None:
-        """Tells the others that this process ends, and why."""
-        self._send({"stop": message})
+    def stop_others(self, message: str, *, lost: bool = False) -> None:
+        """Tells the others that this process ends, and why.
+
+        Args:
+          message: why.
+          lost: because another is lost; otherwise others may be about to fail for the same reason.
+        """
+        self._send({"stop": message, "lost": lost})
         self._over.set()
+
+    def leave_last(self, seconds: float = 5) -> None:
+        """Returns when the others have gone, if this is process 0.
+
+        Without the coordinator, which is in process 0, jax aborts the others at once.
+        """
+        deadline = time.monotonic() + seconds
+        while self._index == 0 and self._gone != set(self._peers) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def finish(self) -> None:
         """Returns when all processes have called this."""
@@ -100,7 +115,7 @@ class Watch:
                 counts = {0: self._ticks, **self._theirs}
                 least = [n for n, count in counts.items() if count == min(counts.values())]
                 behind = "" if len(least) == len(counts) else f": {_name(least)} is behind"
-                self._stop_all(f"nothing has moved on for {waited:.0f} s{behind}")
+                self._stop_all(f"nothing has moved on for {waited:.0f} s{behind}", lost=True)
 
     def _listen(self, number: int) -> None:
         peer = self._peers[number]
@@ -114,8 +129,9 @@ class Watch:
             how = f"has said nothing for {self._lost_after:g} s: it was stopped or is cut off"
         except (OSError, ValueError) as error:
             how = f"is gone ({error})"
+        self._gone.add(number)
         if not self._over.is_set():
-            self._stop_all(f"process {number} {how}")
+            self._stop_all(f"process {number} {how}", lost=True)
 
     def _take(self, number: int, said: dict[str, Any]) -> None:
         if "ticks" in said:
@@ -126,18 +142,20 @@ class Watch:
         elif "over" in said:
             self._over.set()
         elif "stop" in said and not self._over.is_set():
-            time.sleep(_GRACE)
-            self._stop_all(said["stop"])
+            if not said["lost"]:
+                time.sleep(_GRACE)
+            self._stop_all(said["stop"], lost=said["lost"])
 
     def _end_together(self) -> None:
         if self._index == 0 and len(self._done) == len(self._peers) + 1:
             self._send({"over": True})
             self._over.set()
 
-    def _stop_all(self, message: str) -> None:
+    def _stop_all(self, message: str, *, lost: bool) -> None:
         with self._ending:
             if not self._over.is_set():
-                self.stop_others(message)
+                self.stop_others(message, lost=lost)
+                self.leave_last()
                 self._end(message)
 
     def _send(self, message: dict[str, Any]) -> None:
