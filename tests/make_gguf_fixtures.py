@@ -28,6 +28,9 @@ from instructjax.models.checkpoints.safetensors_out import write_entries
 from instructjax.models.families.to_hf import config_to_hf
 
 FIXTURES = Path(__file__).parent / "fixtures"
+# Converted as the text model of what has eyes as well (Mistral Small 3.1), which has a name of
+# its own in llama.cpp.
+SEEING = {"mistral-full": "Mistral3ForConditionalGeneration"}
 
 
 def export(name: str, folder: Path) -> None:
@@ -36,7 +39,10 @@ def export(name: str, folder: Path) -> None:
     params = load_params(family, config, weights, np.float32)
     write_entries(folder / "model.safetensors", hf_entries(family, config, params))
     ids = {"bos_token_id": 1, "eos_token_id": 2}
-    (folder / "config.json").write_text(json.dumps({**config_to_hf(family, config), **ids}))
+    values = {**config_to_hf(family, config), **ids}
+    if architecture := SEEING.get(Path(name).name):
+        values["architectures"] = [architecture]
+    (folder / "config.json").write_text(json.dumps(values))
     vocab = {str(i): i for i in range(config.vocab_size)}  # counted by the converter of Gemma 3
     tokens = {"model": {"vocab": vocab}, "added_tokens": []}
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
@@ -50,6 +56,7 @@ def convert(folder: Path, out: Path) -> None:
 
     hparams = ModelBase.load_hparams(folder, False)
     kind = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+    kind = getattr(kind, "Ministral3Model", kind)  # which one that only passes on makes
 
     class WithoutVocabulary(kind):
         model_arch = kind.model_arch

@@ -17,6 +17,7 @@ from instructjax.cli.finetune import Finetune, check_config_first, find_defaults
 from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
+from instructjax.cli.plan import Plan
 from instructjax.cli.process_options import ProcessOptions, leave_together, run_together
 from instructjax.cli.rank import Rank
 from instructjax.cli.report import Report
@@ -34,11 +35,25 @@ VERBS = {
     "split": Split,
     "evaluate": Evaluate,
     "report": Report,
+    "plan": Plan,
     "lm-eval": LmEval,
     "convert": Convert,
     "info": Info,
 }
-Verb = Demo | Score | Rank | Finetune | Sample | Split | Evaluate | Report | LmEval | Convert | Info
+Verb = (
+    Demo
+    | Score
+    | Rank
+    | Finetune
+    | Sample
+    | Split
+    | Evaluate
+    | Report
+    | Plan
+    | LmEval
+    | Convert
+    | Info
+)
 
 FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -120,6 +135,7 @@ def _parse(args: list[str]) -> Verb:
         | Annotated[Split, subcommand("split")]
         | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Report, subcommand("report")]
+        | Annotated[Plan, subcommand("plan")]
         | Annotated[LmEval, subcommand("lm-eval")]
         | Annotated[Convert, subcommand("convert")]
         | Annotated[Info, subcommand("info")],  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from flax import nnx
 from jaxtyping import Float32
 from safetensors.numpy import save_file
 
-from instructjax.errors import ModelError
 from instructjax.finetuning.partition import name_param
 from instructjax.models import Model
 from instructjax.models.checkpoints.hf_tensors_out import Place, put_part
@@ -36,21 +35,18 @@ def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder
     Projections that a family stores as one matrix (queries, keys and values of GPT-2, GPT-NeoX and
     Phi-3; Phi-3's gates and ups) become one pair of matrices of the ranks' sum, which is exact:
     with \(A = (A_1, A_2)\) side by side, each rows' \(B\) is zero but for its own part's columns.
+    The dense layers and the shared expert of DeepSeek-V3 need PEFT 0.17 or later.
 
     Args:
       model: the base, whose name PEFT will ask for.
       trainable: A [layers, in, rank] and B [layers, rank, out] of every projection.
       config: their scale.
       folder: is made.
-
-    Raises:
-      ModelError: see `check_adapter`.
     """
     pairs: dict[str, _Pair] = {}
     for path, leaf in jax.tree.leaves_with_path(trainable):
         if found := _LORA.fullmatch(name_param(path)):
             pairs.setdefault(found[1], {})[found[2]] = np.asarray(leaf, np.float32)
-    check_adapter(model.config, pairs)
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     transposed = False
@@ -62,6 +58,9 @@ def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder
         ranks[re.split(r"\.\d+\.", name)[-1]] = len(a)
         transposed = transposed or not parts[0][0].transpose
     wider = {name: rank for name, rank in ranks.items() if rank != config.rank}
+    # In a model of experts PEFT takes modules called `gate_proj` for those of the experts; by their
+    # weights, those of dense layers and of a shared expert are found as what they are.
+    beside = [name for name in ranks if model.config.num_experts and name.startswith("mlp.")]
     folder.mkdir(parents=True)
     described = {
         "peft_type": "LORA",
@@ -76,31 +75,12 @@ def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder
         "bias": "none",
         "fan_in_fan_out": transposed,
         "inference_mode": True,
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(ranks.keys() - set(beside)),
+        **({"target_parameters": sorted(f"{name}.weight" for name in beside)} if beside else {}),
     }
     text = json.dumps(described, indent=2) + "\n"
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def check_adapter(config: DecoderConfig, projections: Iterable[str]) -> None:
-    """See that PEFT has a place for LoRA's matrices.
-
-    Args:
-      config: of the model.
-      projections: those that have LoRA, such as "layers.attention.q".
-
-    Raises:
-      ModelError: it has none. In models of experts PEFT takes `gate_proj`, `up_proj` and
-        `down_proj` for those of the experts, where dense layers or a shared expert have them too.
-    """
-    dense = [name for name in projections if ".mlp." in name]
-    if config.num_experts and dense:
-        raise ModelError(
-            f"an adapter of PEFT cannot have {dense[0]} beside experts",
-            remedy="let LoRA learn projections of attention only (`lora_targets`), or write the "
-            "merged model",
-        )
 
 
 def _alpha(config: LoraConfig, rank: int) -> float:

@@ -119,13 +119,14 @@ class Batches:
 
     def _own(self, plan: Plan) -> SftBatch:
         """All rows; on a mesh of several processes, those of this one, each where it belongs."""
-        if self._places is None:
+        places = self._places
+        if places is None:
             return self.build(plan)
         each = len(plan) // self._micro_batches
         shape = self._micro_batches, each
         held = np.zeros(shape, bool)
-        for at in self._places.addressable_devices_indices_map(shape).values():
+        for at in places.addressable_devices_indices_map(shape).values():
             held[at] = True
         own = tuple(row if here else () for row, here in zip(plan, held.flat, strict=True))
         made = self.build(own)
-        return jax.tree.map(lambda x: put(x, self._places), made)
+        return jax.tree.map(lambda x: put(x, places), made)

@@ -16,12 +16,10 @@ from jax.sharding import Mesh
 
 from instructjax.data import RejectsFile
 from instructjax.errors import DataError, UsageError
-from instructjax.finetuning.adapters import check_adapter
 from instructjax.finetuning.batches import Batches
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.evaluation import HeldOut, make_evaluator
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
-from instructjax.finetuning.partition import name_param
 from instructjax.finetuning.placement import place_state
 from instructjax.finetuning.sequences import (
     NothingUsable,
@@ -156,18 +154,12 @@ def make_trainable(
 
     Raises:
       UsageError: an option that does not fit the model or the optimizer.
-      ModelError: an adapter is to be written that PEFT has no place for.
     """
     optimizer = make_optimizer(describe_optimizer(config), steps)
     graphdef, params = model.graphdef, model.params
     if config.train == "lora":
         lora, key = describe_lora(config), jax.random.key(config.seed)
         graphdef, params = add_lora(graphdef, params, lora, key)
-        if config.adapter:  # told before hours of training, not after
-            paths = (name_param(path) for path, _ in jax.tree.leaves_with_path(params))
-            check_adapter(
-                model.config, [p.removesuffix(".lora_a") for p in paths if p.endswith(".lora_a")]
-            )
 
     def init() -> TrainState:
         state = make_state(

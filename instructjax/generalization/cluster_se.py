@@ -153,6 +153,10 @@ def multiway_cluster_se(
     from 8 clusters on (`experiments/coverage.py`); normal quantiles do not. With one cluster of a
     way they are 0, and an interval is infinite.
 
+    A way nested in another (inputs in tasks) changes nothing: its terms cancel, and it does not
+    count in the degrees of freedom. So all that scores share may be given: instructions, inputs and
+    tasks, whichever are crossed.
+
     Args:
       influence: of each score, 0 where masked.
       ids: one array a way, ids from 0 and below N: instructions, inputs, ...
@@ -166,13 +170,22 @@ def multiway_cluster_se(
     (0.5, 1.0)
     """
     single = [one_way_variance(influence, way, mask, small_sample=small_sample) for way in ids]
+    count = [count_clusters(way, mask) for way in ids]
+    nested = [jnp.array(False) for _ in ids]
     total = sum(single)
     for size in range(2, len(ids) + 1):
-        for some in combinations(ids, size):
-            term = one_way_variance(influence, intersect_ids(some), mask, small_sample=small_sample)
+        for some in combinations(range(len(ids)), size):
+            both = intersect_ids([ids[i] for i in some])
+            term = one_way_variance(influence, both, mask, small_sample=small_sample)
             total += (-1) ** (size + 1) * term
-    parts = jnp.stack(single)
-    df = jnp.stack([count_clusters(way, mask) for way in ids]).astype(parts.dtype) - 1
+            if size == 2:
+                i, j = some
+                cells = count_clusters(both, mask)
+                nested[j] |= cells == count[j]
+                nested[i] |= (cells == count[i]) & (count[i] > count[j])
+    inner = jnp.stack(nested)
+    parts = jnp.where(inner, 0, jnp.stack(single))
+    df = jnp.where(inner, jnp.inf, jnp.stack(count).astype(parts.dtype) - 1)
     variance = jnp.maximum(total, parts.max())
     joint = satterthwaite(variance, parts, df)
     return ClusterSE(jnp.sqrt(variance), jnp.where(df.min() < 1, 0.0, joint))

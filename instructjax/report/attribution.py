@@ -52,7 +52,13 @@ def describe_contributions(
         return None
     instruction = dict(zip(scores.id, scores.instruction, strict=True))
     inputs = dict(zip(scores.id, scores.input, strict=True))
-    found = summarize_contributions(responses, lambda id: instruction.get(id, id))
+    tasks = dict(zip(scores.id, [] if scores.tasks is None else scores.tasks, strict=False))
+
+    def name_shared(id: str) -> tuple[str, ...]:
+        shared = (instruction.get(id, id), inputs.get(id, id))
+        return (*shared, tasks.get(id, id)) if tasks else shared
+
+    found = summarize_contributions(responses, name_shared)
     rows = [
         (
             part.name,
@@ -63,9 +69,7 @@ def describe_contributions(
         for part in found
     ]
     maps = []
-    for response in choose_shown(
-        responses, lambda id: (instruction.get(id, id), inputs.get(id, id))
-    ):
+    for response in choose_shown(responses, name_shared):
         names = (instruction.get(response.id, ""), inputs.get(response.id, ""))
         texts = [shorten(results.texts.get(name, "")) or response.id for name in names]
         maps.append(_make_map(response, texts, spell))
@@ -74,7 +78,7 @@ def describe_contributions(
         "with either alone, and with neither. Leaving one out is an ablation: the four need not "
         "come from one joint distribution.",
         table=make_table(
-            "Nats a response (with 95% interval, clustered by instruction), and a token",
+            "Nats a response (with 95% interval, clustered by instruction and input), and a token",
             ("what adds", "how it is found"),
             ("a response", "a token"),
             rows,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float64, Int
+from scipy.special import stdtr
 
 from instructjax.generalization.analysis import Analysis
 from instructjax.generalization.estimate import Estimate
-from instructjax.generalization.paired import compare_paired, holm
+from instructjax.generalization.paired import holm
 from instructjax.generalization.verdict import analyze
 from instructjax.report.numbers import show_with_spread
 from instructjax.report.results import Results
@@ -23,8 +24,6 @@ from instructjax.report.texts import shorten
 
 CELL_COLUMNS = ("training pairs", "intra-task", "known inputs", "inter-task")
 _SHOWN = 12
-# Made once, so that models with as many rows need no compilation.
-_compare_rows = jax.jit(compare_paired)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +62,10 @@ def compare_models(
     for other in scores[1:]:
         a, b = _pair(scores[0], other)
         if len(a):
-            row, found = _compare(scores[0], other, a, b)
-            differences.append((shorten(other.model, 80), f"{len(a):,}", *row))
-            p_values.append(found)
+            # Weighted and clustered as each model alone is.
+            cells = _analyze(_subtract(scores[0], other, a, b), options).cells
+            differences.append((shorten(other.model, 80), f"{len(a):,}", *map(_show, cells)))
+            p_values.append([_find_p_value(cell) for cell in cells])
     note = "An asterisk marks gaps whose interval does not hold 0."
     if differences:
         title = f"Difference from {shorten(models[0], 80)}, on the same rows"
@@ -74,7 +74,7 @@ def compare_models(
         note += (
             " In differences it marks those that are sure at 5% after Holm's correction for all "
             "of them together. What both models find hard "
-            "cancels, row by row; standard errors are clustered by instruction and input."
+            "cancels, row by row; intervals are made as those of one model are."
         )
     return ModelSection(note=note, tables=tables)
 
@@ -94,27 +94,22 @@ def _pair(
     )
 
 
-def _compare(
+def _subtract(
     first: CellScores, other: CellScores, a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]
-) -> tuple[list[str], list[float]]:
-    """Differences other - first in each cell as texts, and p-values, 1 without one."""
-    texts, p_values = [], []
-    names = (first.instruction[a].astype(str), first.input[a].astype(str))
-    ids = [np.unique(name, return_inverse=True)[1] for name in names]
-    with jax.enable_x64(True):
-        for cell in range(len(CELL_COLUMNS)):
-            here = first.cell[a] == cell
-            if not here.any():
-                texts.append("–")
-                p_values.append(math.nan)
-                continue
-            found = _compare_rows(other.value[b], first.value[a], ids, here)
-            half = float(found.high - found.low) / 2
-            half = half if math.isfinite(half) else math.inf
-            texts.append(show_with_spread(float(found.difference), half))
-            p = float(found.p_value)
-            p_values.append(p if math.isfinite(p) else 1.0)
-    return texts, p_values
+) -> CellScores:
+    """Scores other - first of the rows that both have."""
+    columns = {field.name: getattr(first, field.name) for field in fields(first)}
+    shared = {name: x[a] for name, x in columns.items() if isinstance(x, np.ndarray)}
+    return replace(other, **shared | {"value": other.value[b] - first.value[a]})
+
+
+def _find_p_value(difference: Estimate | None) -> float:
+    """Two-sided; NaN without an estimate, 1 where nothing is known of its error."""
+    if difference is None:
+        return math.nan
+    if not math.isfinite(difference.half_width):
+        return 1.0
+    return 2 * float(stdtr(difference.df, -abs(difference.estimate) / difference.se))
 
 
 def _mark_sure(

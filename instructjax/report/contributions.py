@@ -16,6 +16,8 @@ from instructjax.generalization.attribution import conditional_attribution
 from instructjax.generalization.cluster_se import multiway_cluster_se, t_interval
 
 CONTEXTS = ("cz", "c", "z", "none")
+# Made once, so that tables with as many responses need no compilation.
+_cluster = jax.jit(jax.vmap(multiway_cluster_se, in_axes=(0, None)))
 _PARTS = {
     "instruction_given_input": ("instruction, given the input", "log Pr(y|c,z) − log Pr(y|z)"),
     "input_given_instruction": ("input, given the instruction", "log Pr(y|c,z) − log Pr(y|c)"),
@@ -59,7 +61,7 @@ class Contribution:
       name: what it is, for a person.
       formula: in the contexts' log-probabilities.
       mean: over the responses.
-      half_width: of its 95% interval, the responses of an instruction taken together.
+      half_width: of its 95% interval, clustered by all that responses share.
       per_token: the mean a token.
     """
 
@@ -96,41 +98,44 @@ def find_responses(table: pa.Table) -> list[Response]:
 
 
 def summarize_contributions(
-    responses: Sequence[Response], instruction_of: Callable[[str], str]
+    responses: Sequence[Response], texts_of: Callable[[str], tuple[str, ...]]
 ) -> list[Contribution]:
     """Means of what `conditional_attribution` finds of each response.
 
     Args:
       responses: in four contexts, one or more.
-      instruction_of: the instruction of a row's id, to take its responses together.
+      texts_of: of a row's id what other responses may share: its instruction and its input, and
+        its task if there are tasks. Where all share one (every input is empty), the intervals are
+        about that one.
     """
     totals = np.array([response.log_probs.sum(1) for response in responses])
     tokens = sum(len(response.token_ids) for response in responses)
-    clusters = np.unique([instruction_of(r.id) for r in responses], return_inverse=True)[1]
-    found = []
+    columns = zip(*(texts_of(response.id) for response in responses), strict=True)
+    ways = [np.unique(column, return_inverse=True)[1] for column in columns]
+    ways = [way for way in ways if way.any()] or [np.zeros(len(responses), int)]
     with jax.enable_x64(True):
         parts = conditional_attribution(*map(jnp.asarray, totals.T))
-        for field, (name, formula) in _PARTS.items():
-            values = getattr(parts, field)
-            mean = values.mean()
-            se, df = multiway_cluster_se((values - mean) / len(values), [jnp.asarray(clusters)])
-            low, high = t_interval(mean, se, df)
-            half = float(high - low) / 2
-            found.append(
-                Contribution(
-                    name=name,
-                    formula=formula,
-                    mean=float(mean),
-                    half_width=half if math.isfinite(half) else math.inf,
-                    per_token=float(mean) * len(values) / tokens,
-                )
+        values = np.stack([getattr(parts, field) for field in _PARTS])
+        means = values.mean(1)
+        errors = _cluster((values - means[:, None]) / len(responses), ways)
+        low, high = map(np.asarray, t_interval(means, *errors))
+    found = []
+    for (name, formula), mean, half in zip(_PARTS.values(), means, (high - low) / 2, strict=True):
+        found.append(
+            Contribution(
+                name=name,
+                formula=formula,
+                mean=float(mean),
+                half_width=float(half) if math.isfinite(half) else math.inf,
+                per_token=float(mean) * len(responses) / tokens,
             )
+        )
     return found
 
 
 def choose_shown(
     responses: Sequence[Response],
-    texts_of: Callable[[str], tuple[str, str]],
+    texts_of: Callable[[str], tuple[str, ...]],
     limit: int = 8,
 ) -> list[Response]:
     """Some to look at: those to which the instruction adds most, and least, a token.

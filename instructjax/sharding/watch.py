@@ -232,7 +232,7 @@ def _gather(
                 ) from None
             except (OSError, ValueError):
                 continue  # something else that looks for open ports
-            number = said.get("index")
+            number = int(said.get("index", -1))
             if said.get("count") != count or number in peers or number not in range(1, count):
                 message = (
                     f"process {number} of {said.get('count')} came to process 0 of {count}"

@@ -45,6 +45,10 @@ def as_llama_cpp_has_it(name, config):
         # is 256, beyond the 128 of this checkpoint.
         rope = dataclasses.replace(config.rope, divisors=config.rope.long_divisors)
         return dataclasses.replace(config, rope=rope)
+    if name == "deepseek-v3":  # it takes `mscale` to be `mscale_all_dim`, as in the published ones
+        return dataclasses.replace(
+            config, rope=dataclasses.replace(config.rope, attention_factor=1.0)
+        )
     return config
 
 

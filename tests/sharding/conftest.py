@@ -117,7 +117,7 @@ class Together:
             code = self.processes[number].poll()
             texts = [file.read_text() for file in self._files[number]]
             assert code is not None, f"process {number} still runs: {texts}"
-            found.append(End(code, *texts, when[number]))
+            found.append(End(code, texts[0], texts[1], when[number]))
         return found
 
     def kill(self) -> None:

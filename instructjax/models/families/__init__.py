@@ -89,10 +89,12 @@ GGUF_ARCHITECTURES = {
     "phi3": "phi3",
     "gpt-oss": "gpt_oss",
     "deepseek2": "deepseek_v3",
+    "mistral3": "mistral",
 }
 # What llama.cpp's converter does to a family's tensors.
 _LAYOUTS: Mapping[str, dict[str, Any]] = {
     "mixtral": {"permuted": True},
+    "mistral": {"permuted": True},
     "granite": {"permuted": True},
     "smollm3": {"permuted": True},
     "gpt_oss": {"names": {"mlp_norm": "post_attention_norm"}},

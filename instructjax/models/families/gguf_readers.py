@@ -43,6 +43,10 @@ def _experts(options: Options, normalize: bool) -> dict[str, Any]:
     }
 
 
+def _plain(options: Options, base: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
+    return {}
+
+
 def _qwen2(options: Options, base: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
     return {"output_bias": False}
 
@@ -201,6 +205,8 @@ READERS: Mapping[str, ConfigFromGguf] = {
     "qwen3": reader("qwen3", "qwen3", _qwen3),
     "qwen3_moe": reader("qwen3moe", "qwen3_moe", _qwen3_moe, _EXPERTS),
     "mixtral": reader("llama", "mixtral", _mixtral, _EXPERTS),
+    # Of Mistral Small 3.1; Ministral 3, whose queries grow with the position, is refused.
+    "mistral": reader("mistral3", "mistral", _plain),
     "olmoe": reader("olmoe", "olmoe", _olmoe, _EXPERTS),
     "gemma": reader("gemma", "gemma", _gemma),
     "gemma2": reader(

@@ -1,0 +1,145 @@
+"""What chips can do, from their makers' public data sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+GIB = 1 << 30
+_CLOUD = "https://cloud.google.com/tpu/docs/"
+_BOOK = "https://jax-ml.github.io/scaling-book/tpus"
+_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One device as JAX shows it. Of TPU7x that is half a chip, of v4 a whole one (megacore).
+
+    Attributes:
+      name: as topologies begin with, such as "v5e".
+      label: for people.
+      platform: whose compiler it needs.
+      memory: bytes that a program may use: of TPUs what libtpu says it has, a little less than the
+        data sheet does; 0 where that is not known.
+      flops: bfloat16 operations a second at most.
+      bandwidth: of memory, bytes a second.
+      link: bytes a second to a neighbour, one way; of GPUs, to all others of the node together.
+      network: bytes a second to other slices or nodes, one way.
+      dims: of the torus that TPUs form; 0: every device of a node reaches every other.
+      parts: devices a chip.
+      source: where the numbers are from.
+    """
+
+    name: str
+    label: str
+    platform: Literal["tpu", "gpu", "cpu"]
+    memory: float = 0.0
+    flops: float = 0.0
+    bandwidth: float = 0.0
+    link: float = 0.0
+    network: float = 0.0
+    dims: int = 0
+    parts: int = 1
+    source: str = ""
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            name="v4",
+            label="TPU v4",
+            platform="tpu",
+            memory=30.75 * GIB,
+            flops=275e12,
+            bandwidth=1.2e12,
+            link=50e9,
+            network=6.25e9,
+            dims=3,
+            source=f"{_CLOUD}v4, network {_BOOK}",
+        ),
+        Chip(
+            name="v5e",
+            label="TPU v5e",
+            platform="tpu",
+            memory=15.75 * GIB,
+            flops=197e12,
+            bandwidth=819e9,
+            link=50e9,
+            network=3.125e9,
+            dims=2,
+            source=f"{_CLOUD}v5e",
+        ),
+        Chip(
+            name="v5p",
+            label="TPU v5p",
+            platform="tpu",
+            memory=95.74 * GIB,
+            flops=459e12,
+            bandwidth=2765e9,
+            link=100e9,
+            network=6.25e9,
+            dims=3,
+            source=f"{_CLOUD}v5p, network {_BOOK}",
+        ),
+        Chip(
+            name="v6e",
+            label="TPU v6e",
+            platform="tpu",
+            memory=31.25 * GIB,
+            flops=918e12,
+            bandwidth=1640e9,
+            link=100e9,
+            network=12.5e9,
+            dims=2,
+            source=f"{_CLOUD}v6e, network {_BOOK}",
+        ),
+        Chip(
+            name="tpu7x",
+            label="TPU7x",
+            platform="tpu",
+            memory=96 * GIB,
+            flops=2307e12 / 2,
+            bandwidth=7380e9 / 2,
+            link=100e9 / 2,
+            network=12.5e9 / 2,
+            dims=3,
+            parts=2,
+            source=f"{_CLOUD}tpu7x",
+        ),
+        Chip(
+            name="a100",
+            label="A100 SXM 80GB",
+            platform="gpu",
+            memory=80e9,
+            flops=312e12,
+            bandwidth=2039e9,
+            link=300e9,
+            network=25e9,
+            source=f"{_NVIDIA}a100, network: DGX A100",
+        ),
+        Chip(
+            name="h100",
+            label="H100 SXM 80GB",
+            platform="gpu",
+            memory=80e9,
+            flops=989e12,
+            bandwidth=3350e9,
+            link=450e9,
+            network=50e9,
+            source=f"{_NVIDIA}h100, network: DGX H100",
+        ),
+        Chip(
+            name="b200",
+            label="B200 SXM 180GB",
+            platform="gpu",
+            memory=180e9,
+            flops=2250e12,
+            bandwidth=8e12,
+            link=900e9,
+            network=50e9,
+            source=f"{_NVIDIA}dgx-b200",
+        ),
+        Chip(name="cpu", label="virtual CPU device", platform="cpu"),
+    )
+}

@@ -1,0 +1,164 @@
+"""What devices say to each other: every collective of a program, its size, axis and number."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from instructjax.planning.hlo import (
+    Computation,
+    Expect,
+    Instruction,
+    array_bytes,
+    count_runs,
+    parse_hlo,
+)
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """Collectives that are alike.
+
+    Attributes:
+      kind: one of `KINDS`.
+      axes: of the mesh, over which devices talk.
+      group: how many devices talk with each other.
+      num_bytes: of one: of the whole that is gathered, reduced or scattered, or that a device
+        sends.
+      count: how often a step does it.
+      where: what of the traced function it is in.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    group: int
+    num_bytes: float
+    count: float
+    where: str = ""
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends over its links in a step, by the best ring algorithm."""
+        share = (self.group - 1) / self.group
+        once = {
+            "all-reduce": 2 * share,
+            "collective-permute": 1.0,
+        }.get(self.kind, share)
+        return once * self.num_bytes * self.count
+
+
+def find_collectives(
+    text: str, mesh: Mapping[str, int], expect: Expect = lambda loop: 1.0
+) -> list[Collective]:
+    """The collectives of a compiled program, those in loops as often as the loops run.
+
+    Args:
+      text: of the optimized program.
+      mesh: sizes of its axes, in order.
+      expect: see `count_runs`.
+    """
+    computations, entry = parse_hlo(text)
+    return collect(computations, count_runs(computations, entry, expect), mesh)
+
+
+def collect(
+    computations: Mapping[str, Computation], runs: Mapping[str, float], mesh: Mapping[str, int]
+) -> list[Collective]:
+    """As `find_collectives`, of a parsed program. The largest traffic first."""
+    found: dict[tuple, float] = {}
+    chains: set[tuple[str, str]] = set()
+    for name, computation in computations.items():
+        if not runs.get(name):
+            continue
+        for step in computation.values():
+            kind = step.kind.removesuffix("-start")
+            if kind == "all-reduce" and "all-reduce-scatter" in name:
+                kind = "reduce-scatter"  # as TPUs spell it: a fusion that keeps one part
+            if kind not in KINDS or step.kind.endswith("-done"):
+                continue
+            chain = re.search(r'chain_id="(\w+)"', step.rest)
+            channel = re.search(r"channel_id=(\d+)", step.rest)
+            if chain and channel:
+                # TPUs do parts of a collective beside parts of a computation; each has its name
+                if (chain[1], channel[1]) in chains:
+                    continue
+                chains.add((chain[1], channel[1]))
+            axes, group = _find_axes(step, mesh)
+            if group < 2:
+                continue
+            size = _size_of(step, kind, group)
+            where = _place(step.op_name)
+            key = (kind, axes, group, size, where)
+            found[key] = found.get(key, 0.0) + runs[name]
+    made = [
+        Collective(kind=kind, axes=axes, group=group, num_bytes=size, count=count, where=where)
+        for (kind, axes, group, size, where), count in found.items()
+    ]
+    return sorted(made, key=lambda each: -each.sent)
+
+
+def _size_of(step: Instruction, kind: str, group: int) -> float:
+    sizes = array_bytes(step.shape) or [0]
+    if step.kind.endswith("-start") and kind != "all-reduce":
+        return max(sizes)  # (operand, result, context)
+    total = sum(sizes)
+    return total * group if step.kind.startswith("reduce-scatter") else total
+
+
+def _place(op_name: str) -> str:
+    """forward, backward, again (computed once more for the backward pass), update, or ""."""
+    if not op_name:
+        return ""
+    if "rematted_computation" in op_name:
+        return "again"
+    if "transpose(" in op_name:
+        return "backward"
+    return "forward" if "jvp(" in op_name or "shard_map" in op_name else "update"
+
+
+def _find_axes(step: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+    """Axes along which the devices of a group differ, and how many devices it has."""
+    sizes = tuple(mesh.values())
+    groups = _groups(step.rest, math.prod(sizes))
+    places = np.stack(np.unravel_index(groups, sizes), -1)  # [groups, devices, axes]
+    differ = (places != places[:, :1]).any((0, 1))
+    axes = tuple(name for name, varies in zip(mesh, differ, strict=True) if varies)
+    if "source_target_pairs" in step.rest:
+        return axes, math.prod(mesh[axis] for axis in axes)
+    return axes, groups.shape[1]
+
+
+def _lists(text: str) -> list[list[int]]:
+    return [[int(n) for n in part.split(",")] for part in re.findall(r"\{([\d,]+)\}", text)]
+
+
+def _groups(rest: str, count: int) -> np.ndarray:
+    pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", rest)
+    if pairs:
+        return np.array(_lists(pairs[1]))
+    listed = re.search(r"replica_groups=\{(\{.*?\})\}", rest)
+    if listed:
+        rows = _lists(listed[1])
+        widest = max(map(len, rows))
+        return np.array([row for row in rows if len(row) == widest])
+    tiled = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
+    if tiled:
+        shape, of = ([int(n) for n in tiled[i].split(",")] for i in (1, 2))
+        ids = np.arange(math.prod(of)).reshape(of)
+        if tiled[3]:
+            ids = ids.transpose([int(n) for n in tiled[3].split(",")])
+        return ids.reshape(shape)
+    return np.arange(count)[None]  # no groups: all together

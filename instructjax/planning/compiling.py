@@ -1,0 +1,98 @@
+"""A program compiled for devices that need not be there: its memory, or how much it is short of."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+
+import jax
+
+from instructjax.planning.programs import Program
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_NUMBER = r"(\d+(?:\.\d+)?)([KMGT]?)i?B?"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compiled:
+    """What the compiler says of a program, in bytes a device.
+
+    Attributes:
+      arguments: state and batch, as they lie in memory, padding included.
+      outputs: of them `reused` bytes lie where arguments did.
+      reused: see `outputs`.
+      temporaries: at the worst moment.
+      code: the program's own.
+      text: the optimized program.
+      seconds: that lowering and compiling took.
+    """
+
+    arguments: float
+    outputs: float
+    reused: float
+    temporaries: float
+    code: float
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overflow:
+    """A program that the compiler refuses since it does not fit.
+
+    Attributes:
+      needed: bytes of temporaries, or of the whole program, as the compiler says it.
+      available: bytes of a device.
+      whole: `needed` has arguments in it.
+      seconds: that lowering and compiling took.
+    """
+
+    needed: float
+    available: float
+    whole: bool
+    seconds: float
+
+
+def compile_program(program: Program) -> Compiled | Overflow:
+    """Compiles it; takes minutes for a TPU."""
+    start = time.monotonic()
+    lowered = program.lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = read_overflow(str(error), time.monotonic() - start)
+        if found is None:
+            raise
+        return found
+    stats = compiled.memory_analysis()
+    return Compiled(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        reused=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+        text=compiled.as_text(),
+        seconds=time.monotonic() - start,
+    )
+
+
+def read_overflow(message: str, seconds: float = 0.0) -> Overflow | None:
+    """The numbers of an error of libtpu's; None if it is another error.
+
+    >>> found = read_overflow("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory "
+    ...     "required for HLO temporaries (28.93G) exceeds available HBM (15.75G).")
+    >>> round(found.needed / 2**30, 2), round(found.available / 2**30, 2), found.whole
+    (28.93, 15.75, False)
+    """
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    for pattern, whole in (
+        (rf"temporaries \({_NUMBER}\) exceeds available HBM \({_NUMBER}\)", False),
+        (rf"Used {_NUMBER} of {_NUMBER} hbm", True),
+    ):
+        found = re.search(pattern, message)
+        if found:
+            needed, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+            return Overflow(needed=needed, available=available, whole=whole, seconds=seconds)
+    return None

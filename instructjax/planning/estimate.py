@@ -1,0 +1,234 @@
+"""Memory, traffic and talk of a step from its shapes alone: for choosing, and without a compiler.
+
+Parameters, optimizer state and batch are exact. The rest is what must be held or moved by the way
+that the step computes; a compiler finds more, and sometimes less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from instructjax.finetuning.partition import name_param
+from instructjax.models.attention import WHOLE
+from instructjax.models.config import DecoderConfig
+from instructjax.models.sharded import STACKS, param_spec
+from instructjax.planning.collectives import Collective
+from instructjax.planning.flops import (
+    Flops,
+    Form,
+    count_forward,
+    count_step,
+    head_tiles,
+    kernel_sizes,
+)
+from instructjax.planning.programs import Program
+from instructjax.planning.setting import TILE, Setting, device_bytes
+
+
+def attention_form(setting: Setting, platform: str) -> Form:
+    """The form that `instructjax.models.attention.attend` takes there."""
+    return "tiles" if platform == "cpu" or setting.length > WHOLE else "whole"
+
+
+def device_flops(
+    config: DecoderConfig, program: Program, setting: Setting, form: Form, *, useful: bool = False
+) -> Flops:
+    """Operations of one device in a step; `useful` leaves out what is computed twice or masked."""
+    rows = setting.rows * setting.programs
+    params = program.state["parameters"]
+    options: dict[str, Any] = {
+        "rows": rows,
+        "length": setting.length,
+        "form": "visible" if useful else form,
+        "tile": TILE,
+    }
+    if setting.task == "score":
+        found = count_forward(config, params, **options)
+    else:
+        found = count_step(
+            config,
+            params,
+            trained=params[0],
+            remat=setting.remat,
+            again=not useful,
+            **options,
+        )
+    heads = setting.parts("heads")
+    split = Flops(
+        layers=found.layers / setting.parts("mlp"),
+        attention=found.attention / heads,
+        head=found.head / (setting.parts("vocab") if useful else head_parts(setting)),
+    )
+    return split
+
+
+def head_parts(setting: Setting) -> int:
+    """Over how many devices the logits of a row are split."""
+    return 1
+
+
+def estimate_memory(
+    config: DecoderConfig, program: Program, setting: Setting, form: Form
+) -> dict[str, float]:
+    """Bytes a device by kind; "temporaries" and "outputs" are estimates, the others exact."""
+    found = {name: device_bytes(tree) for name, tree in program.state.items()}
+    found["batch"] = device_bytes(program.batch)
+    found["temporaries"] = _temporaries(config, program, setting, form)
+    tokens = setting.rows * setting.length
+    found["outputs"] = 20.0 * tokens if setting.task == "score" else 32.0
+    return found
+
+
+def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form: Form) -> float:
+    size = jnp.dtype(setting.dtype).itemsize
+    tensor = setting.parts("mlp")
+    tokens = setting.rows * setting.length
+    e, tables = config.hidden_size, 1 if config.tie_embeddings else 2
+    table = config.vocab_size * e / setting.parts("vocab")
+    layer = _layer_elements(program) / tensor
+    split = setting.parts("batch") > 1
+    gathered = (table * tables + 2 * layer) * size * split
+    wide = _wide(config) / tensor
+    scores = setting.rows * config.num_heads / setting.parts("heads") * setting.length**2
+    attend = (
+        scores * (4 + size)
+        if form == "whole"
+        else 12.0 * tokens * config.num_heads * (config.head_dim / setting.parts("heads"))
+    )
+    if setting.task == "score":
+        return gathered + tokens * (4 * e + 2 * wide) * size + attend
+    params = program.state["parameters"]
+    trained = device_bytes(params[0])
+    total = gathered + trained * (1 if setting.micro_batches == 1 else 3)
+    total += trained / 4 * size  # as they are computed with
+    total += 4 * table + tokens * e * 4  # gradients of the output table and of hidden states
+    total += (table * tables + 2 * layer) * size * split  # and of what was gathered
+    kept = {"layer": e, "dots": 3 * e + wide + _heads_width(config) / tensor}
+    kept["none"] = kept["dots"] + 4 * e + wide
+    total += config.num_layers * tokens * kept[setting.remat] * size
+    if setting.remat == "none" and form == "whole":
+        total += config.num_layers * scores * (4 + size)
+    total += tokens * (4 * e + 3 * wide) * size + 2 * attend
+    return total
+
+
+def _layer_elements(program: Program) -> float:
+    """Elements of the kernels of one layer, whole."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for keys, leaf in jax.tree.leaves_with_path(program.state["parameters"]):
+        path = name_param(keys)
+        if path.split(".")[0] in STACKS:
+            sizes[path] = (leaf.size // leaf.shape[0], leaf.shape[0])
+    deepest = max((depth for _, depth in sizes.values()), default=1)
+    return sum(size for size, depth in sizes.values() if depth == deepest)
+
+
+def _wide(config: DecoderConfig) -> float:
+    """Features within an MLP or a token's experts: gate and up."""
+    each = config.intermediate_size * max(config.experts_per_token, 1)
+    return each * (2 if config.gated else 1)
+
+
+def _heads_width(config: DecoderConfig) -> float:
+    return (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+
+
+def estimate_traffic(
+    config: DecoderConfig, program: Program, setting: Setting, form: Form
+) -> float:
+    """Bytes that a device moves to and from its memory in a step, at least."""
+    size = jnp.dtype(setting.dtype).itemsize
+    tensor, steps = setting.parts("mlp"), setting.programs * setting.micro_batches
+    tokens = setting.rows * setting.length
+    passes = 1 if setting.task == "score" else 4 if setting.remat == "layer" else 3
+    kernels = sum(kernel_sizes(program.state["parameters"]).values()) / tensor * size
+    split = 2 if setting.parts("batch") > 1 else 1  # written when gathered, and read
+    total = kernels * passes * split
+    wide = _wide(config) / tensor
+    narrow = 8 * config.hidden_size + 2 * _heads_width(config) / tensor
+    total += config.num_layers * tokens * (narrow + 3 * wide) * size * passes
+    scores = setting.rows * config.num_heads / setting.parts("heads") * setting.length**2
+    if form == "whole":
+        total += config.num_layers * scores * 2 * (4 + 4 + size) * passes
+    rows, _ = head_tiles(setting.task)
+    chunks = -(-tokens // rows)
+    table = config.vocab_size * config.hidden_size / head_parts(setting)
+    total += chunks * table * size
+    if setting.task == "finetune":
+        total += chunks * table * (size + 8)  # the table again, and its gradient read and written
+        total *= steps
+        state = device_bytes(program.state["optimizer"])
+        trained = device_bytes(program.state["parameters"][0])
+        return total + 2 * state + 4 * trained
+    return total * steps
+
+
+def estimate_collectives(
+    config: DecoderConfig, program: Program, setting: Setting
+) -> list[Collective]:
+    """What has to be said: parameters gathered, gradients scattered, partial sums of `tensor`."""
+    size = jnp.dtype(setting.dtype).itemsize
+    mesh, rules = setting.abstract_mesh, setting.rules
+    rows: tuple[str, ...] = rules.mesh_axes("batch", mesh)  # type: ignore[arg-type]
+    rows = tuple(axis for axis in rows if mesh.shape[axis] > 1)
+    found: list[Collective] = []
+    train, steps = setting.task == "finetune", setting.programs * setting.micro_batches
+    params = program.state["parameters"]
+    learn = (
+        {name_param(keys) for keys, _ in jax.tree.leaves_with_path(params[0])} if train else set()
+    )
+    gathered: dict[tuple[str, ...], float] = {}
+    scattered: dict[tuple[str, ...], float] = {}
+    summed: dict[tuple[str, ...], float] = {}
+    passes = 2 if train else 1
+    for keys, leaf in jax.tree.leaves_with_path(params):
+        path = name_param(keys)
+        spec = param_spec(path, leaf.shape, mesh, rules)  # type: ignore[arg-type]
+        names = [n for part in spec for n in (part if isinstance(part, tuple) else (part,)) if n]
+        over = tuple(axis for axis in rows if axis in names)
+        others = math.prod(mesh.shape[n] for n in names if n not in rows)
+        whole = leaf.size * size / others
+        within = path.split(".")[0] in STACKS
+        if over:
+            gathered[over] = gathered.get(over, 0.0) + whole * (passes if within else 1)
+        if path in learn:
+            rest = tuple(axis for axis in rows if axis not in over)
+            if over:
+                scattered[over] = scattered.get(over, 0.0) + whole
+            if rest:
+                share = math.prod(mesh.shape[a] for a in over)
+                summed[rest] = summed.get(rest, 0.0) + whole / share
+    for kind, parts, where in (
+        ("all-gather", gathered, "forward"),
+        ("reduce-scatter", scattered, "backward"),
+        ("all-reduce", summed, "backward"),
+    ):
+        for axes, num_bytes in parts.items():
+            found.append(_collective(kind, axes, mesh.shape, num_bytes, steps, where))
+    tensor = tuple(a for a in rules.mesh_axes("mlp", mesh) if mesh.shape[a] > 1)  # type: ignore
+    if tensor:
+        hidden = setting.rows * setting.length * config.hidden_size * size
+        # after attention and the MLP, and of the gradients before them; computed again, the first
+        times = {"score": 2, "none": 4, "dots": 4, "layer": 5}
+        count = times["score" if not train else setting.remat] * config.num_layers
+        found.append(_collective("all-reduce", tensor, mesh.shape, hidden, count * steps, "layers"))
+    return sorted(found, key=lambda each: -each.sent)
+
+
+def _collective(
+    kind: str,
+    axes: tuple[str, ...],
+    mesh: Mapping[str, int],
+    num_bytes: float,
+    count: float,
+    where: str,
+) -> Collective:
+    group = math.prod(mesh[axis] for axis in axes)
+    return Collective(
+        kind=kind, axes=axes, group=group, num_bytes=num_bytes, count=count, where=where
+    )

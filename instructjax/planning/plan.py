@@ -1,0 +1,245 @@
+"""Will it fit, how fast, on what: a task's program, looked at before there is any hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from instructjax.models.config import DecoderConfig
+from instructjax.planning.collectives import Collective, collect
+from instructjax.planning.compiling import Overflow, compile_program
+from instructjax.planning.estimate import (
+    attention_form,
+    device_flops,
+    estimate_collectives,
+    estimate_memory,
+    estimate_traffic,
+)
+from instructjax.planning.flops import head_tiles
+from instructjax.planning.hlo import Loop, count_runs, parse_hlo
+from instructjax.planning.programs import build_program
+from instructjax.planning.roofline import Times, estimate_times, utilization
+from instructjax.planning.setting import TILE, Setting, check_setting
+from instructjax.planning.topology import Topology, compiler_missing, lay_out, open_devices
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """What a step takes on each device.
+
+    Attributes:
+      model, num_params: whose.
+      topology, setting: where and how.
+      source: "compiled" for these devices; or "estimated" from shapes.
+      memory: bytes by kind. Compiled: arguments exactly by shardings ("padding" is what the layout
+        adds), and the compiler's numbers.
+      capacity: bytes that a program may use; 0 where it is not known.
+      flops, useful: operations; `useful` without what is computed twice or masked.
+      bytes_moved: to and from memory; an estimate.
+      collectives: what devices say to each other, the largest first.
+      times: at the chip's rates; None where they are not known.
+      seconds: that compiling took.
+      host_memory: most bytes that this process has used.
+    """
+
+    model: str
+    num_params: int
+    topology: Topology
+    setting: Setting
+    source: Literal["compiled", "estimated"]
+    memory: dict[str, float]
+    capacity: float
+    flops: float
+    useful: float
+    bytes_moved: float
+    collectives: Sequence[Collective]
+    times: Times | None
+    seconds: float
+    host_memory: float
+
+    @property
+    def needed(self) -> float:
+        """Bytes of all kinds."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether a device has as much; None where that is not known."""
+        return self.needed <= self.capacity if self.capacity else None
+
+    @property
+    def tokens(self) -> int:
+        """Of a step, all devices together."""
+        return self.setting.batch * self.setting.length
+
+    @property
+    def utilization(self) -> float:
+        """Share of the chip's peak that useful operations reach at best."""
+        best = self.times.best if self.times else math.nan
+        return utilization(self.useful, best, self.topology)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        times = self.times
+        return {
+            "model": self.model,
+            "num_params": self.num_params,
+            "topology": str(self.topology),
+            "chip": self.topology.chip.label,
+            "chip_source": self.topology.chip.source,
+            "num_devices": self.topology.num_devices,
+            "task": self.setting.task,
+            "mesh": dict(self.setting.mesh),
+            "batch": self.setting.batch,
+            "length": self.setting.length,
+            "micro_batches": self.setting.micro_batches,
+            "remat": self.setting.remat,
+            "dtype": self.setting.dtype,
+            "lora": None if self.setting.lora is None else dataclasses.asdict(self.setting.lora),
+            "source": self.source,
+            "memory_bytes": self.memory,
+            "needed_bytes": self.needed,
+            "capacity_bytes": self.capacity or None,
+            "fits": self.fits,
+            "flops_per_device": self.flops,
+            "useful_flops_per_device": self.useful,
+            "bytes_moved_per_device": self.bytes_moved,
+            "collectives": [
+                {**dataclasses.asdict(each), "sent_bytes_per_device": each.sent}
+                for each in self.collectives
+            ],
+            "seconds": None if times is None else times.parts,
+            "seconds_at_best": None if times is None else times.best,
+            "seconds_at_worst": None if times is None else times.worst,
+            "bound": None if times is None else times.bound,
+            "tokens_per_second_at_best": None if times is None else self.tokens / times.best,
+            "utilization_at_best": None if times is None else self.utilization,
+            "compile_seconds": self.seconds,
+            "host_memory_bytes": self.host_memory,
+        }
+
+
+def make_plan(
+    model: str,
+    config: DecoderConfig,
+    topology: Topology,
+    setting: Setting,
+    *,
+    compile: bool = True,
+) -> Plan:
+    """Looks at what a task would do on these devices; nothing is run and no weight is read.
+
+    Args:
+      model: its name.
+      config: the decoder.
+      topology: the devices.
+      setting: the task, batch and mesh.
+      compile: compile the program for them, where that can be done; else estimate.
+
+    Raises:
+      UsageError: the mesh does not fit the devices, the model or the batch.
+    """
+    check_setting(config, setting)
+    if not compile or compiler_missing(topology) is not None:
+        return _estimated(model, config, topology, setting)
+    mesh = lay_out(topology, setting.mesh, open_devices(topology))
+    program = build_program(config, setting, mesh)
+    plan = _estimated(model, config, topology, setting)
+    found = compile_program(program)
+    memory = {kind: plan.memory[kind] for kind in plan.memory if kind in _EXACT}
+    exact = sum(memory.values())
+    if isinstance(found, Overflow):
+        memory["temporaries"] = found.needed - (exact if found.whole else 0.0)
+        return dataclasses.replace(
+            plan,
+            source="compiled",
+            memory=memory,
+            capacity=found.available,
+            seconds=found.seconds,
+            host_memory=peak_memory(),
+        )
+    memory["padding"] = found.arguments - exact
+    memory["temporaries"] = found.temporaries
+    memory["outputs"] = found.outputs - found.reused
+    memory["code"] = found.code
+    computations, entry = parse_hlo(found.text)
+    runs = count_runs(computations, entry, _expectation(config, setting))
+    collectives = [
+        dataclasses.replace(each, count=each.count * setting.programs)
+        for each in collect(computations, runs, setting.mesh)
+    ]
+    return dataclasses.replace(
+        plan,
+        source="compiled",
+        memory=memory,
+        collectives=collectives,
+        times=estimate_times(
+            topology,
+            setting.mesh,
+            flops=plan.flops,
+            bytes_moved=plan.bytes_moved,
+            collectives=collectives,
+        ),
+        seconds=found.seconds,
+        host_memory=peak_memory(),
+    )
+
+
+_EXACT = ("parameters", "optimizer", "batch")
+
+
+def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: Setting) -> Plan:
+    start = time.monotonic()
+    program = build_program(config, setting)
+    form = attention_form(setting, topology.chip.platform)
+    flops = device_flops(config, program, setting, form).total
+    moved = estimate_traffic(config, program, setting, form)
+    collectives = estimate_collectives(config, program, setting)
+    return Plan(
+        model=model,
+        num_params=config.num_params,
+        topology=topology,
+        setting=setting,
+        source="estimated",
+        memory=estimate_memory(config, program, setting, form),
+        capacity=topology.chip.memory,
+        flops=flops,
+        useful=device_flops(config, program, setting, form, useful=True).total,
+        bytes_moved=moved,
+        collectives=collectives,
+        times=estimate_times(
+            topology, setting.mesh, flops=flops, bytes_moved=moved, collectives=collectives
+        ),
+        seconds=time.monotonic() - start,
+        host_memory=peak_memory(),
+    )
+
+
+def _expectation(config: DecoderConfig, setting: Setting):
+    """How often loops run whose bound is data, for full rows that are scored throughout."""
+    scans = 1 if setting.micro_batches > 1 else 0
+    tiles = -(-setting.length // TILE)
+    chunk, _ = head_tiles(setting.task)
+
+    def expect(loop: Loop) -> float:
+        if loop.in_layers <= scans and loop.within == 0:  # the head, chunk by chunk
+            return math.ceil(setting.rows * setting.length / chunk)
+        if loop.within == 0:  # attention, tile by tile of queries
+            return setting.rows * tiles
+        if loop.within == 1:  # and the tiles of keys before each
+            return (tiles - 1) / 2
+        return 1.0
+
+    return expect
+
+
+def peak_memory() -> float:
+    """Most bytes that this process has held so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(most) if sys.platform == "darwin" else most * 1024.0

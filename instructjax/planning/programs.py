@@ -1,0 +1,159 @@
+"""The program that a task runs, with abstract arrays in the place of weights and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from instructjax.batching.batch import Batch
+from instructjax.finetuning.batch import SftBatch
+from instructjax.finetuning.optimizers import make_optimizer
+from instructjax.finetuning.placement import place_state
+from instructjax.finetuning.state import TrainState, make_state
+from instructjax.finetuning.step import make_train_step
+from instructjax.models.config import DecoderConfig
+from instructjax.models.lora import LORA, add_lora
+from instructjax.models.model import abstract_decoder
+from instructjax.models.sharded import param_spec, path_of
+from instructjax.planning.setting import TILE, Setting
+from instructjax.scoring.engine import _token_scores_on_mesh
+
+# Steps of a run; the learning rate's schedule is all that depends on it.
+_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """What a task runs.
+
+    Attributes:
+      graphdef: of the decoder.
+      state: parameters and, when fine-tuning, the optimizer's state: abstract arrays by kind.
+      batch: abstract.
+      lower: lowers it for the devices of the mesh.
+    """
+
+    graphdef: nnx.GraphDef
+    state: dict[str, Any]
+    batch: Any
+    lower: Callable[[], Any]
+
+
+def build_program(
+    config: DecoderConfig, setting: Setting, mesh: Mesh | AbstractMesh | None = None
+) -> Program:
+    """The step of `instructjax finetune`, or the function that scoring calls for each batch.
+
+    Args:
+      config: of the model.
+      setting: what is asked for.
+      mesh: of the devices; without them the program cannot be lowered, only looked at.
+    """
+    mesh = setting.abstract_mesh if mesh is None else mesh
+    if setting.task == "score":
+        return _scoring(config, setting, mesh)
+    return _step(config, setting, mesh)
+
+
+def _step(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
+    rules, optimizer = setting.rules, make_optimizer(setting.optimizer, _STEPS)
+    graphdef, state = _train_state(config, setting, mesh)
+    rows = setting.batch // setting.micro_batches
+    lead = (setting.micro_batches,) if setting.micro_batches > 1 else ()
+    weights = _array((*lead, rows, setting.length), jnp.float32, setting, mesh, len(lead))
+    sft = SftBatch(batch=_rows(lead, rows, setting, mesh), weights=weights)
+
+    def lower() -> Any:
+        step: Any = make_train_step(
+            graphdef,
+            optimizer,
+            compute_dtype=setting.dtype,
+            remat=setting.remat,
+            mesh=mesh,
+            rules=rules,
+        )
+        return step.lower(state, sft)
+
+    kinds = {"parameters": (state.trainable, state.frozen), "optimizer": state.opt_state}
+    return Program(graphdef=graphdef, state=kinds, batch=sft, lower=lower)
+
+
+def _train_state(
+    config: DecoderConfig, setting: Setting, mesh: Any
+) -> tuple[nnx.GraphDef, TrainState]:
+    key = (config, mesh, setting.rules, setting.optimizer, setting.lora, setting.dtype)
+    if key not in _states:
+        graphdef, state = _make_train_state(config, setting)
+        _states.clear()  # a search asks for many settings of one mesh after the other
+        _states[key] = graphdef, place_state(state, mesh, setting.rules, put=_abstract)
+    return _states[key]
+
+
+_states: dict[Any, tuple[nnx.GraphDef, TrainState]] = {}
+
+
+def _make_train_state(config: DecoderConfig, setting: Setting) -> tuple[nnx.GraphDef, TrainState]:
+    optimizer = make_optimizer(setting.optimizer, _STEPS)
+    graphdef, params = abstract_decoder(config, setting.dtype if setting.lora else "float32")
+    if setting.lora is not None:
+        found: list[nnx.GraphDef] = []
+
+        def adapt(params: nnx.State) -> nnx.State:
+            made, params = add_lora(graphdef, params, setting.lora, jax.random.key(0))  # type: ignore
+            found.append(made)
+            return params
+
+        params = jax.eval_shape(adapt, params)
+        graphdef = found[0]
+    chosen = ("*",) if setting.lora is None else LORA
+    return graphdef, jax.eval_shape(lambda p: make_state(p, optimizer, trainable=chosen), params)
+
+
+def _scoring(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
+    graphdef, params = abstract_decoder(config, setting.dtype)
+
+    def place(path: Any, leaf: Any) -> Any:
+        spec = param_spec(path_of(path), leaf.shape, mesh, setting.rules)
+        return _abstract(leaf, NamedSharding(mesh, spec))
+
+    params = jax.tree.map_with_path(place, params)
+    batch = _rows((), setting.parts("batch"), setting, mesh)
+
+    def lower() -> Any:
+        options: dict[str, Any] = {"mesh": mesh, "rules": setting.rules, "top_k": 0}
+        return _token_scores_on_mesh.lower(graphdef, params, batch, **options)
+
+    return Program(graphdef=graphdef, state={"parameters": params}, batch=batch, lower=lower)
+
+
+def _rows(lead: tuple[int, ...], rows: int, setting: Setting, mesh: Any) -> Batch:
+    """Full rows, all of whose tokens are scored: the most that a batch of the size can cost."""
+
+    def make(*shape: int) -> Any:
+        return _array((*lead, *shape), jnp.int32, setting, mesh, len(lead))
+
+    long = (rows, setting.length)
+    return Batch(
+        tokens=make(*long),
+        positions=make(*long),
+        ends=make(*long),
+        sources=make(*long),
+        targets=make(*long),
+        num_scored=make(rows),
+        tile=TILE,
+    )
+
+
+def _array(shape: tuple[int, ...], dtype: Any, setting: Setting, mesh: Any, axis: int) -> Any:
+    spec = setting.rules.spec((None,) * axis + ("batch",), mesh)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _abstract(leaf: Any, sharding: NamedSharding) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,127 @@
+"""What is planned: a task, a batch and how it lies on a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from instructjax.errors import UsageError
+from instructjax.finetuning.optimizers import OptimizerConfig
+from instructjax.models.config import DecoderConfig
+from instructjax.models.lora import LoraConfig
+from instructjax.models.sharded import check_mesh
+from instructjax.sharding.rules import ShardingRules
+
+Task = Literal["finetune", "score"]
+# What `instructjax finetune` and `score` take for attention's tiles.
+TILE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One way to do a task.
+
+    Attributes:
+      task: an optimizer step, or the scores of a batch.
+      mesh: sizes of its axes, in order.
+      batch: rows of a step, all micro-batches together; of scoring, rows in all.
+      length: tokens a row.
+      micro_batches: of a step.
+      remat: what the backward pass computes again.
+      dtype: of the forward and backward pass.
+      lora: low-rank matrices are trained and nothing else; None: all parameters.
+      optimizer: how.
+      rules: what is split over which axis.
+    """
+
+    task: Task = "finetune"
+    mesh: Mapping[str, int]
+    batch: int
+    length: int
+    micro_batches: int = 1
+    remat: str = "dots"
+    dtype: str = "bfloat16"
+    lora: LoraConfig | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    rules: ShardingRules = field(default_factory=ShardingRules)
+
+    @property
+    def abstract_mesh(self) -> AbstractMesh:
+        """The mesh without devices: enough to tell what is split how."""
+        names = tuple(self.mesh)
+        return AbstractMesh(
+            tuple(self.mesh.values()), names, axis_types=(AxisType.Auto,) * len(names)
+        )
+
+    def parts(self, name: str) -> int:
+        """In how many parts an axis of arrays of that name is split."""
+        return self.rules.parts(name, self.abstract_mesh)  # type: ignore[arg-type]
+
+    @property
+    def rows(self) -> int:
+        """Rows that a device computes at a time."""
+        if self.task == "score":
+            return 1
+        return self.batch // self.micro_batches // self.parts("batch")
+
+    @property
+    def programs(self) -> int:
+        """How often the program runs for the batch: scoring sends each device a row at a time."""
+        return -(-self.batch // self.parts("batch")) if self.task == "score" else 1
+
+    def describe(self) -> str:
+        """The mesh, and what else there is to choose.
+
+        >>> Setting(mesh={"fsdp": 4}, batch=8, length=16, micro_batches=2).describe()
+        'fsdp=4, 2 micro-batches, remat dots'
+        """
+        words = ",".join(f"{name}={size}" for name, size in self.mesh.items())
+        if self.task == "score":
+            return words
+        many = f", {self.micro_batches} micro-batches" if self.micro_batches > 1 else ""
+        return f"{words}{many}, remat {self.remat}"
+
+
+def check_setting(config: DecoderConfig, setting: Setting) -> None:
+    """Sees that the model and the batch fit the mesh.
+
+    Raises:
+      UsageError: they do not; the message has numbers that do.
+    """
+    check_mesh(config, setting.abstract_mesh, setting.rules)  # type: ignore[arg-type]
+    if setting.length > config.max_positions:
+        raise UsageError(
+            f"rows of {setting.length:,} tokens, the model takes {config.max_positions:,}",
+            remedy="give a smaller --length",
+        )
+    if setting.task == "score":
+        return
+    parts = setting.parts("batch")
+    together = parts * setting.micro_batches
+    if setting.batch % together:
+        axes = ",".join(
+            f"{axis}={setting.mesh[axis]}"
+            for axis in setting.rules.mesh_axes("batch", setting.abstract_mesh)  # type: ignore
+        )
+        many = f" and {setting.micro_batches} micro-batches" if setting.micro_batches > 1 else ""
+        near = max(setting.batch // together, 1) * together
+        raise UsageError(
+            f"{setting.batch} rows do not divide over {axes}{many}",
+            remedy=f"a --batch of {near} or {near + together}, or another mesh",
+        )
+
+
+def device_bytes(tree: object) -> float:
+    """Bytes that a device holds of abstract arrays, by their shardings, without padding."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        count = 1
+        for size in shape:
+            count *= size
+        total += count * leaf.dtype.itemsize
+    return total

@@ -1,0 +1,208 @@
+"""Groups of devices by name, such as `v5e:16x16`, and their devices where a compiler knows them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from instructjax.errors import UsageError
+from instructjax.planning.chips import CHIPS, Chip
+from instructjax.sharding.mesh import AXES, make_mesh
+
+_ALIASES = {"v5": "v5p", "v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e"}
+_EXAMPLES = {
+    "v4": "v4:2x2x2",
+    "v5e": "v5e:16x16",
+    "v5p": "v5p:2x4x4",
+    "v6e": "v6e:8x8",
+    "tpu7x": "tpu7x:2x2x1",
+    "a100": "a100:8",
+    "h100": "h100:2x8 (two nodes)",
+    "b200": "b200:8",
+    "cpu": "cpu:8",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Devices that compute together.
+
+    Attributes:
+      chip: each of them.
+      shape: of the torus, in chips; of GPUs (nodes, GPUs a node); of CPUs the number.
+      slices: TPU slices, or nodes of GPUs, with the network between them.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        """As it is written."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def num_devices(self) -> int:
+        """Of all slices."""
+        within = math.prod(self.shape) * self.chip.parts
+        return within if self.chip.platform == "gpu" else within * self.slices
+
+    def __str__(self) -> str:
+        many = self.slices > 1 and self.chip.platform == "tpu"
+        return f"{self.slices} slices of {self.name}" if many else self.name
+
+
+def parse_topology(text: str, slices: int = 1) -> Topology:
+    """Devices by the name of their chip and the shape of their arrangement.
+
+    Args:
+      text: CHIP:SHAPE, such as v5e:16x16, v5p:2x4x4, h100:8, h100:2x8 or cpu:8.
+      slices: how many such slices, for TPUs.
+
+    Raises:
+      UsageError: no such chip, or a shape that it does not have.
+
+    >>> parse_topology("v5e:16x16").num_devices, parse_topology("tpu7x:2x2x1").num_devices
+    (256, 8)
+    """
+    name, _, shape = text.strip().lower().partition(":")
+    chip = CHIPS.get(_ALIASES.get(name, name))
+    if chip is None:
+        near = difflib.get_close_matches(name, CHIPS, n=2, cutoff=0.4)
+        known = ", ".join(_EXAMPLES[each] for each in near or _EXAMPLES)
+        raise UsageError(
+            f"{text!r} is no topology that is known",
+            remedy=f"{'did you mean' if near else 'one like'} {known}"
+            + (f"? There are {', '.join(CHIPS)}" if near else ""),
+        )
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        raise UsageError(
+            f"{text!r}: {shape!r} is no shape", remedy=f"write it as {_EXAMPLES[chip.name]}"
+        )
+    sizes = tuple(int(part) for part in shape.split("x"))
+    allowed = (chip.dims,) if chip.dims else (1, 2) if chip.platform == "gpu" else (1,)
+    if len(sizes) not in allowed:
+        raise UsageError(
+            f"{text!r}: {chip.label} has {' or '.join(map(str, allowed))} numbers in its shape",
+            remedy=f"write it as {_EXAMPLES[chip.name]}",
+        )
+    if slices < 1 or (slices > 1 and chip.platform != "tpu"):
+        raise UsageError(f"{slices} slices of {text}", remedy="only TPUs come in several slices")
+    if chip.platform == "gpu":
+        sizes = sizes if len(sizes) == 2 else (1, *sizes)
+        return Topology(chip=chip, shape=sizes, slices=sizes[0])
+    return Topology(chip=chip, shape=sizes, slices=slices)
+
+
+def compiler_missing(topology: Topology) -> str | None:
+    """What is to be installed to compile for these devices; None if nothing is missing."""
+    platform = topology.chip.platform
+    if platform == "tpu" and importlib.util.find_spec("libtpu") is None:
+        return "pip install 'instructjax[tpu]' (libtpu, 0.2 GB; no TPU is needed)"
+    if platform == "gpu":
+        return "compiling for GPUs is not supported yet"
+    return None
+
+
+def open_devices(topology: Topology) -> Sequence[Any]:
+    """The devices, to compile for. Nothing can run on those of a TPU that is not there.
+
+    Raises:
+      UsageError: the compiler is not installed, or refuses the shape.
+    """
+    missing = compiler_missing(topology)
+    if missing is not None:
+        raise UsageError(f"there is no compiler for {topology}", remedy=missing)
+    if topology.chip.platform == "cpu":
+        return _open_cpus(topology.num_devices)
+    # What libtpu would ask the host about, which has none; and several processes may compile.
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental.topologies import get_topology_desc
+
+    options: dict[str, Any] = {}
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
+    if topology.chip.name == "v4":
+        options["chip_config_name"] = "megacore"
+    if math.prod(topology.shape) < 4:
+        bounds = (*topology.shape, 1, 1)[:3]
+        options["chips_per_host_bounds"] = bounds
+    try:
+        found = get_topology_desc(platform="tpu", topology_name=topology.name, **options)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise UsageError(
+            f"libtpu knows no {topology}: {str(error).splitlines()[0]}",
+            remedy=f"a shape such as {_EXAMPLES[topology.chip.name]}",
+        ) from error
+    return found.devices
+
+
+def _open_cpus(count: int) -> Sequence[Any]:
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UsageError(
+            f"{count} virtual CPU devices were asked for, JAX has begun with {len(devices)}",
+            remedy=f"set jax_num_cpu_devices to {count} before JAX is used",
+        )
+    return devices[:count]
+
+
+def lay_out(topology: Topology, sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
+    """A mesh of these devices whose last axes lie on nearest neighbours.
+
+    Several slices lie along the first axis that their number divides, so that only it crosses the
+    network.
+
+    Raises:
+      UsageError: the sizes do not multiply to the number of devices, or no axis takes the slices.
+    """
+    if topology.chip.platform != "tpu":
+        return make_mesh(sizes, devices)
+    make_mesh(sizes, devices)  # for its message
+    from jax.experimental import mesh_utils
+
+    shape = tuple(sizes.values())
+    inner = list(shape)
+    at = crossing_axis(sizes, topology.slices)
+    inner[at] //= topology.slices
+    by_slice: dict[int, list[Any]] = {}
+    for device in devices:
+        by_slice.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
+    grids = [
+        mesh_utils.create_device_mesh(tuple(inner), by_slice[index], allow_split_physical_axes=True)
+        for index in sorted(by_slice)
+    ]
+    grid = np.concatenate(grids, axis=at)
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def crossing_axis(sizes: Mapping[str, int], slices: int) -> int:
+    """Which axis of a mesh lies over several slices.
+
+    Raises:
+      UsageError: none has a size that their number divides.
+    """
+    for at, size in enumerate(sizes.values()):
+        if size % slices == 0:
+            return at
+    raise UsageError(
+        f"no axis of the mesh divides by {slices} slices",
+        remedy=f"give data={slices} or a multiple of it (axes: {', '.join(AXES)})",
+    )
