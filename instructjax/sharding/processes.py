@@ -32,9 +32,9 @@ def start(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    timeout: float = 300,
-    lost_after: float = 30,
-    stalled_after: float = 1800,
+    timeout: float = 300.0,
+    lost_after: float = 30.0,
+    stalled_after: float = 1800.0,
 ) -> None:
     """Begins to work together with other processes; before anything touches a device.
 
@@ -255,7 +255,7 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if _is_of_device(error):
             # Most likely another process is gone, and the watch is about to say which.
-            watch.wait(8)
+            watch.wait(8.0)
         watch.stop_others(f"process {jax.process_index()} stopped: {_describe(error)}")
         raise
     watch.finish()

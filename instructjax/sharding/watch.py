@@ -22,6 +22,8 @@ from instructjax.errors import InstructJaxError, UsageError
 BEAT = 1.0
 # Others may be about to fail for the same reason, and to say it better.
 _GRACE = 1.5
+# For a first word, which comes with the connection.
+_HELLO = 5.0
 
 
 def end_process(message: str) -> None:
@@ -77,7 +79,7 @@ class Watch:
         self._send({"stop": message, "lost": lost})
         self._over.set()
 
-    def leave_last(self, seconds: float = 5) -> None:
+    def leave_last(self, seconds: float = 5.0) -> None:
         """Returns when the others have gone, if this is process 0.
 
         Without the coordinator, which is in process 0, jax aborts the others at once.
@@ -222,15 +224,18 @@ def _gather(
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 peer, _ = server.accept()
-                said = _hear(peer)
             except TimeoutError:
                 missing = [n for n in range(1, count) if n not in peers]
                 message = f"{_name(missing)} of {count} did not come within {timeout:g} s"
                 _refuse(peers, message)
                 raise InstructJaxError(
-                    message, remedy="see that all are started and reach " + f"{host}:{port}"
+                    message, remedy=f"see that all are started and reach {host}:{port}"
                 ) from None
+            try:
+                peer.settimeout(_HELLO)
+                said = _hear(peer)
             except (OSError, ValueError):
+                peer.close()
                 continue  # something else that looks for open ports
             number = int(said.get("index", -1))
             if said.get("count") != count or number in peers or number not in range(1, count):
@@ -275,6 +280,7 @@ def _reach(
     except (OSError, ValueError):
         said = {"stop": "process 0 is gone, or is not of this program"}
     if "welcome" not in said:
+        peer.close()
         raise InstructJaxError(said.get("stop", "process 0 is not of this program"))
     return peer
 
