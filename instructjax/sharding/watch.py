@@ -25,6 +25,8 @@ _GRACE = 1.5
 # For a first word, which comes with the connection.
 _HELLO = 5.0
 
+_CLOSED = "is gone: its connection was closed"
+
 
 def end_process(message: str) -> None:
     """Says why, and ends this process at once with exit code 1."""
@@ -126,7 +128,9 @@ class Watch:
             with peer.makefile("rb") as lines:
                 for line in lines:
                     self._take(number, json.loads(line))
-            how = "is gone: its connection was closed"
+            how = _CLOSED
+        except ConnectionError:
+            how = _CLOSED
         except TimeoutError:
             how = f"has said nothing for {self._lost_after:g} s: it was stopped or is cut off"
         except (OSError, ValueError) as error:

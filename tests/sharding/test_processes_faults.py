@@ -78,14 +78,14 @@ def test_a_process_that_hangs_in_python(start, rows) -> None:
     hang += "dispatch.tick = lambda: (count.append(1), tick()) "
     hang += "if len(count) < 3 else time.sleep(1000)\n"
     before = {0: SLOW, 1: hang, 2: SLOW}
-    together = start(score(rows, "--stalled-after", "20"), count=3, devices=1, before=before)
+    together = start(score(rows, "--stalled-after", "45"), count=3, devices=1, before=before)
     together.wait_for(lambda: some_kept(rows))
     began = time.monotonic()
     for end in together.ends():
         assert end.code == 1, end
-        assert end.when - began < 30
+        assert end.when - began < 60
         (error,) = end.errors
-        assert "nothing has moved on for 2" in error and "process 1 is behind" in error
+        assert "nothing has moved on for 4" in error and "process 1 is behind" in error
 
 
 @pytest.mark.slow
