@@ -8,7 +8,7 @@ Every cell comes from a test: differences from `tests/models/test_family_parity.
 of transformers on PyTorch, float32; no torch needed) and, where torch is installed, from
 `tests/scoring/test_torch_live.py`; export (also of what was trained, merged and as an adapter) and
 GGUF from the tests of those that ran and passed.
-Exit code 1 if a test failed.
+Exit code 1 if a test failed, or a family was not tested.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from instructjax.models.checkpoints.hf_folder import open_folder
+from instructjax.models.config import DecoderConfig, RopeConfig
 from instructjax.models.families import FAMILIES, Family
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +36,10 @@ GOLDEN, LIVE = "tests.models.test_family_parity", "tests.scoring.test_torch_live
 TRAINED = "tests.finetuning.test_families_torch_live"
 EXPORT = ("tests.models.test_export", "tests.models.test_export_torch_live", TRAINED)
 GGUF = ("tests.models.test_gguf_families", "tests.models.test_llama_cpp_live")
+# The longest golden text, in tokens.
+LONGEST = 97
+# llama.cpp has no architecture for these.
+NO_GGUF = ("ministral",)
 MEASURED = ("log_prob_difference", "gradient_difference")
 HEAD = (
     "family",
@@ -171,9 +177,39 @@ def row_of(family: Family, every: list[Case], fixtures: dict[str, str]) -> list[
         worst(cases, LIVE, "gradient_difference"),
         f"{outcome(golden)}: {', '.join(sorted(stored))}",
         outcome([case for case in cases if case.module in EXPORT]),
-        outcome(gguf),
+        "not in llama.cpp" if family.model_type in NO_GGUF else outcome(gguf),
         count_lines(family),
     ]
+
+
+def describe(config: DecoderConfig) -> str:
+    """What a configuration has of what conversions get wrong."""
+    ropes = [config.rope, *(kind.rope for kind in config.layers)]
+    ropes = [] if config.learned_positions else ropes
+    windows = {kind.window for kind in config.layers if kind.window and kind.window < LONGEST}
+    biased = config.attention_bias or config.mlp_bias or config.norm_bias or config.expert_bias
+    heads = f"{config.num_heads} heads"
+    if config.num_kv_heads < config.num_heads:
+        heads += f" on {config.num_kv_heads}"
+    return ", ".join(
+        [
+            "tied" if config.tie_embeddings else "untied",
+            heads,
+            *(f"window {window}" for window in sorted(windows)),
+            *dict.fromkeys(_stretch(rope) for rope in ropes if rope.kind != "default"),
+            *(["learned positions"] if config.learned_positions else []),
+            *(["biases"] if biased else []),
+        ]
+    )
+
+
+def _stretch(rope: RopeConfig) -> str:
+    if rope.kind == "none":
+        return "layers without positions"
+    if rope.kind == "linear":
+        return f"linear RoPE, {rope.factor:g} x"
+    past = rope.original_max_positions < LONGEST
+    return f"{rope.kind} RoPE{f' past {rope.original_max_positions}' if past else ''}"
 
 
 def _stored(name: str) -> str:
@@ -199,6 +235,17 @@ def write_table(cases: list[Case]) -> str:
         "| " + " | ".join("---" for _ in HEAD) + " |",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
+        f"The configurations, with texts of up to {LONGEST} tokens:",
+        "",
+        "| configuration | has |",
+        "| --- | --- |",
+        *(
+            f"| {name} | {describe(open_folder(FIXTURES / 'families' / name)[1])} |"
+            for row in rows
+            for name in filter(None, row[1].partition(";")[0].split(", "))
+            if (FIXTURES / "families" / name).is_dir()
+        ),
+        "",
     ]
     return "\n".join(lines)
 
@@ -214,7 +261,8 @@ def main() -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(write_table(cases))
     print(options.out.read_text())
-    return int(any(case.failed for case in cases))
+    untested = [line for line in options.out.read_text().splitlines() if "| not run |" in line]
+    return int(bool(untested) or any(case.failed for case in cases))
 
 
 if __name__ == "__main__":

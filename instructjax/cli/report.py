@@ -32,7 +32,10 @@ class Report:
     epsilon: float | None = None
     """The threshold of performance to test the cell means against."""
     smallest_gap: float = 0.05
-    """The smallest gap that matters, in units of the metric."""
+    """The smallest gap that matters, in units of the metric; 0 or more."""
+    better: Literal["higher", "lower"] | None = None
+    """Whether higher or lower values are better; known of the metrics of `evaluate`, not of one of
+    your own."""
     model: str | None = None
     """Which model the verdict is about, where tables have several; by default the first."""
     tokenizer: str | None = None

@@ -34,6 +34,7 @@ def run_report(options: Report) -> int:
             weights=options.weights,
             epsilon=options.epsilon,
             smallest_gap=options.smallest_gap,
+            better=options.better,
             title=options.title,
             command=write_command(options),
             spell=_load_spelling(results, options.tokenizer),
@@ -46,8 +47,7 @@ def run_report(options: Report) -> int:
             label="note: ",
         )
     print(escape_controls(page.headline + (f": {page.numbers}" if page.numbers else "")))
-    left = page.scores.left_out
-    told = f"left out {left:,} rows without a value or a cell" if left else "nothing was left out"
+    told = page.missing.removesuffix(".") if page.missing else "nothing was left out"
     also = f" and {len(figures)} figures to {options.figures}" if figures else ""
     print(escape_controls(f"wrote {options.out}{also}; {told}"))
     return 0
@@ -56,7 +56,7 @@ def run_report(options: Report) -> int:
 def write_command(options: Report) -> str:
     """The command line that makes this page."""
     words = ["instructjax", "report", *map(str, options.results), "--out", str(options.out)]
-    for name in ("metric", "model", "epsilon", "tokenizer"):
+    for name in ("metric", "model", "epsilon", "better", "tokenizer"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name}", str(value)]
     words += ["--weights", options.weights, "--smallest-gap", str(options.smallest_gap)]

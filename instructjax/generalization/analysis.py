@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Integer
 
 from instructjax.generalization.estimate import Estimate
-from instructjax.generalization.verdict_words import Answer, Level
+from instructjax.generalization.split_words import SplitWords
+from instructjax.generalization.verdict_advice import Needed
+from instructjax.generalization.verdict_words import Answer, Better, Level
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GapEstimates:
     """The gaps, positive where the unseen is worse; None where a cell they need has no scores.
 
+    Where lower scores are better, all are the other way round: m1 - m0 and so on.
+
     Attributes:
       intra: m0 - m1, the price of new inputs (m2 - m3 without scores in cell 0 or 1).
       inter: m0 - m2, the price of new instructions (m1 - m3 without scores in cell 0 or 2, or where
         few of the unseen instructions are in cell 2; see `analyze`).
       joint: m0 - m3.
-      interaction: m0 - m1 - m2 + m3.
+      interaction: m0 - m1 - m2 + m3, what intra and inter make together minus the joint gap.
     """
 
     intra: Estimate | None
@@ -44,13 +48,14 @@ class Analysis:
         the order of `gaps`; None without a key. Where a gap is None it means nothing.
       inputs, instructions, both: whether it generalizes over them, and over both at once.
       level: what follows.
-      verdict: in words, with the numbers.
-      unit: what was drawn to represent new instructions: "instructions", or "tasks" if given.
-      more_instructions_needed: how many more unseen ones (of `unit`) would halve the interval of
-        the inter-task gap; None if there is none, or more of them alone cannot.
-      more_in_proportion_needed: how many would then, with seen ones added in proportion; else None.
+      headline: in words.
+      numbers: "intra-task gap 0.021 +- 0.013" and the like, that it is told with.
+      words: how to speak of the split.
+      unit: what was drawn to represent new instructions: "instructions" ("wordings"), or "tasks" or
+        "categories" if given.
+      needed: by gap (intra, inter, joint), what would halve its interval; None if not measured.
       confidence: level of the intervals.
-      smallest_gap, threshold: as given.
+      smallest_gap, threshold, better: as given.
     """
 
     means: Float[np.ndarray, " 4"]
@@ -65,10 +70,17 @@ class Analysis:
     instructions: Answer
     both: Answer
     level: Level
-    verdict: str
-    unit: Literal["instructions", "tasks"]
-    more_instructions_needed: int | None
-    more_in_proportion_needed: int | None
+    headline: str
+    numbers: tuple[str, ...]
+    words: SplitWords
+    unit: str
+    needed: Mapping[str, Needed | None]
     confidence: float
     smallest_gap: float
     threshold: float | None
+    better: Better
+
+    @property
+    def verdict(self) -> str:
+        """The headline with its numbers."""
+        return ": ".join([self.headline, *([", ".join(self.numbers)] if self.numbers else [])])

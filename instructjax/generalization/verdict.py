@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -16,20 +16,30 @@ from instructjax.generalization.analysis import Analysis, GapEstimates
 from instructjax.generalization.cells import CELLS, CONTRASTS, Weights
 from instructjax.generalization.contrasts import contrast_se
 from instructjax.generalization.estimate import Estimate
-from instructjax.generalization.measure import Measured, measure_cells
-from instructjax.generalization.planning import clusters_to_halve
+from instructjax.generalization.measure import measure_cells
+from instructjax.generalization.split_recipes import SplitRecipe
+from instructjax.generalization.split_words import SplitWords, compare_tasks, describe_split
+from instructjax.generalization.verdict_advice import Needed, find_needed
 from instructjax.generalization.verdict_words import (
     Answer,
+    Better,
     Level,
+    Needs,
     combine,
     find_level,
-    is_above,
+    interaction_matters,
+    is_better,
     is_small,
     put_in_words,
 )
 
-# Whether the clusters of a way (instructions, inputs, tasks) are seen ones in each cell.
-_SEEN = ((True, True, False, False), (True, False, True, False), (True, True, False, False))
+# Whether the clusters of a way (instructions, inputs, tasks, categories) are seen ones in a cell.
+_SEEN = {
+    "instructions": (True, True, False, False),
+    "inputs": (True, False, True, False),
+    "tasks": (True, True, False, False),
+    "categories": (True, True, False, False),
+}
 # The contrast of each gap, and what stands for it where a cell has no scores.
 _GAPS = {
     "intra": (CONTRASTS[0], (0, 0, 1, -1)),
@@ -46,6 +56,9 @@ def analyze(
     task_id: Sequence[Any] | np.ndarray | Array | None,
     cell: Sequence[int] | np.ndarray | Array,
     *,
+    category_id: Sequence[Any] | np.ndarray | Array | None = None,
+    recipe: SplitRecipe | None = None,
+    better: Better = "higher",
     level: float = 0.95,
     smallest_gap: float = 0.05,
     threshold: float | None = None,
@@ -70,79 +83,128 @@ def analyze(
     interval is then about new tasks. To speak of new instructions for these very tasks, leave
     `task_id` out.
 
+    The words are those of the split (`describe_split`): new wordings of known tasks are no new
+    tasks. Without `recipe`, and for one by instruction, the tasks tell.
+
     Args:
-      score: of each record, any unit, higher is better.
+      score: of each record, any unit.
       instruction_id, input_id, task_id: of each record, numbers or strings, by text rather than by
         name; None without tasks.
       cell: 0 seen c and z, 1 seen c and unseen z, 2 unseen c and seen z, 3 both unseen. Cells may
         be empty: what needs them is None, or is measured on others (`GapEstimates`).
+      category_id: of each record, where whole categories were held out: tasks are nested in them,
+        and they are the sample.
+      recipe: of the split.
+      better: whether a "higher" score is better or a "lower" one, as of an error rate. Gaps are
+        positive where the unseen is worse.
       level: of the intervals.
-      smallest_gap: the smallest gap that matters, in units of the score.
+      smallest_gap: the smallest gap that matters, in units of the score; 0 or more.
       threshold: the book's epsilon, in units of the score.
       weights: "macro" counts tasks alike, "micro" records.
       key: for bootstrap intervals of the gaps beside the others; they do not enter the decision.
 
     Raises:
       DataError: lengths differ, a score is not finite, a cell is not 0 to 3; names the row.
-      UsageError: no records, or "macro" without tasks.
+      UsageError: no records, an option that means nothing, or "macro" without tasks.
 
     >>> rng = np.random.default_rng(1)  # 16 instructions on 20 inputs, a half of each unseen
     >>> c, z = (x.ravel() for x in np.indices((16, 20)))
     >>> score = 0.8 - 0.4 * (c >= 8) + 0.03 * rng.standard_normal(16)[c]
     >>> score += 0.03 * rng.standard_normal(c.shape)
-    >>> print(analyze(score, c, z, None, 2 * (c >= 8) + (z >= 10)).verdict)
-    generalizes over inputs, not over instructions: intra-task gap -0.01 +- 0.01, inter-task gap \
-0.40 +- 0.02
+    >>> found = analyze(score, c, z, None, 2 * (c >= 8) + (z >= 10))
+    >>> found.headline
+    'generalizes over inputs, not over instructions'
+    >>> found.numbers[1]
+    'inter-task gap 0.401 +- 0.023'
     """
-    ids = [_number(column) for column in (instruction_id, input_id, task_id) if column is not None]
-    values, cells = _read_scores(score, cell, ids)
-    tasks = ids[2] if len(ids) == 3 else None
-    unit = "instructions" if tasks is None or len(np.unique(tasks)) == 1 else "tasks"
+    _check_options(level, smallest_gap, threshold, better)
+    named = {
+        "instructions": instruction_id,
+        "inputs": input_id,
+        "tasks": task_id,
+        "categories": category_id,
+    }
+    ids = {name: _number(column) for name, column in named.items() if column is not None}
+    values, cells = _read_scores(score, cell, list(ids.values()))
+    tasks = ids.get("tasks")
     if weights == "macro" and tasks is None:
         raise UsageError("macro weights need tasks", remedy="give task_id, or take micro weights")
-    ways, seen = _drop_nested(ids)
-    measured, between = measure_cells(values, cells, ways, tasks, weights, key)
+    words = describe_split(recipe, compare_tasks(tasks, cells))
+    ways = _drop_nested(ids)
+    unit = next((name for name in ("categories", "tasks") if name in ways), "instructions")
+    nouns = [words.unit if name == "instructions" else name for name in ways]
+    seen = np.array([_SEEN[name] for name in ways])
+    measured, between = measure_cells(values, cells, list(ways.values()), tasks, weights, key)
     here = measured.counts > 0
-    different = [_count(column, measured.belongs) for column in ids]
-    of_unit = different[2 if unit == "tasks" else 0]
+    different = {name: _count(column, measured.belongs) for name, column in ids.items()}
     rows = {name: _pick(some, here) for name, some in _GAPS.items()}
-    if of_unit[2] * 2 < of_unit[3] and here[1]:
+    if different[unit][2] * 2 < different[unit][3] and here[1]:
         # A handful of unseen instructions that happen to have seen inputs says little.
         rows["inter"] = np.array(_GAPS["inter"][1], float)
+    sign = 1.0 if better == "higher" else -1.0
     matrix = np.array(
-        [*np.eye(CELLS), *(np.zeros(CELLS) if r is None else r for r in rows.values())]
+        [*np.eye(CELLS), *(np.zeros(CELLS) if r is None else sign * r for r in rows.values())]
     )
     with jax.enable_x64(True):
         se, df = map(np.asarray, contrast_se(measured.covariance, matrix, seen))
+    varies = np.array(
+        [np.ptp(values[column]) > 0 if column.any() else False for column in measured.belongs.T]
+    )
+    # Scores that do not vary do not say how far others would. Where they do, and nothing of it is
+    # left between clusters, there are too few.
+    se = np.where(se > 1e-12 * np.abs(measured.means).max(), se, 0.0)
+    df = np.where((se == 0) & ((matrix != 0) & varies).any(1), 0.0, df)
     found = [
         _estimate(row, measured.means, float(se[i]), float(df[i]), level)
         if row.any() and here[row != 0].all()
         else None
         for i, row in enumerate(matrix)
     ]
-    more = in_proportion = None
-    if rows["inter"] is not None:
-        way = len(ways) - 1 if unit == "tasks" else 0
-        now = float(se[5]) ** 2, float(df[5])
-        more, in_proportion = _more_needed(measured, ways[way], way, rows["inter"], *now, level)
     if between is not None:
         between = np.quantile(
             between @ matrix[CELLS:].T, [(1 - level) / 2, (1 + level) / 2], axis=0
         ).T
     gaps = GapEstimates(**dict(zip(_GAPS, found[CELLS:], strict=True)))
-    inputs = _answer(gaps.intra, found[1], smallest_gap, threshold)
-    instructions = _answer(gaps.inter, found[3], smallest_gap, threshold)
+    inputs = _answer(gaps.intra, found[1], smallest_gap, threshold, better)
+    instructions = _answer(gaps.inter, found[3], smallest_gap, threshold, better)
     both = is_small(gaps.joint, 2 * smallest_gap)
     if both == "not measured":
         both = combine([inputs, instructions])
     decided = find_level(inputs, instructions, both)
-    measured_in = of_unit[2:] if rows["inter"] is None else of_unit[2:][rows["inter"][2:] != 0]
+
+    def need(place: int) -> Needed | None:
+        if not ((matrix[place] != 0) & varies).any():
+            return None
+        return find_needed(
+            matrix[place],
+            measured,
+            list(ways.values()),
+            seen,
+            nouns,
+            variance=float(se[place]) ** 2,
+            df=float(df[place]),
+            level=level,
+        )
+
+    needed = {name: need(CELLS + i) if found[CELLS + i] else None for i, name in enumerate(_GAPS)}
+    open_questions: Needs = {"both": needed["joint"]}
+    for name, gap, mean in (("inputs", "intra", 1), ("instructions", "inter", 3)):
+        # With a threshold, it can be the mean that leaves the question open.
+        by_gap = is_small(getattr(gaps, gap), smallest_gap) != "yes" or threshold is None
+        open_questions[name] = needed[gap] if by_gap or found[mean] is None else need(mean)
+    if np.ptp(values) == 0:
+        headline = f"all scores are {values[0]:g}: where nothing varies there is nothing to tell"
+    else:
+        headline = put_in_words(decided, inputs, instructions, words=words, needed=open_questions)
+    matters = interaction_matters(gaps.interaction, smallest_gap)
+    if matters == "more" and decided in ("inputs", "instructions", "neither"):
+        headline += "; both new at once cost more than the two together"
     return Analysis(
         means=measured.means,
         counts=measured.counts,
-        num_instructions=different[0],
-        num_inputs=different[1],
-        num_tasks=None if tasks is None else different[2],
+        num_instructions=different["instructions"],
+        num_inputs=different["inputs"],
+        num_tasks=different.get("tasks"),
         cells=tuple(found[:CELLS]),
         gaps=gaps,
         bootstrap=between,
@@ -150,23 +212,37 @@ def analyze(
         instructions=instructions,
         both=both,
         level=decided,
-        verdict=put_in_words(
-            decided,
-            inputs,
-            instructions,
-            numbers=_list_numbers(gaps, found, threshold, decided),
-            unit=unit,
-            unseen=int(measured_in.max()),
-            more=more,
-            in_proportion=in_proportion,
-        ),
-        unit=unit,
-        more_instructions_needed=more,
-        more_in_proportion_needed=in_proportion,
+        headline=headline,
+        numbers=_list_numbers(gaps, found, words, threshold, decided, matters != "no")
+        if np.ptp(values) > 0
+        else (),
+        words=words,
+        unit=words.unit if unit == "instructions" else unit,
+        needed=needed,
         confidence=level,
         smallest_gap=smallest_gap,
         threshold=threshold,
+        better=better,
     )
+
+
+def _check_options(
+    level: float, smallest_gap: float, threshold: float | None, better: Better
+) -> None:
+    if not (math.isfinite(smallest_gap) and smallest_gap >= 0):
+        raise UsageError(
+            f"smallest_gap is {smallest_gap}",
+            remedy="give a finite number, 0 or more, in units of the score",
+        )
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(
+            f"epsilon (the threshold) is {threshold}",
+            remedy="give a finite number, in units of the score",
+        )
+    if not 0 < level < 1:
+        raise UsageError(f"the level is {level}", remedy="give one between 0 and 1, such as 0.95")
+    if better not in get_args(Better):
+        raise UsageError(f"better is {better!r}", remedy='give "higher" or "lower"')
 
 
 def _number(column: Any) -> np.ndarray:
@@ -174,19 +250,24 @@ def _number(column: Any) -> np.ndarray:
     return np.unique(np.asarray(column), return_inverse=True)[1].ravel()
 
 
-def _drop_nested(ids: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Ways of clustering, and in which cells their clusters are seen ones.
+def _drop_nested(ids: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The ways of clustering.
 
-    Instructions and inputs that belong to one task each vary with it, and are no ways of their own.
+    What belongs to one task (category) each varies with it, and is no way of its own. One task
+    alone is given.
     """
-    kept = list(range(len(ids)))
-    if len(ids) == 3:
-        tasks = ids[2]
-        if tasks.max() == 0:
-            kept = [0, 1]
-        else:
-            kept = [i for i in (0, 1) if not _is_nested(ids[i], tasks)] + [2]
-    return [ids[i] for i in kept], np.array([_SEEN[i] for i in kept])
+    ways = {
+        name: column
+        for name, column in ids.items()
+        if name in ("instructions", "inputs") or column.max() > 0
+    }
+    names = list(ways)
+    coarser = {name: [ways[k] for k in names[max(2, i + 1) :]] for i, name in enumerate(names)}
+    return {
+        name: column
+        for name, column in ways.items()
+        if not any(_is_nested(column, coarse) for coarse in coarser[name])
+    }
 
 
 def _is_nested(fine: np.ndarray, coarse: np.ndarray) -> bool:
@@ -224,15 +305,16 @@ def _pick(contrasts: Sequence[tuple[int, ...]], here: np.ndarray) -> np.ndarray 
 
 
 def _write_contrast(row: np.ndarray) -> str:
-    terms = "".join(f" {'+' if x > 0 else '-'} m{i}" for i, x in enumerate(row) if x)
-    return terms.removeprefix(" + ")
+    first = int((row > 0).argmax())
+    rest = (f" {'+' if x > 0 else '-'} m{i}" for i, x in enumerate(row) if x and i != first)
+    return f"m{first}" + "".join(rest)
 
 
 def _estimate(row: np.ndarray, means: np.ndarray, se: float, df: float, level: float) -> Estimate:
     value = float(row @ means)
-    # Scores that do not vary at all, but for rounding, do not say how far others would.
-    varies = df > 0 and se > 1e-12 * np.abs(means).max()
-    half = float(stdtrit(min(df, 1e9), (1 + level) / 2)) * se if varies else math.inf
+    value = 0.0 if abs(value) < 1e-12 * np.abs(means).max() else value
+    known = df > 0 and se > 0
+    half = float(stdtrit(min(df, 1e9), (1 + level) / 2)) * se if known else math.inf
     return Estimate(
         estimate=value,
         low=value - half,
@@ -243,52 +325,32 @@ def _estimate(row: np.ndarray, means: np.ndarray, se: float, df: float, level: f
     )
 
 
-def _more_needed(
-    measured: Measured,
-    ids: np.ndarray,
-    way: int,
-    row: np.ndarray,
-    variance: float,
-    df: float,
-    level: float,
-) -> tuple[int | None, int | None]:
-    """Unseen instructions (tasks where they are given) that would halve the interval of a gap:
-    alone; or, where they alone cannot, with seen ones added in proportion."""
-    counts = measured.covariance.clusters
-    unseen = np.isin(np.arange(CELLS), (2, 3)) & (row != 0)
-    sets = [set(ids[measured.belongs[:, k]]) for k in np.flatnonzero(row)]
-    if sets[0] & sets[-1]:  # the same tasks, in other words: more of them are more on both sides
-        unseen = row != 0
-    clusters = int(counts[way, unseen].min())
-    if clusters < 2 or variance <= 0:
-        return None, None
-
-    single = measured.covariance.single[way]
-    of_way = min(float((row * unseen) @ single @ (row * unseen)), variance)
-    alone = clusters_to_halve(variance, of_way, clusters, df, level=level)
-    if alone is not None:
-        return alone, None
-    # Both sides grow alike: as if the way had so many clusters as give the degrees of freedom.
-    of_way = min(float(row @ single @ row), variance)
-    as_if = 1 + df * (of_way / variance) ** 2
-    more = clusters_to_halve(variance, of_way, as_if, df, level=level)
-    return None, None if more is None else math.ceil(more * clusters / as_if)
-
-
 def _answer(
-    gap: Estimate | None, mean: Estimate | None, smallest_gap: float, threshold: float | None
+    gap: Estimate | None,
+    mean: Estimate | None,
+    smallest_gap: float,
+    threshold: float | None,
+    better: Better,
 ) -> Answer:
     small = is_small(gap, smallest_gap)
-    return small if threshold is None else combine([small, is_above(mean, threshold)])
+    return small if threshold is None else combine([small, is_better(mean, threshold, better)])
 
 
 def _list_numbers(
-    gaps: GapEstimates, found: list[Estimate | None], threshold: float | None, decided: Level
-) -> list[str]:
-    named = [("intra-task gap", gaps.intra), ("inter-task gap", gaps.inter)]
-    if decided == "each alone" or (decided == "unclear" and gaps.intra and gaps.inter):
+    gaps: GapEstimates,
+    found: list[Estimate | None],
+    words: SplitWords,
+    threshold: float | None,
+    decided: Level,
+    interacts: bool,
+) -> tuple[str, ...]:
+    named = [(words.intra, gaps.intra), (words.inter, gaps.inter)]
+    is_open = decided == "unclear" and gaps.intra is not None and gaps.inter is not None
+    if decided == "each alone" or is_open or interacts:
         named.append(("joint gap", gaps.joint))
+    if interacts:
+        named.append(("interaction", gaps.interaction))
     if threshold is not None:
-        named += [("mean on new inputs", found[1]), ("on new instructions", found[3])]
+        named += [(f"mean of {words.cells[1]}", found[1]), ("mean of both new", found[3])]
     told = [f"{name} {estimate}" for name, estimate in named if estimate is not None]
-    return told if threshold is None else [*told, f"threshold {threshold:g}"]
+    return (*told, *([] if threshold is None else [f"threshold {threshold:g}"]))

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from instructjax.generalization.estimate import Estimate
+from instructjax.generalization.split_words import SplitWords
+from instructjax.generalization.verdict_advice import Needed
 
+Better = Literal["higher", "lower"]
 Answer = Literal["yes", "no", "unclear", "not measured"]
 Level = Literal[
     "inputs and instructions",
@@ -32,13 +35,32 @@ def is_small(gap: Estimate | None, smallest_gap: float) -> Answer:
     return "no" if gap.low >= smallest_gap else "unclear"
 
 
-def is_above(mean: Estimate | None, threshold: float) -> Answer:
-    """Whether a mean is above a threshold: the whole interval decides."""
+def is_better(mean: Estimate | None, threshold: float, better: Better) -> Answer:
+    """Whether a mean is above a threshold, or below it where lower is better, by its interval.
+
+    >>> mean = Estimate(estimate=0.4, low=0.3, high=0.5, se=0.05, df=9.0, contrast="m1")
+    >>> is_better(mean, 0.2, "higher"), is_better(mean, 0.2, "lower"), is_better(mean, 0.3, "lower")
+    ('yes', 'no', 'no')
+    """
     if mean is None:
         return "not measured"
-    if mean.low > threshold:
+    worst, best, limit = mean.low, mean.high, threshold
+    if better == "lower":
+        worst, best, limit = -mean.high, -mean.low, -threshold
+    if worst > limit:
         return "yes"
-    return "no" if mean.high <= threshold else "unclear"
+    return "no" if best <= limit else "unclear"
+
+
+def interaction_matters(
+    interaction: Estimate | None, smallest_gap: float
+) -> Literal["more", "less", "no"]:
+    """Whether both new cost surely "more" than the two alone, or "less", and not by a trifle."""
+    if interaction is None or abs(interaction.estimate) < smallest_gap:
+        return "no"
+    if interaction.high < 0:
+        return "more"
+    return "less" if interaction.low > 0 else "no"
 
 
 def combine(answers: Sequence[Answer]) -> Answer:
@@ -73,90 +95,65 @@ def find_level(inputs: Answer, instructions: Answer, both: Answer) -> Level:
 
 
 _DECIDED = {
-    "inputs and instructions": "generalizes over inputs and instructions",
-    "inputs": "generalizes over inputs, not over instructions",
-    "instructions": "generalizes over instructions, not over inputs",
-    "each alone": "generalizes over inputs and over instructions, not over both at once",
-    "neither": "generalizes over neither inputs nor instructions",
+    "inputs and instructions": "generalizes over {z} and {c}",
+    "inputs": "generalizes over {z}, not over {c}",
+    "instructions": "generalizes over {c}, not over {z}",
+    "each alone": "generalizes over {z} and over {c}, not over both at once",
+    "neither": "generalizes over neither {z} nor {c}",
 }
+Needs = dict[Literal["inputs", "instructions", "both"], Needed | None]
 
 
 def put_in_words(
-    level: Level,
-    inputs: Answer,
-    instructions: Answer,
-    *,
-    numbers: Sequence[str],
-    unit: str,
-    unseen: int,
-    more: int | None,
-    in_proportion: int | None = None,
+    level: Level, inputs: Answer, instructions: Answer, *, words: SplitWords, needed: Needs
 ) -> str:
-    """One sentence.
+    """The verdict without its numbers.
 
     Args:
       level: from `find_level`.
       inputs, instructions: the answers it came from.
-      numbers: "intra-task gap 0.02 +- 0.01" and the like.
-      unit: what is counted, "instructions" or "tasks".
-      unseen: how many unseen ones there are.
-      more: how many more would halve the interval, where that is known.
-      in_proportion: how many would, with seen ones in proportion, where unseen ones alone cannot.
+      words: of the split.
+      needed: by question, what would halve the interval that leaves it open; None where the scores
+        in question do not vary.
 
-    >>> print(put_in_words("inputs", "yes", "no", unit="instructions", unseen=8, more=None,
-    ...     numbers=["intra-task gap 0.02 +- 0.01", "inter-task gap 0.41 +- 0.06"]))
-    generalizes over inputs, not over instructions: intra-task gap 0.02 +- 0.01, inter-task gap \
-0.41 +- 0.06
-    >>> print(put_in_words("unclear", "yes", "unclear", unit="instructions", unseen=4, more=8,
-    ...     numbers=["inter-task gap 0.10 +- 0.20"]))
+    >>> from instructjax.generalization.split_words import describe_split
+    >>> from instructjax.generalization.split_recipes import SplitRecipe
+    >>> needed = {"inputs": None, "both": None,
+    ...           "instructions": Needed(unit="instructions", how="unseen", more=8)}
+    >>> words = describe_split(SplitRecipe(by="paraphrase"))
+    >>> print(put_in_words("inputs", "yes", "no", words=words, needed=needed))
+    generalizes over inputs, not over new wordings of known tasks
+    >>> print(put_in_words("unclear", "yes", "unclear", words=describe_split(None), needed=needed))
     generalizes over inputs; too few instructions to tell whether over instructions: 8 more unseen \
-would halve the interval: inter-task gap 0.10 +- 0.20
+would halve the interval
     """
-    told = ", ".join(numbers)
     if level in _DECIDED:
-        return f"{_DECIDED[level]}: {told}"
-    parts = [
-        _about_inputs(inputs),
-        _about_instructions(instructions, inputs, unit, unseen, say_more(more, in_proportion)),
-    ]
-    return f"{'; '.join(parts)}: {told}" if told else "; ".join(parts)
-
-
-def _about_inputs(inputs: Answer) -> str:
-    return {
-        "yes": "generalizes over inputs",
-        "no": "does not generalize over inputs",
-        "unclear": "too few scores to tell whether it generalizes over inputs",
-        "not measured": "nothing measured about new inputs",
-    }[inputs]
-
-
-def _about_instructions(answer: Answer, inputs: Answer, unit: str, unseen: int, hint: str) -> str:
-    if answer == "not measured":
-        return "nothing measured about new instructions"
-    if answer == "no":
-        return "does not generalize over instructions"
-    if answer == "yes" and inputs != "yes":
-        return "generalizes over instructions"
-    what = "over both at once" if answer == "yes" else "over instructions"
-    if unseen == 1:
-        return f"too few {unit} to tell whether {what}: only one is unseen"
-    return f"too few {unit} to tell whether {what}: {hint}"
-
-
-def say_more(more: int | None, in_proportion: int | None, unit: str = "") -> str:
-    """What would halve the interval of the inter-task gap.
-
-    >>> say_more(8, None), say_more(None, 24, "tasks")
-    ('8 more unseen would halve the interval', '24 more unseen tasks, and seen ones in proportion, \
-would halve the interval')
-    """
-    of = f" {unit}" if unit else ""
-    if more is not None:
-        return f"{more:,} more unseen{of} would halve the interval"
-    if in_proportion is not None:
-        return (
-            f"{in_proportion:,} more unseen{of}, and seen ones in proportion, would halve the "
-            "interval"
+        return _DECIDED[level].format(z=words.inputs, c=words.instructions)
+    if inputs == "yes" and instructions == "yes":
+        both = _leave_open("over both at once", needed["both"], words.cells[3])
+        return f"generalizes over {words.inputs} and over {words.instructions}; {both}"
+    sides = (
+        ("inputs", inputs, words.inputs, words.cells[1]),
+        ("instructions", instructions, words.instructions, words.cells[2]),
+    )
+    parts = []
+    for side, answer, what, cell in sides:
+        # After "generalizes over inputs", "whether over instructions" will do.
+        over = f"over {what}" if "yes" in (inputs, instructions) else f"it generalizes over {what}"
+        parts.append(
+            {
+                "yes": f"generalizes over {what}",
+                "no": f"does not generalize over {what}",
+                "unclear": _leave_open(over, needed[side], cell),
+                "not measured": f"nothing measured about {cell}",
+            }[answer]
         )
-    return f"more{of} alone would not halve the interval"
+    if inputs == "unclear" and instructions == "yes":
+        parts.reverse()
+    return "; ".join(parts)
+
+
+def _leave_open(over: str, needed: Needed | None, cell: str) -> str:
+    if needed is None:
+        return f"scores of {cell} do not vary, so they do not tell whether {over}"
+    return f"too few {needed.unit} to tell whether {over}: {needed.say()}"

@@ -31,6 +31,7 @@ from instructjax.models.rotary import (
     sequence_lengths,
 )
 from instructjax.models.tiles import find_tiles
+from instructjax.models.varying import WHOLE_TABLE
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -208,6 +209,7 @@ class Decoder(nnx.Module):
 
     Attributes:
       gather: makes a layer's parameters whole where each device has a part of them; see `spmd`.
+      table_split: how the rows of `output_table` are split, for the head.
     """
 
     gather: Callable[[nnx.State], nnx.State] | None
@@ -215,6 +217,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
         self.config = config
         self.gather = None
+        self.table_split = WHOLE_TABLE
         self.embed = Embedding(config, dtype)
         dense = config.dense_layers
         self.dense_layers = (

@@ -8,8 +8,10 @@ way (Rajbhandari et al. 2020). The other axes of the mesh are the compiler's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructjax.models.remat import GATHERED
 from instructjax.models.sharded import STACKS, param_spec, path_of
+from instructjax.models.varying import TableSplit
 from instructjax.sharding.rules import ShardingRules
 
 
@@ -30,21 +33,46 @@ class Gather:
     Attributes:
       places: of each such parameter, its dotted path within a layer (or the decoder), the axis that
         is split there, and the axes of the mesh.
+      others: how the same parameters are split over axes that rows are not.
+      rows: the axes that rows are split over.
     """
 
     places: tuple[tuple[str, int, tuple[str, ...]], ...]
+    others: tuple[PartitionSpec, ...]
+    rows: tuple[str, ...]
 
     def __call__(self, params: nnx.State) -> nnx.State:
         """The same tree with whole arrays."""
-        found = {path: (axis, names) for path, axis, names in self.places}
+        found = {
+            place[0]: (*place[1:], other)
+            for place, other in zip(self.places, self.others, strict=True)
+        }
 
         def whole(path: Any, x: jax.Array) -> jax.Array:
             if path_of(path) not in found:
                 return x
-            axis, names = found[path_of(path)]
-            return checkpoint_name(lax.all_gather(x, names, axis=axis, tiled=True), GATHERED)
+            axis, names, others = found[path_of(path)]
+
+            def gather(x: jax.Array) -> jax.Array:
+                # Varying over all axes of rows before it is gathered, so that gradients are
+                # scattered first, and only the part that is left is added up over the others.
+                missing = tuple(name for name in self.rows if name not in names)
+                x = lax.pcast(x, missing, to="varying") if missing else x
+                return lax.all_gather(x, names, axis=axis, tiled=True)
+
+            if inner := [name for part in others for name in _names(part)]:
+                # The compiler knows of no all-gather of what is split over its own axes: it would
+                # make the array whole over these as well.
+                gather = jax.shard_map(
+                    gather, in_specs=others, out_specs=others, axis_names=frozenset(inner)
+                )
+            return checkpoint_name(gather(x), GATHERED)
 
         return jax.tree.map_with_path(whole, params)
+
+
+def _names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return part if isinstance(part, tuple) else () if part is None else (part,)
 
 
 def over_rows(
@@ -70,18 +98,27 @@ def over_rows(
     """
     rules = rules or ShardingRules()
     rows = () if mesh is None else rules.mesh_axes("batch", mesh)
-    if mesh is None or not rows:
+    if mesh is None:
         return lambda params, batch: function(graphdef, params, batch)
 
+    def whole(params: nnx.State, batch: Any) -> Any:
+        module = nnx.merge(graphdef, params)
+        full = _find_specs(params, mesh, rules)
+        module.table_split = _find_table_split(full, mesh, rows)._replace(mesh=mesh)
+        return function(*nnx.split(module), batch)
+
+    if not rows:
+        return whole
+
     def call(params: nnx.State, batch: Any) -> Any:
-        specs = jax.tree.map_with_path(
-            lambda path, x: _only(param_spec(path_of(path), x.shape, mesh, rules), rows), params
-        )
-        outer, inner = _find_splits(specs)
+        full = _find_specs(params, mesh, rules)
+        specs = jax.tree.map(partial(_only, axes=rows), full, is_leaf=_is_spec)
+        outer, inner = _find_splits(full, rows)
 
         def local(params: nnx.State, batch: Any) -> Any:
             module = nnx.merge(graphdef, outer(params))
             module.gather = inner
+            module.table_split = _find_table_split(full, mesh, rows)
             result = function(*nnx.split(module), batch)
             return lax.psum(result, rows) if total else result
 
@@ -109,26 +146,52 @@ def _only(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:
     """
     parts = []
     for part in spec:
-        names = part if isinstance(part, tuple) else () if part is None else (part,)
-        kept = tuple(name for name in names if name in axes)
+        kept = tuple(name for name in _names(part) if name in axes)
         parts.append(kept[0] if len(kept) == 1 else kept or None)
     return PartitionSpec(*parts)
 
 
-def _find_splits(specs: nnx.State) -> tuple[Gather, Gather]:
+def _find_specs(params: nnx.State, mesh: Mesh, rules: ShardingRules) -> nnx.State:
+    return jax.tree.map_with_path(
+        lambda path, x: param_spec(path_of(path), x.shape, mesh, rules), params
+    )
+
+
+def _find_table_split(specs: nnx.State, mesh: Mesh, rows: tuple[str, ...]) -> TableSplit:
+    """How the output table is split over axes that rows of tokens are not."""
+    by_path = {
+        path_of(keys): spec for keys, spec in jax.tree.leaves_with_path(specs, is_leaf=_is_spec)
+    }
+    spec = by_path.get("lm_head.kernel", by_path["embed.embedding"])
+    axes = tuple(name for name in _names(spec[0]) if name not in rows)
+    return TableSplit(axes, math.prod(mesh.shape[axis] for axis in axes))
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, PartitionSpec)
+
+
+def _find_splits(specs: nnx.State, rows: tuple[str, ...]) -> tuple[Gather, Gather]:
     """What is to be gathered before the function begins, and what within each layer."""
-    outer, inner = [], {}
-    for keys, spec in jax.tree.leaves_with_path(
-        specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
-    ):
+    outer, inner = {}, {}
+    for keys, spec in jax.tree.leaves_with_path(specs, is_leaf=_is_spec):
         path = path_of(keys)
         stack, _, below = path.partition(".")
-        for axis, part in enumerate(spec):
-            names = part if isinstance(part, tuple) else (part,)
-            if part is None:
-                continue
-            if stack in STACKS:
-                inner[below] = (below, axis - 1, names)
-            else:
-                outer.append((path, axis, names))
-    return Gather(tuple(outer)), Gather(tuple(inner.values()))
+        if stack in STACKS:
+            path, spec = below, PartitionSpec(*spec[1:])
+        others = PartitionSpec(
+            *(tuple(n for n in _names(part) if n not in rows) or None for part in spec)
+        )
+        for axis, part in enumerate(_only(spec, rows)):
+            if part is not None:
+                place = (path, axis, _names(part))
+                (inner if stack in STACKS else outer)[path] = (place, others)
+    return _as_gather(outer, rows), _as_gather(inner, rows)
+
+
+def _as_gather(found: dict[str, Any], rows: tuple[str, ...]) -> Gather:
+    return Gather(
+        places=tuple(place for place, _ in found.values()),
+        others=tuple(others for _, others in found.values()),
+        rows=rows,
+    )

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import NamedTuple
+
 import jax
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 
-def vary_alike(*arrays: Array) -> list[Array]:
+class TableSplit(NamedTuple):
+    """How the rows of the output table are split over axes that the compiler sees to.
+
+    Attributes:
+      axes: of the mesh; none if the table is whole.
+      parts: in how many parts.
+      mesh: of these axes, None within a shard_map.
+    """
+
+    axes: tuple[str, ...] = ()
+    parts: int = 1
+    mesh: Mesh | None = None
+
+
+WHOLE_TABLE = TableSplit()
+
+
+def vary_alike(*arrays: Array, but: Collection[str] = ()) -> list[Array]:
     """Under shard_map: all vary over the axes that any does, so that loops may carry their sums.
 
     The transpose of this cast adds up the gradient of a table that all devices share.
+
+    Args:
+      arrays: to be cast.
+      but: axes that are left as they are.
     """
-    axes = frozenset().union(*map(_varying_axes, arrays))
+    axes = frozenset().union(*map(_varying_axes, arrays)) - set(but)
 
     def cast(x):
         missing = tuple(sorted(axes - _varying_axes(x)))

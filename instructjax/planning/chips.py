@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-GIB = 1 << 30
+GIB = float(1 << 30)
 _CLOUD = "https://cloud.google.com/tpu/docs/"
 _BOOK = "https://jax-ml.github.io/scaling-book/tpus"
 _NVIDIA = "https://www.nvidia.com/en-us/data-center/"

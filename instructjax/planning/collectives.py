@@ -111,7 +111,7 @@ def collect(
 
 
 def _size_of(step: Instruction, kind: str, group: int) -> float:
-    sizes = array_bytes(step.shape) or [0]
+    sizes = array_bytes(step.shape) or [0.0]
     if step.kind.endswith("-start") and kind != "all-reduce":
         return max(sizes)  # (operand, result, context)
     total = sum(sizes)

@@ -67,11 +67,11 @@ def compile_program(program: Program) -> Compiled | Overflow:
         return found
     stats = compiled.memory_analysis()
     return Compiled(
-        arguments=stats.argument_size_in_bytes,
-        outputs=stats.output_size_in_bytes,
-        reused=stats.alias_size_in_bytes,
-        temporaries=stats.temp_size_in_bytes,
-        code=stats.generated_code_size_in_bytes,
+        arguments=float(stats.argument_size_in_bytes),
+        outputs=float(stats.output_size_in_bytes),
+        reused=float(stats.alias_size_in_bytes),
+        temporaries=float(stats.temp_size_in_bytes),
+        code=float(stats.generated_code_size_in_bytes),
         text=compiled.as_text(),
         seconds=time.monotonic() - start,
     )

@@ -39,7 +39,7 @@ def device_flops(
     config: DecoderConfig, program: Program, setting: Setting, form: Form, *, useful: bool = False
 ) -> Flops:
     """Operations of one device in a step; `useful` leaves out what is computed twice or masked."""
-    rows = setting.rows * setting.programs
+    rows = setting.rows * setting.programs * setting.micro_batches
     params = program.state["parameters"]
     options: dict[str, Any] = {
         "rows": rows,
@@ -62,14 +62,9 @@ def device_flops(
     split = Flops(
         layers=found.layers / setting.parts("mlp"),
         attention=found.attention / heads,
-        head=found.head / (setting.parts("vocab") if useful else head_parts(setting)),
+        head=found.head / setting.parts("vocab"),
     )
     return split
-
-
-def head_parts(setting: Setting) -> int:
-    """Over how many devices the logits of a row are split."""
-    return 1
 
 
 def estimate_memory(
@@ -125,17 +120,17 @@ def _layer_elements(program: Program) -> float:
         if path.split(".")[0] in STACKS:
             sizes[path] = (leaf.size // leaf.shape[0], leaf.shape[0])
     deepest = max((depth for _, depth in sizes.values()), default=1)
-    return sum(size for size, depth in sizes.values() if depth == deepest)
+    return float(sum(size for size, depth in sizes.values() if depth == deepest))
 
 
 def _wide(config: DecoderConfig) -> float:
     """Features within an MLP or a token's experts: gate and up."""
-    each = config.intermediate_size * max(config.experts_per_token, 1)
+    each = float(config.intermediate_size * max(config.experts_per_token, 1))
     return each * (2 if config.gated else 1)
 
 
 def _heads_width(config: DecoderConfig) -> float:
-    return (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    return 2.0 * (config.num_heads + config.num_kv_heads) * config.head_dim
 
 
 def estimate_traffic(
@@ -157,7 +152,7 @@ def estimate_traffic(
         total += config.num_layers * scores * 2 * (4 + 4 + size) * passes
     rows, _ = head_tiles(setting.task)
     chunks = -(-tokens // rows)
-    table = config.vocab_size * config.hidden_size / head_parts(setting)
+    table = config.vocab_size * config.hidden_size / setting.parts("vocab")
     total += chunks * table * size
     if setting.task == "finetune":
         total += chunks * table * (size + 8)  # the table again, and its gradient read and written
@@ -230,5 +225,10 @@ def _collective(
 ) -> Collective:
     group = math.prod(mesh[axis] for axis in axes)
     return Collective(
-        kind=kind, axes=axes, group=group, num_bytes=num_bytes, count=count, where=where
+        kind=kind,
+        axes=axes,
+        group=group,
+        num_bytes=float(num_bytes),
+        count=float(count),
+        where=where,
     )

@@ -88,11 +88,12 @@ def count_forward(
       scored: tokens that the head is applied to; all of them by default.
     """
     scored = rows * length if scored is None else scored
-    per_token = sum(_per_token(config, path, size) for path, size in kernel_sizes(params).items())
+    sizes = kernel_sizes(params)
+    per_token = sum(_per_token(config, path, size) for path, size in sizes.items())
     return Flops(
         layers=per_token * rows * length,
-        attention=2 * sum(_head_dims(config)) * _pairs(config, length, form, tile) * rows,
-        head=2 * config.vocab_size * config.hidden_size * scored,
+        attention=2.0 * sum(_head_dims(config)) * _pairs(config, length, form, tile) * rows,
+        head=2.0 * config.vocab_size * config.hidden_size * scored,
     )
 
 
@@ -132,7 +133,7 @@ def count_step(
     # scores and values, twice each; tiles compute scores once more
     tiled = again and form == "tiles"
     pairs = _pairs(config, length, form, tile) * rows
-    attention = 2 * ((3 if tiled else 2) * key + 2 * value) * pairs
+    attention = 2.0 * ((3 if tiled else 2) * key + 2 * value) * pairs
     # logits once more, the gradient of hidden states, and that of the table
     backward = Flops(layers=layers, attention=attention, head=(3 if again else 2) * forward.head)
     if not again:
@@ -173,9 +174,8 @@ def head_tiles(task: str) -> tuple[int, int]:
 
 
 def _per_token(config: DecoderConfig, path: str, size: int) -> float:
-    if path.endswith(_EXPERTS):
-        return 2 * size * config.experts_per_token / config.num_experts
-    return 2 * size
+    used = config.experts_per_token / config.num_experts if path.endswith(_EXPERTS) else 1.0
+    return 2.0 * size * used
 
 
 def _is_last(config: DecoderConfig, path: str) -> bool:

@@ -14,23 +14,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _BYTES = {
-    "pred": 1,
+    "pred": 1.0,
     "s4": 0.5,
     "u4": 0.5,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "s32": 4,
-    "u32": 4,
-    "s64": 8,
-    "u64": 8,
-    "bf16": 2,
-    "f16": 2,
-    "f32": 4,
-    "f64": 8,
-    "c64": 8,
-    "c128": 16,
+    "s8": 1.0,
+    "u8": 1.0,
+    "s16": 2.0,
+    "u16": 2.0,
+    "s32": 4.0,
+    "u32": 4.0,
+    "s64": 8.0,
+    "u64": 8.0,
+    "bf16": 2.0,
+    "f16": 2.0,
+    "f32": 4.0,
+    "f64": 8.0,
+    "c64": 8.0,
+    "c128": 16.0,
 }
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
@@ -63,7 +63,7 @@ class Instruction:
     @property
     def num_bytes(self) -> float:
         """Of the result, all of a tuple's parts together."""
-        return sum(array_bytes(self.shape))
+        return sum(array_bytes(self.shape), 0.0)
 
     @property
     def op_name(self) -> str:
@@ -79,7 +79,7 @@ def array_bytes(shape: str) -> list[float]:
     """Bytes of each array in the text of a shape, without padding.
 
     >>> array_bytes("(f32[2,3]{1,0:T(8,128)}, s32[])")
-    [24, 4]
+    [24.0, 4.0]
     """
     return [
         _BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n)

@@ -229,9 +229,9 @@ def _expectation(config: DecoderConfig, setting: Setting):
 
     def expect(loop: Loop) -> float:
         if loop.in_layers <= scans and loop.within == 0:  # the head, chunk by chunk
-            return math.ceil(setting.rows * setting.length / chunk)
+            return float(math.ceil(setting.rows * setting.length / chunk))
         if loop.within == 0:  # attention, tile by tile of queries
-            return setting.rows * tiles
+            return float(setting.rows * tiles)
         if loop.within == 1:  # and the tiles of keys before each
             return (tiles - 1) / 2
         return 1.0

@@ -12,17 +12,18 @@ import numpy as np
 from jaxtyping import Float64, Int
 from scipy.special import stdtr
 
+from instructjax.errors import UsageError
 from instructjax.generalization.analysis import Analysis
 from instructjax.generalization.estimate import Estimate
 from instructjax.generalization.paired import holm
+from instructjax.generalization.split_recipes import SplitRecipe
 from instructjax.generalization.verdict import analyze
-from instructjax.report.numbers import show_with_spread
+from instructjax.report.numbers import show_estimate
 from instructjax.report.results import Results
 from instructjax.report.scores import CellScores, pick_scores
 from instructjax.report.tables import Table, make_table
 from instructjax.report.texts import shorten
 
-CELL_COLUMNS = ("training pairs", "intra-task", "known inputs", "inter-task")
 _SHOWN = 12
 
 
@@ -35,27 +36,43 @@ class ModelSection:
 
 
 def compare_models(
-    results: Results, metric: str, options: Mapping[str, Any]
+    results: Results, metric: str, options: Mapping[str, Any], first: str | None = None
 ) -> ModelSection | None:
-    """Tables of several models; None where there is one.
+    """Tables of several models, the `first` first; None where there is one.
 
     Differences are taken row by row, so what all models find hard cancels.
     """
     having = set(results.columns["model"][results.columns["metric"] == metric])
-    models = [model for model in results.models if model in having][:_SHOWN]
+    models = [model for model in results.models if model in having]
     if len(models) < 2:
         return None
-    scores = [pick_scores(results, model, metric) for model in models]
+    models.sort(key=lambda model: model != first)
+    scores, without = [], []
+    for model in models:
+        try:
+            scores.append(pick_scores(results, model, metric, options.get("better")))
+        except UsageError:
+            without.append(shorten(model, 80))
+    hidden, scores = scores[_SHOWN:], scores[:_SHOWN]
     means, verdicts = [], []
+    words = analyze_scores(scores[0], options).words
     for one in scores:
-        found = _analyze(one, options)
-        means.append((shorten(one.model, 80), *map(_show, found.cells)))
+        found = analyze_scores(one, options)
+        missing = sum(sum(reasons.values()) for reasons in one.missing)
+        means.append((shorten(one.model, 80), *map(_show, found.cells), f"{missing:,}"))
         gaps = (found.gaps.intra, found.gaps.inter, found.gaps.joint)
-        verdicts.append((shorten(one.model, 80), found.level, *map(_mark, gaps)))
+        verdicts.append((shorten(one.model, 80), found.headline, *map(_mark, gaps)))
+    columns = tuple(f"m{k} {name}" for k, name in enumerate(words.cells))
+    counted = (*columns, "scores missing")
+    if all(row[-1] == "0" for row in means):
+        means, counted = [row[:-1] for row in means], columns
     tables = [
-        make_table(f"Mean {metric}", ("model",), CELL_COLUMNS, means),
+        make_table(f"Mean {shorten(metric, 60)}", ("model",), counted, means),
         make_table(
-            "Verdicts", ("model", "generalizes over"), ("intra", "inter", "joint"), verdicts
+            "Verdicts",
+            ("model", "verdict"),
+            (words.intra, words.inter, "joint gap"),
+            verdicts,
         ),
     ]
     differences, p_values = [], []
@@ -63,19 +80,24 @@ def compare_models(
         a, b = _pair(scores[0], other)
         if len(a):
             # Weighted and clustered as each model alone is.
-            cells = _analyze(_subtract(scores[0], other, a, b), options).cells
+            cells = analyze_scores(_subtract(scores[0], other, a, b), options).cells
             differences.append((shorten(other.model, 80), f"{len(a):,}", *map(_show, cells)))
             p_values.append([_find_p_value(cell) for cell in cells])
     note = "An asterisk marks gaps whose interval does not hold 0."
     if differences:
-        title = f"Difference from {shorten(models[0], 80)}, on the same rows"
+        title = f"Difference from {shorten(scores[0].model, 80)}, on the same rows"
         marked = _mark_sure(differences, np.array(p_values))
-        tables.append(make_table(title, ("model",), ("rows", *CELL_COLUMNS), marked))
+        tables.append(make_table(title, ("model",), ("rows", *columns), marked))
         note += (
             " In differences it marks those that are sure at 5% after Holm's correction for all "
             "of them together. What both models find hard "
             "cancels, row by row; intervals are made as those of one model are."
         )
+    if without:
+        note += f" Without a score in this metric: {', '.join(without)}."
+    if hidden:
+        names = ", ".join(shorten(one.model, 40) for one in hidden[:20])
+        note += f" Not shown: {len(hidden)} more ({names})."
     return ModelSection(note=note, tables=tables)
 
 
@@ -124,16 +146,24 @@ def _mark_sure(
     ]
 
 
-def _analyze(scores: CellScores, options: Mapping[str, Any]) -> Analysis:
+def analyze_scores(scores: CellScores, options: Mapping[str, Any]) -> Analysis:
+    """The analysis of a model, with the options of `analyze`."""
+    recipe: SplitRecipe | None = options.get("recipe")
+    held_out = recipe is not None and recipe.by == "category"
+    known = held_out and bool((scores.category != "").all())
     return analyze(
-        scores.value, scores.instruction, scores.input, scores.tasks, scores.cell, **options
+        scores.value,
+        scores.instruction,
+        scores.input,
+        scores.tasks,
+        scores.cell,
+        category_id=scores.category if known else None,
+        **{**options, "better": scores.better},
     )
 
 
 def _show(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    return show_with_spread(estimate.estimate, estimate.half_width)
+    return "–" if estimate is None else show_estimate(estimate)
 
 
 def _mark(estimate: Estimate | None) -> str:

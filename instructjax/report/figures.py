@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructjax.errors import UsageError
+from instructjax.report.texts import shorten
 
 if TYPE_CHECKING:
     from instructjax.report.page import Page
@@ -80,8 +81,9 @@ def _draw_grid(axes: Any, page: Page) -> None:
         axes.add_patch(
             _rectangle((column, 1 - row), alpha, dashed=not cell.rows),
         )
-        text = f"{cell.what}\n" + (
-            f"{cell.range}\n{cell.rows:,} scores" if cell.rows else "no scores"
+        left = f", {cell.missing:,} missing" if cell.missing else ""
+        text = f"m{k} {cell.what}\n" + (
+            f"{cell.range}\n{cell.rows:,} scores{left}" if cell.rows else f"no scores{left}"
         )
         axes.text(column + 0.5, 1.5 - row + 0.12, cell.mean, ha="center", va="center", size=15)
         axes.text(column + 0.5, 1.5 - row - 0.2, text, ha="center", va="center", size=8)
@@ -120,7 +122,7 @@ def _draw_tracks(axes: Any, items: list[TrackItem], name: str) -> None:
     for y, item in enumerate(reversed(items)):
         axes.plot([item.low, item.high], [y, y], color=_ACCENT, linewidth=1.6)
         axes.plot([item.value], [y], "o", color=_ACCENT, markersize=5)
-    axes.set_yticks(range(len(items)), [item.label for item in reversed(items)])
+    axes.set_yticks(range(len(items)), [shorten(item.label, 36) for item in reversed(items)])
     axes.set(ylim=(-0.6, len(items) - 0.4), xlabel=name)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -16,7 +16,7 @@ class Group:
 
     Attributes:
       name: by which it is known.
-      mean, count: of its scores.
+      mean, count: of its scores, higher being better.
       rise: by how much the mean of all scores would rise without it.
       cells: the cells that it is in.
       task: of its rows, where they have one in common.

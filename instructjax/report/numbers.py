@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from instructjax.generalization.estimate import Estimate, decimals_for
+
 MINUS = "\u2212"
 
 
@@ -34,39 +36,41 @@ def show_signed(value: float, digits: int = 3) -> str:
     return f"+{text}" if value > 0 and text not in ("0", "–") else text
 
 
-def decimals_for(spread: float) -> int:
-    """Decimals that make two or three digits of a standard error or a half width visible.
-
-    >>> decimals_for(0.034), decimals_for(2.0), decimals_for(20.0), decimals_for(0.0)
-    (3, 2, 1, 3)
-    """
-    if not math.isfinite(spread) or spread <= 0:
-        return 3
-    place = math.floor(math.log10(spread))
-    return int(min(6, max(0, 1 - place + (0 <= place < 2))))
-
-
 def show_with_spread(value: float, half: float) -> str:
-    """A number and half the width of its interval, to the digits that mean something.
+    """A number and half the width of its interval, to two digits of that.
 
     >>> show_with_spread(0.41321, 0.0612), show_with_spread(-1.5, float("inf"))
-    ('0.413 ± 0.061', '−1.50 ± ∞')
+    ('0.413 ± 0.061', '−1.50 (no interval)')
     """
     if not math.isfinite(half):
-        return f"{show_number(value)} ± ∞"
+        return f"{show_number(value)} (no interval)"
+    if half <= 0:
+        return f"{show_number(value)} (no variation)"
     decimals = decimals_for(half)
     sign = MINUS if round(value, decimals) < 0 else ""
     return f"{sign}{abs(value):,.{decimals}f} ± {half:,.{decimals}f}"
 
 
+def show_estimate(estimate: Estimate) -> str:
+    """The same of an estimate; where it has no interval, why.
+
+    >>> ends = {"low": -math.inf, "high": math.inf}
+    >>> show_estimate(Estimate(estimate=0.5, **ends, se=0.0, df=9.0, contrast="m0"))
+    '0.500 (no variation)'
+    """
+    if math.isfinite(estimate.half_width):
+        return show_with_spread(estimate.estimate, estimate.half_width)
+    return f"{show_number(estimate.estimate)} ({estimate.why_unbounded})"
+
+
 def show_interval(low: float, high: float) -> str:
     """Both ends, in brackets.
 
-    >>> show_interval(-0.012, 0.3456)
-    '[−0.01, 0.35]'
+    >>> show_interval(-0.012, 0.3456), show_interval(-math.inf, math.inf)
+    ('[−0.01, 0.35]', 'no interval')
     """
     if not (math.isfinite(low) and math.isfinite(high)):
-        return f"[{show_number(low)}, {show_number(high)}]"
+        return "no interval"
     decimals = decimals_for((high - low) / 2)
     ends = (f"{MINUS if round(x, decimals) < 0 else ''}{abs(x):,.{decimals}f}" for x in (low, high))
     return f"[{', '.join(ends)}]"

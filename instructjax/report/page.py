@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 from instructjax.errors import UsageError
 from instructjax.generalization.analysis import Analysis
-from instructjax.generalization.verdict import analyze
-from instructjax.generalization.verdict_words import say_more
+from instructjax.generalization.verdict_words import Better
 from instructjax.report.attribution import ContributionSection, describe_contributions
-from instructjax.report.comparison import ModelSection, compare_models
+from instructjax.report.comparison import ModelSection, analyze_scores, compare_models
 from instructjax.report.numbers import show_number, show_tick
-from instructjax.report.results import Results
+from instructjax.report.results import Results, read_recipe
 from instructjax.report.scores import CellScores, pick_scores
 from instructjax.report.sections import (
     Chip,
@@ -27,13 +26,14 @@ from instructjax.report.sections import (
     LeakSection,
     TrackItem,
     describe_leaks,
+    list_advice,
     list_answers,
     list_gaps,
     list_worst,
     make_grid,
-    split_verdict,
+    say_missing,
 )
-from instructjax.report.tables import Table, make_table
+from instructjax.report.tables import Table, escape_markdown, make_table
 from instructjax.report.texts import shorten
 from instructjax.report.tracks import Scale, make_scale
 from instructjax.report.variance import VarianceSection, describe_variance
@@ -60,6 +60,7 @@ class Page:
       analysis: of the model that the verdict is about.
       scores: that it is made of.
       headline, numbers: the verdict in words, and its numbers.
+      missing: which scores are not in them; "" where all are.
       others: see the functions that make them; None or empty where there is nothing to show.
     """
 
@@ -74,13 +75,15 @@ class Page:
     num_scores: int
     analysis: Analysis
     scores: CellScores
+    better: str
     headline: str
     numbers: str
+    missing: str
     answers: list[Chip]
     cells: list[GridCell]
     gaps: list[TrackItem]
     gap_scale: Scale
-    more: str
+    more: list[str]
     worst: list[Table]
     wording: WordingSection | None
     variance: VarianceSection | None
@@ -119,15 +122,15 @@ class Page:
         """All numbers of the page as tables."""
         grid = [
             (
-                cell.what,
+                f"m{k} {cell.what}",
                 cell.mean,
                 cell.range,
-                f"{cell.rows:,}",
+                f"{cell.rows:,}" + (f" ({cell.missing:,} missing)" if cell.missing else ""),
                 str(cell.instructions),
                 str(cell.inputs),
             )
-            for cell in self.cells
-            if cell.rows
+            for k, cell in enumerate(self.cells)
+            if cell.rows or cell.missing
         ]
         gaps = [(gap.label, gap.note, gap.text) for gap in self.gaps]
         tables = [
@@ -155,7 +158,8 @@ class Page:
     def to_markdown(self) -> str:
         """Verdict and tables as Markdown."""
         verdict = f"{self.headline}: {self.numbers}" if self.numbers else self.headline
-        head = [f"**{verdict[0].upper() + verdict[1:]}**"]
+        head = [f"**{escape_markdown(verdict[0].upper() + verdict[1:])}**"]
+        head += [escape_markdown(text) for text in (self.missing, *self.more) if text]
         return "\n\n".join(head + [table.to_markdown() for table in self.tables()]) + "\n"
 
     def to_latex(self) -> str:
@@ -229,6 +233,7 @@ def make_page(
     weights: Literal["micro", "macro"] = "micro",
     epsilon: float | None = None,
     smallest_gap: float = 0.05,
+    better: Better | None = None,
     title: str = "At which level does it generalize?",
     command: str = "",
     spell: Spell | None = None,
@@ -241,25 +246,27 @@ def make_page(
       weights: "micro" lets all scores count alike, "macro" all tasks.
       epsilon: a threshold for the means.
       smallest_gap: the smallest gap that matters, in units of the metric.
+      better: whether a "higher" or a "lower" value of the metric is better; needed where it is a
+        metric of your own.
       title: of the page.
       command: that made it.
       spell: makes texts of token ids, for the heat maps; without it ids are shown.
 
     Raises:
-      UsageError: no such model or metric, or rows without cells.
+      UsageError: no such model or metric, rows without cells, a metric of which it is not known
+        what is better, or an option that means nothing.
     """
     model = results.models[0] if model is None else model
     metric = results.metrics[0] if metric is None else metric
-    scores = pick_scores(results, model, metric)
+    scores = pick_scores(results, model, metric, better)
     options: Mapping[str, Any] = {
         "weights": weights,
         "threshold": epsilon,
         "smallest_gap": smallest_gap,
+        "better": scores.better,
+        "recipe": read_recipe(results),
     }
-    analysis = analyze(
-        scores.value, scores.instruction, scores.input, scores.tasks, scores.cell, **options
-    )
-    headline, numbers = split_verdict(analysis.verdict)
+    analysis = analyze_scores(scores, options)
     gaps = list_gaps(analysis)
     ends = [end for gap in gaps for end in (gap.low, gap.high)]
     return Page(
@@ -274,29 +281,26 @@ def make_page(
         num_scores=len(scores.value),
         analysis=analysis,
         scores=scores,
-        headline=headline,
-        numbers=numbers,
+        better=scores.better,
+        headline=analysis.headline,
+        numbers=", ".join(analysis.numbers).replace(" +- ", "\u00a0±\u00a0").replace(" -", " −"),
+        missing=say_missing(
+            scores.missing, analysis.words.cells, analysis.counts.tolist(), scores.left_out
+        ),
         answers=list_answers(analysis),
-        cells=make_grid(analysis),
+        cells=make_grid(analysis, scores.missing),
         gaps=gaps,
         gap_scale=make_scale(ends, include=(0.0, smallest_gap)),
-        more=_advise(analysis),
+        more=list_advice(analysis),
         worst=list_worst(scores, results.texts),
         wording=describe_wording(scores, results.texts),
         variance=describe_variance(scores),
         contributions=describe_contributions(results, scores, spell),
-        models=compare_models(results, metric, options),
+        models=compare_models(results, metric, options, model),
         leaks=describe_leaks(results.split, results.leaks),
         facts=_list_facts(results, scores, options),
         command=shorten(command, 2000),
     )
-
-
-def _advise(analysis: Analysis) -> str:
-    needed = analysis.more_instructions_needed, analysis.more_in_proportion_needed
-    if needed == (None, None):
-        return ""
-    return f"{say_more(*needed, analysis.unit)} of the inter-task gap."
 
 
 def _list_facts(results: Results, scores: CellScores, options: Mapping[str, Any]) -> list[Facts]:
@@ -305,8 +309,13 @@ def _list_facts(results: Results, scores: CellScores, options: Mapping[str, Any]
         "model": shorten(scores.model),
         "metric": shorten(scores.metric),
         "scores used": f"{len(scores.value):,}",
-        "rows left out (no value or no cell)": f"{scores.left_out:,}",
-        **{name.replace("_", " "): str(value) for name, value in options.items()},
+        "scores without a value": f"{sum(sum(r.values()) for r in scores.missing):,}",
+        "rows without a cell": f"{scores.left_out:,}",
+        **{
+            name.replace("_", " "): str(value)
+            for name, value in options.items()
+            if name != "recipe"
+        },
         "instructjax": installed_version(),
         "Python": platform.python_version(),
     }

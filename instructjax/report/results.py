@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int
 
 from instructjax.errors import DataError, UsageError
 from instructjax.evaluation.table import EVALUATION_SCHEMA, to_columns
-from instructjax.generalization.split_recipes import CELLS
+from instructjax.generalization.split_recipes import CELLS, SplitRecipe
 from instructjax.scoring.tables.reading import read_scores, read_table
 from instructjax.scoring.tables.table import read_metadata
 
@@ -88,6 +88,12 @@ def read_results(paths: Sequence[Path]) -> Results:
             raise UsageError("there is no such file", file=path, remedy="check the path")
         metadata: Mapping[str, str] = {}
         if path.name.endswith(".json"):
+            if split is not None:
+                raise UsageError(
+                    "is a second split; the report is about one",
+                    file=path,
+                    remedy="give one split.json, and results of its eval.jsonl",
+                )
             split = _read_split(path)
             for beside in (path.with_name("leaks.jsonl"), path.with_name("eval.jsonl")):
                 if beside.is_file():
@@ -130,6 +136,24 @@ def read_results(paths: Sequence[Path]) -> Results:
         texts=texts,
         files=tuple(files),
     )
+
+
+def read_recipe(results: Results) -> SplitRecipe | None:
+    """What was held out; None where no split.json is there, or where a list of tasks told.
+
+    Raises:
+      DataError: split.json has another recipe than there is.
+    """
+    split = results.split or {}
+    if split.get("preset", "none") != "none" or "recipe" not in split:
+        return None
+    try:
+        return SplitRecipe(**split["recipe"])
+    except (TypeError, UsageError) as error:
+        raise DataError(
+            f"the recipe of split.json is none ({error})",
+            remedy="give the split.json that `instructjax split` wrote",
+        ) from None
 
 
 def _tell_apart(

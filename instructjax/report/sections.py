@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,20 +10,19 @@ from typing import Any
 import numpy as np
 
 from instructjax.generalization.analysis import Analysis
+from instructjax.generalization.estimate import Estimate
 from instructjax.generalization.split_recipes import CELLS
 from instructjax.report.hurts import Group, find_worst
 from instructjax.report.numbers import (
+    show_estimate,
     show_interval,
     show_number,
     show_percent,
-    show_signed,
-    show_with_spread,
 )
 from instructjax.report.scores import CellScores
 from instructjax.report.tables import Table, make_table
 from instructjax.report.texts import shorten
 
-CELL_NAMES = ("training pairs", "intra-task", "known inputs", "inter-task")
 SHORT_CELLS: dict[str, str] = dict[str, str](
     zip(
         CELLS,
@@ -31,21 +31,12 @@ SHORT_CELLS: dict[str, str] = dict[str, str](
         strict=True,
     )
 )
-# Of each gap its name, and what it is in the cells that it was measured in.
-_GAPS = {
-    "intra": (
-        "intra-task gap",
-        {"m0 - m1": "new inputs, known instructions", "m2 - m3": "new inputs, new instructions"},
-    ),
-    "inter": (
-        "inter-task gap",
-        {"m0 - m2": "new instructions, known inputs", "m1 - m3": "new instructions, new inputs"},
-    ),
-    "joint": ("joint gap", {"m0 - m3": "both new"}),
-    "interaction": (
-        "interaction",
-        {"m0 - m1 - m2 + m3": "negative: both new cost more than the two alone"},
-    ),
+# By the cells that a gap was measured in, what else there is to say of it.
+_SIDES = {
+    "01": "known instructions",
+    "23": "unseen instructions",
+    "02": "known inputs",
+    "13": "unseen inputs",
 }
 _ANSWERS = {"yes": "yes", "no": "no", "unclear": "too little data to tell"}
 
@@ -58,6 +49,7 @@ class GridCell:
     mean: str
     range: str
     rows: int
+    missing: int
     instructions: int
     inputs: int
     share: float
@@ -84,19 +76,25 @@ class Chip:
     kind: str
 
 
-def make_grid(analysis: Analysis) -> list[GridCell]:
-    """The four cells; the higher the mean, the deeper the colour."""
-    means = [cell.estimate for cell in analysis.cells if cell is not None]
+def make_grid(
+    analysis: Analysis, missing: Sequence[Mapping[str, int]] = ({}, {}, {}, {})
+) -> list[GridCell]:
+    """The four cells; the better the mean, the deeper the colour."""
+    sign = 1 if analysis.better == "higher" else -1
+    means = [sign * cell.estimate for cell in analysis.cells if cell is not None]
     low, high = min(means), max(means)
     cells = []
     for k, cell in enumerate(analysis.cells):
-        share = 0.5 if high == low or cell is None else (cell.estimate - low) / (high - low)
+        share = 0.5
+        if high > low and cell is not None:
+            share = (sign * cell.estimate - low) / (high - low)
         cells.append(
             GridCell(
-                what=CELL_NAMES[k],
+                what=analysis.words.cells[k],
                 mean="" if cell is None else show_number(cell.estimate),
-                range="" if cell is None else show_interval(cell.low, cell.high),
+                range="" if cell is None else _show_range(cell),
                 rows=int(analysis.counts[k]),
+                missing=sum(missing[k].values()),
                 instructions=int(analysis.num_instructions[k]),
                 inputs=int(analysis.num_inputs[k]),
                 share=round(6 + 28 * share, 1),
@@ -105,22 +103,36 @@ def make_grid(analysis: Analysis) -> list[GridCell]:
     return cells
 
 
+def _show_range(cell: Estimate) -> str:
+    if math.isfinite(cell.half_width):
+        return show_interval(cell.low, cell.high)
+    return cell.why_unbounded
+
+
 def list_gaps(analysis: Analysis) -> list[TrackItem]:
     """The gaps that could be measured, and how each was where a cell is empty."""
+    words = analysis.words
+    named = {
+        "intra": (words.intra, words.cells[1]),
+        "inter": (words.inter, words.cells[2]),
+        "joint": ("joint gap", words.cells[3]),
+        "interaction": ("interaction", "negative: both new cost more than the two gaps together"),
+    }
     items = []
-    for name, (label, notes) in _GAPS.items():
+    for name, (label, what) in named.items():
         gap = getattr(analysis.gaps, name)
         if gap is not None:
+            side = _SIDES.get("".join(sorted(filter(str.isdigit, gap.contrast))))
             # No-break spaces: a formula stays on one line.
             formula = gap.contrast.replace("-", "−").replace(" ", "\u00a0")
             items.append(
                 TrackItem(
                     label=label,
-                    note=f"{notes[gap.contrast]}: {formula}",
+                    note=f"{what}{f', {side}' if side else ''}: {formula}",
                     value=gap.estimate,
                     low=gap.low,
                     high=gap.high,
-                    text=show_with_spread(gap.estimate, gap.half_width),
+                    text=show_estimate(gap),
                 )
             )
     return items
@@ -128,27 +140,47 @@ def list_gaps(analysis: Analysis) -> list[TrackItem]:
 
 def list_answers(analysis: Analysis) -> list[Chip]:
     """Whether it generalizes over inputs, instructions, and both."""
-    questions = {
-        "New inputs": analysis.inputs,
-        "New instructions": analysis.instructions,
-        "Both at once": analysis.both,
-    }
+    words = analysis.words
+    names = [cell[0].upper() + cell[1:] for cell in (*words.cells[1:3], "both at once")]
+    answers = (analysis.inputs, analysis.instructions, analysis.both)
     return [
-        Chip(question=question, answer=_ANSWERS.get(a, a), kind=a.split()[0])
-        for question, a in questions.items()
+        Chip(question=name, answer=_ANSWERS.get(answer, answer), kind=answer.split()[0])
+        for name, answer in zip(names, answers, strict=True)
     ]
 
 
-def split_verdict(verdict: str) -> tuple[str, str]:
-    """The sentence, and the numbers after it.
+def list_advice(analysis: Analysis) -> list[str]:
+    """Of the gaps between seen and unseen z and c, what would halve each interval."""
+    words = analysis.words
+    gaps: dict[str, list[str]] = {}
+    for gap, name in (("intra", words.intra), ("inter", words.inter)):
+        if (needed := analysis.needed[gap]) is not None:
+            gaps.setdefault(needed.say(with_unit=True), []).append(f"the {name}")
+    told = []
+    for clause, names in gaps.items():
+        link = " of " if clause.endswith("interval") else ": there is no interval of "
+        told.append(clause[0].upper() + clause[1:] + link + " and of ".join(names) + ".")
+    return told
 
-    >>> split_verdict("generalizes over inputs: intra-task gap 0.02 +- 0.01")
-    ('generalizes over inputs', 'intra-task gap 0.02 ± 0.01')
+
+def say_missing(
+    missing: Sequence[Mapping[str, int]], cells: Sequence[str], rows: Sequence[int], outside: int
+) -> str:
+    """Which rows are not in the numbers, by cell and reason; "" where all are.
+
+    >>> print(say_missing([{}, {"no prediction": 2}, {}, {}], list("abcd"), [4, 6, 4, 4], 0))
+    Not in these numbers: 2 of 8 scores of b (no prediction).
     """
-    head, _, tail = verdict.rpartition(": ")
-    if not head or "+-" not in tail:
-        return verdict, ""
-    return head, tail.replace("+-", "±").replace(" -", " −")
+    parts = []
+    for name, reasons, here in zip(cells, missing, rows, strict=True):
+        if count := sum(reasons.values()):
+            why = ", ".join(
+                f"{n:,} {reason}" if len(reasons) > 1 else reason for reason, n in reasons.items()
+            )
+            parts.append(f"{count:,} of {here + count:,} scores of {name} ({why})")
+    if outside:
+        parts.append(f"{outside:,} rows that are in no cell")
+    return f"Not in these numbers: {'; '.join(parts)}." if parts else ""
 
 
 def list_worst(scores: CellScores, texts: Mapping[str, str]) -> list[Table]:
@@ -158,11 +190,13 @@ def list_worst(scores: CellScores, texts: Mapping[str, str]) -> list[Table]:
     if scores.tasks is not None and not _are_one_to_one(scores.task, scores.instruction):
         sides["Tasks"] = scores.task
     for title, names in sides.items():
-        worst = find_worst(scores.value, names, scores.cell, scores.task, limit=6)
+        worst = find_worst(scores.goodness, names, scores.cell, scores.task, limit=6)
         if worst:
-            rows = [_worst_row(group, texts, title == "Tasks") for group in worst]
+            sign = 1 if scores.better == "higher" else -1
+            rows = [_worst_row(group, texts, title == "Tasks", sign) for group in worst]
             noun = title.lower().removesuffix("s")
-            numbers = ("mean", "scores", "mean of all rises by")
+            change = "rises" if scores.better == "higher" else "falls"
+            numbers = ("mean", "scores", f"mean of all {change} by")
             tables.append(make_table(title, (noun, "in"), numbers, rows))
     return tables
 
@@ -172,13 +206,14 @@ def _are_one_to_one(a: np.ndarray, b: np.ndarray) -> bool:
     return len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
 
 
-def _worst_row(group: Group, texts: Mapping[str, str], is_task: bool) -> tuple[str, ...]:
+def _worst_row(group: Group, texts: Mapping[str, str], is_task: bool, sign: int) -> tuple[str, ...]:
     text = texts.get(group.name, "")
     name = shorten(text, 160) if text.strip() else shorten(group.name, 60)
     if group.task and not is_task:
         name += f" ({shorten(group.task, 60)})"
     cells = "; ".join(SHORT_CELLS[cell] for cell in group.cells)
-    return (name, cells, show_number(group.mean), f"{group.count:,}", show_signed(group.rise))
+    mean = show_number(sign * group.mean)
+    return (name, cells, mean, f"{group.count:,}", show_number(group.rise))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,9 @@ def describe_wording(scores: CellScores, texts: Mapping[str, str]) -> WordingSec
     high, low, average, cps = (
         np.asarray(x) for x in (summary.max_p, summary.min_p, summary.avg_p, summary.cps)
     )
-    is_share = bool(((scores.value >= 0) & (scores.value <= 1)).all())
+    higher = scores.better == "higher"
+    worst_mean, best_mean = (low, high) if higher else (high, low)
+    has_cps = higher and bool(((scores.value >= 0) & (scores.value <= 1)).all())
     items, rows = [], []
     for t in np.argsort(-spread, kind="stable")[:_SHOWN]:
         num_inputs = int(grids.mask[t].any(0).sum())
@@ -66,8 +68,8 @@ def describe_wording(scores: CellScores, texts: Mapping[str, str]) -> WordingSec
                 text=f"spread {show_number(float(spread[t]), 2)}",
             )
         )
-        numbers = [average[t], low[t], high[t], *([cps[t]] if is_share else [])]
-        worst = _find_worst(grids, means, there, int(t))
+        numbers = [average[t], worst_mean[t], best_mean[t], *([cps[t]] if has_cps else [])]
+        worst = _find_worst(grids, means if higher else -means, there, int(t))
         rows.append(
             (
                 shorten(grids.tasks[t], 60),
@@ -83,7 +85,7 @@ def describe_wording(scores: CellScores, texts: Mapping[str, str]) -> WordingSec
         f"{show_number(float(np.median(chance)), 2)} would be there by chance, if wording made no "
         "difference."
     )
-    columns = ("mean", "worst", "best", *(["CPS"] if is_share else []))
+    columns = ("mean", "worst", "best", *(["CPS"] if has_cps else []))
     return WordingSection(
         note=note,
         tracks=items,

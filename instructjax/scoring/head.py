@@ -17,10 +17,11 @@ import numpy as np
 from flax import struct
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.models.linear import precision_of
-from instructjax.models.varying import vary_alike
+from instructjax.models.varying import WHOLE_TABLE, TableSplit, vary_alike
 
 ROWS = 128
 COLUMNS = 8192
@@ -54,10 +55,12 @@ def score_positions(
     *,
     top_k: int = 0,
     softcap: float | None = None,
+    split: TableSplit = WHOLE_TABLE,
 ) -> TokenScores:
     """Scores of `targets[i]` given hidden state `sources[i]`, for i < count; zeros after.
 
-    With `softcap` c, logits are c tanh(logit / c).
+    With `softcap` c, logits are c tanh(logit / c). With `split`, the table is put together once,
+    and devices that have a part of it share the scored positions.
 
     Raises:
       TypeError: if something other than `log_prob` is differentiated.
@@ -67,9 +70,38 @@ def score_positions(
     >>> round(float(s.log_prob[0]), 4), int(s.rank[0])  # uniform over three
     (-1.0986, 2)
     """
+    if split.axes:
+        return _share_positions(hidden, table, sources, targets, count, top_k, softcap, split)
     hidden, table, sources, targets, count = vary_alike(hidden, table, sources, targets, count)
     scores: Any = _score(hidden, table, sources, targets, count, top_k, softcap)
     return TokenScores(*scores)
+
+
+def _share_positions(hidden, table, sources, targets, count, top_k, softcap, split):
+    """Each device of the split takes every `parts`-th position."""
+    positions, parts = sources.shape[0], split.parts
+
+    def deal(x):
+        return jnp.pad(x, (0, -positions % parts)).reshape(-1, parts).T.reshape(-1)
+
+    def own(hidden, table, sources, targets, count):
+        mine = (count - lax.axis_index(split.axes) + parts - 1) // parts
+        return score_positions(hidden, table, sources, targets, mine, top_k=top_k, softcap=softcap)
+
+    whole, dealt = PartitionSpec(), PartitionSpec(split.axes)
+    scores = jax.shard_map(
+        own,
+        mesh=split.mesh,
+        in_specs=(whole, whole, dealt, dealt, whole),
+        out_specs=dealt,
+        axis_names=frozenset(split.axes),
+    )(hidden, table, deal(sources), deal(targets), count)
+
+    def collect(x):
+        size, *rest = x.shape
+        return x.reshape(parts, size // parts, *rest).swapaxes(0, 1).reshape(size, *rest)
+
+    return jax.tree.map(lambda x: collect(x)[:positions], scores)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -89,6 +121,11 @@ def cut_columns(table, most=None):
         return lax.dynamic_slice_in_dim(table, start, width), ids, ids >= j * width, start
 
     return tile, count
+
+
+def first_row(table: Float[Array, "V E"], axes: tuple[str, ...]) -> Int[Array, ""] | int:
+    """The id of row 0 of a device's part of a table that is split over these axes."""
+    return lax.axis_index(axes) * table.shape[0] if axes else 0
 
 
 def cut_rows(sources, targets, most=None):
@@ -230,6 +267,7 @@ def differentiate(
     *,
     rows=None,
     columns=None,
+    axes=(),
 ) -> tuple[Float[Array, "N E"], Float[Array, "V E"]]:
     """Gradients of hidden states and table from those of the log-probabilities.
 
@@ -238,6 +276,7 @@ def differentiate(
       log_norm: [M], of each scored token, kept by the forward pass.
       d_log_prob: [M], gradient of each scored token's log-probability.
       rows, columns: of a tile of logits; `ROWS` and `COLUMNS` by default.
+      axes: of an enclosing shard_map, that the table's rows are split over.
     """
     size, sources, targets = cut_rows(sources, targets, rows)
     short = sources.shape[0] - log_norm.shape[0]
@@ -247,12 +286,14 @@ def differentiate(
     log_norm = jnp.pad(jnp.where(live, log_norm, jnp.inf), (0, short), constant_values=jnp.inf)
     tile, num_tiles = cut_columns(table, columns)
     precision = precision_of(hidden.dtype)
+    first = first_row(table, axes)
 
     def chunk(i, grads):
         at, target, g, norm = (
             lax.dynamic_slice_in_dim(x, i * size, size)
             for x in (sources, targets, d_log_prob, log_norm)
         )
+        target -= first
         h = hidden[at]
 
         def one_tile(j, carry):
@@ -277,13 +318,13 @@ def differentiate(
             return d_h, lax.dynamic_update_slice_in_dim(d_table, rows + part, start, 0)
 
         d_hidden, d_table = grads
-        d_h, d_table = lax.fori_loop(
-            0, num_tiles, one_tile, (jnp.zeros_like(h, jnp.float32), d_table)
-        )
+        zero, _ = vary_alike(jnp.zeros_like(h, jnp.float32), table)
+        d_h, d_table = lax.fori_loop(0, num_tiles, one_tile, (zero, d_table))
         return d_hidden.at[at].add(d_h), d_table
 
-    zeros = jnp.zeros_like(hidden, jnp.float32), jnp.zeros_like(table, jnp.float32)
-    d_hidden, d_table = lax.fori_loop(0, -(-count // size), chunk, zeros)
+    zeros = vary_alike(*(jnp.zeros_like(x, jnp.float32) for x in (hidden, table)))
+    d_hidden, d_table = lax.fori_loop(0, -(-count // size), chunk, tuple(zeros))
+    d_hidden = lax.psum(d_hidden, axes) if axes else d_hidden
     return d_hidden.astype(hidden.dtype), d_table.astype(table.dtype)
 
 

@@ -11,9 +11,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from instructjax.models.varying import vary_alike
+from instructjax.models.varying import WHOLE_TABLE, TableSplit, vary_alike
 from instructjax.scoring import head
 
 # A tile of logits. More rows read the table, and add to its gradient, fewer times, but waste more
@@ -29,8 +30,12 @@ def log_prob_positions(
     count: Int[Array, ""],
     *,
     softcap: float | None = None,
+    split: TableSplit = WHOLE_TABLE,
 ) -> Float[Array, " M"]:
     """log p of `targets[i]` given hidden state `sources[i]`, for i < count; zeros after.
+
+    With `split`, each device multiplies with the rows of the table that it has, and what they find
+    is put together (Shoeybi et al. 2019); the gradients of rows stay where the rows are.
 
     >>> h, w = jnp.eye(2), jnp.array([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
     >>> logs = log_prob_positions(h, w, jnp.array([0, 1]), jnp.array([1, 0]), jnp.array(1))
@@ -38,21 +43,41 @@ def log_prob_positions(
     [-1.0986, 0.0]
     """
     arrays = vary_alike(hidden, table, sources, targets, count)
-    return _log_prob(*arrays, softcap)
+    return _log_prob(*arrays, softcap, split)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _log_prob(hidden, table, sources, targets, count, softcap):
-    return _forward(hidden, table, sources, targets, count, softcap)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _log_prob(hidden, table, sources, targets, count, softcap, split):
+    return _log_prob_fwd(hidden, table, sources, targets, count, softcap, split)[0]
 
 
-def _forward(hidden, table, sources, targets, count, softcap):
+def _on_parts(function, split, out_specs):
+    """The function of arrays, the second of which is split: on each device with its part."""
+    if not split.axes:
+        return function
+    of_table = PartitionSpec(split.axes)
+
+    def call(*arrays):
+        return jax.shard_map(
+            function,
+            mesh=split.mesh,
+            in_specs=tuple(of_table if i == 1 else PartitionSpec() for i in range(len(arrays))),
+            out_specs=out_specs,
+            axis_names=frozenset(split.axes),
+        )(*arrays)
+
+    return call
+
+
+def _forward(hidden, table, sources, targets, count, softcap, axes):
     positions = sources.shape[0]
+    first = head.first_row(table, axes)
     size, sources, targets = head.cut_rows(sources, targets, ROWS)
     tile, num_tiles = head.cut_columns(table, COLUMNS)
 
     def chunk(i, results):
         at, target = (lax.dynamic_slice_in_dim(x, i * size, size) for x in (sources, targets))
+        target -= first
         h = hidden[at]
 
         def one_tile(j, running):
@@ -67,8 +92,11 @@ def _forward(hidden, table, sources, targets, count, softcap):
             own = jnp.take_along_axis(x, column[:, None], 1)[:, 0]
             return new_top, total, jnp.where(is_here, own, logit)
 
-        zero = jnp.zeros_like(h, jnp.float32, shape=size)
+        zero, _ = vary_alike(jnp.zeros_like(h, jnp.float32, shape=size), table)
         top, total, logit = lax.fori_loop(0, num_tiles, one_tile, (zero - jnp.inf, zero, zero))
+        if axes:
+            own, top = top, lax.pmax(top, axes)
+            total, logit = lax.psum((total * jnp.exp(own - top), logit), axes)
         log_norm = top + jnp.log(total)
         live = i * size + jnp.arange(size) < count
         values = (jnp.where(live, logit - log_norm, 0), log_norm)
@@ -82,21 +110,20 @@ def _forward(hidden, table, sources, targets, count, softcap):
     return tuple(r[:positions] for r in results)
 
 
-def _log_prob_fwd(hidden, table, sources, targets, count, softcap):
-    logs, log_norm = _forward(hidden, table, sources, targets, count, softcap)
+def _log_prob_fwd(hidden, table, sources, targets, count, softcap, split):
+    forward = partial(_forward, softcap=softcap, axes=split.axes)
+    shared = PartitionSpec()
+    arrays = (hidden, table, sources, targets, count)
+    logs, log_norm = _on_parts(forward, split, (shared, shared))(*arrays)
     return logs, (hidden, table, sources, targets, count, log_norm)
 
 
-def _log_prob_bwd(softcap, saved, d_log_prob):
-    *arrays, log_norm = saved
-    grads = head.differentiate(
-        *arrays,
-        log_norm=log_norm,
-        d_log_prob=d_log_prob,
-        softcap=softcap,
-        rows=ROWS,
-        columns=COLUMNS,
+def _log_prob_bwd(softcap, split, saved, d_log_prob):
+    backward = partial(
+        head.differentiate, softcap=softcap, rows=ROWS, columns=COLUMNS, axes=split.axes
     )
+    specs = (PartitionSpec(), PartitionSpec(split.axes))
+    grads = _on_parts(backward, split, specs)(*saved, d_log_prob)
     return *grads, None, None, None
 
 

@@ -11,6 +11,8 @@ an id that has none, which gives a number and no error.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -37,7 +39,8 @@ def token_scores(
     model = nnx.merge(graphdef, params)
     hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)
     *scored, order = _bring_together(hidden, model.output_table, batch)
-    flat = score_positions(*scored, top_k=top_k, softcap=model.config.logit_softcap)
+    options: dict[str, Any] = {"softcap": model.config.logit_softcap, "split": model.table_split}
+    flat = score_positions(*scored, top_k=top_k, **options)
     back = _put_back(order, batch)
     return TokenScores(*(back(getattr(flat, name)) for name in flat.__dataclass_fields__))
 
@@ -67,7 +70,8 @@ def token_log_probs(
     model = nnx.merge(graphdef, params)
     hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile, remat=remat)
     *scored, order = _bring_together(hidden, model.output_table, batch)
-    logs = log_prob_positions(*scored, softcap=model.config.logit_softcap)
+    options: dict[str, Any] = {"softcap": model.config.logit_softcap, "split": model.table_split}
+    logs = log_prob_positions(*scored, **options)
     return _put_back(order, batch)(logs)
 
 

@@ -40,7 +40,8 @@ def test_a_page_and_its_tables(
         out = tmp_path / f"report.{suffix}"
         assert main(["report", str(table), "--out", str(out)]) == 0
         said = capsys.readouterr().out
-        assert "inter-task gap 0.30" in said and "left out 1 rows" in said
+        assert "inter-task gap 0.3 (no interval)" in said and "only one is unseen" in said
+        assert "Not in these numbers: 1 of 5 scores of training pairs (no value)" in said
         text = out.read_text("utf-8")
         assert "0.715" in text and "0.735" in text  # means of cells 0 and 1
     assert main(["report", str(table), "--out", str(out)]) == 2

@@ -157,6 +157,38 @@ class Tiny:
         return path
 
 
+def rewrite_gguf(path: Path, out: Path, metadata=None, tensors=None) -> Path:
+    """A copy of a GGUF file with every tensor in float32.
+
+    Args:
+      path: the file.
+      out: where the copy goes.
+      metadata: values by key, in the place of those of the file; None takes a key out.
+      tensors: given the tensors by name, gives those of the copy.
+    """
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(out, architecture)
+    metadata = metadata or {}
+    for entry in reader.fields.values():
+        if not entry.name.startswith("GGUF.") and entry.name != "general.architecture":
+            value = metadata.get(entry.name, entry.contents())
+            if value is not None:
+                sub_type = entry.types[-1] if len(entry.types) > 1 else None
+                writer.add_key_value(entry.name, value, entry.types[0], sub_type)
+    there = {
+        tensor.name: np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+        for tensor in reader.tensors
+    }
+    for name, tensor in (tensors(there) if tensors else there).items():
+        writer.add_tensor(name, np.ascontiguousarray(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
 def interleave(tensor: np.ndarray, heads: int) -> np.ndarray:
     """What llama.cpp's converter does to q and k, row by row: halves of a head are interleaved."""
     out = np.empty_like(tensor)
@@ -250,3 +282,8 @@ def tiny():
 def assert_params():
     """`assert_params(params, expected, dtype)` compares every parameter exactly."""
     return assert_params_equal
+
+
+@pytest.fixture
+def edit_gguf():
+    return rewrite_gguf

@@ -37,3 +37,19 @@ def test_what_failed_before_it_was_measured_is_not_passed_over(table):
     at = table.HEAD.index("log-prob, live")
     assert rows["gemma2"][at] == rows["llama"][at] == "FAILED"
     assert rows["qwen2"][at] == "2.0e-06" and rows["gpt2"][at] == "not run"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "smollm3-window-bias",
+            "untied, 4 heads on 2, window 8, layers without positions, biases",
+        ),
+        ("llama-past-yarn", "tied, 2 heads on 1, yarn RoPE past 32"),
+        ("gpt2", "tied, 4 heads, learned positions, biases"),
+        ("gemma3", "tied, 4 heads on 2, window 8, linear RoPE, 8 x"),
+    ],
+)
+def test_what_a_configuration_has_is_told(table, name, words):
+    assert table.describe(table.open_folder(table.FIXTURES / "families" / name)[1]) == words

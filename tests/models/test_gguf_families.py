@@ -67,13 +67,16 @@ def test_parameters_and_configuration_are_those_of_the_folder(name):
 
 
 def test_every_architecture_is_shown():
-    from instructjax.models.families import GGUF_ARCHITECTURES
+    from instructjax.models.families import FAMILIES, GGUF_ARCHITECTURES
 
     shown = {
         GgufWeights(FIXTURES / "gguf" / f"{name}.gguf").header.metadata["general.architecture"]
         for name in NAMES
     }
     assert shown == set(GGUF_ARCHITECTURES)
+    shown = {GgufWeights(FIXTURES / "gguf" / f"{name}.gguf").family.model_type for name in NAMES}
+    # llama.cpp has no architecture for layers of Ministral that differ in their windows.
+    assert shown == {family.model_type for family in FAMILIES} - {"ministral"}
 
 
 def test_layers_without_positions_and_with_windows_alternate():

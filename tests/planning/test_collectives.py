@@ -1,0 +1,123 @@
+"""Collectives of programs whose text or making says which there must be."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from instructjax.planning.collectives import Collective, find_collectives
+from instructjax.planning.hlo import Loop, array_bytes, count_runs, parse_hlo
+
+MESH = {"fsdp": 4, "tensor": 2}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+
+
+def compile_text(function, mesh, *arrays):
+    return jax.jit(function).lower(*arrays).compile().as_text()
+
+
+def make_step(mesh, rounds):
+    """Gathers over one axis and adds up over the other, `rounds` times."""
+
+    def local(x, rounds):
+        def body(i, x):
+            whole = lax.all_gather(x, "fsdp", axis=0, tiled=True)  # [8, 16]
+            total = lax.psum(jnp.sin(whole), "tensor")  # [8, 16]
+            return lax.psum_scatter(total, "fsdp", scatter_dimension=0, tiled=True) * 0.1
+
+        return lax.fori_loop(0, rounds, body, x)
+
+    def step(x, rounds):
+        specs = (P("fsdp", "tensor"), P())
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=specs, out_specs=P("fsdp", "tensor"), check_vma=False
+        )(x, rounds)
+
+    sharding = NamedSharding(mesh, P("fsdp", "tensor"))
+    x = jax.ShapeDtypeStruct((8, 32), jnp.float32, sharding=sharding)
+    if rounds is None:
+        return compile_text(step, mesh, x, jax.ShapeDtypeStruct((), jnp.int32))
+    return compile_text(lambda x: step(x, rounds), mesh, x)
+
+
+def by_kind(found):
+    return {each.kind: (each.axes, each.group, each.num_bytes, each.count) for each in found}
+
+
+def test_those_in_a_loop_count_as_often_as_it_runs(mesh):
+    found = by_kind(find_collectives(make_step(mesh, 5), MESH))
+    size = 8 * 16 * 4
+    assert found == {
+        "all-gather": (("fsdp",), 4, size, 5.0),
+        "all-reduce": (("tensor",), 2, size, 5.0),
+        "reduce-scatter": (("fsdp",), 4, size, 5.0),
+    }
+
+
+def test_where_the_bound_is_data_the_caller_says_it(mesh):
+    text, asked = make_step(mesh, None), []
+
+    def expect(loop: Loop):
+        asked.append(loop)
+        return 7.0
+
+    assert {count for *_, count in by_kind(find_collectives(text, MESH, expect)).values()} == {7.0}
+    assert [(loop.within, loop.in_layers) for loop in asked] == [(0, 0)]
+
+
+def test_bytes_sent_on_a_ring():
+    def sent(kind):
+        return Collective(kind=kind, axes=("fsdp",), group=4, num_bytes=100.0, count=2.0).sent
+
+    # each device passes on everything but its own part; to reduce and give back, twice
+    assert sent("all-gather") == sent("reduce-scatter") == sent("all-to-all") == 2 * 75
+    assert sent("all-reduce") == 2 * 150
+    assert sent("collective-permute") == 200
+
+
+def test_as_tpus_spell_them():
+    """Parts of one gather in several fusions, a reduce-scatter as one, pairs, no trip count."""
+    text = (Path(__file__).parents[1] / "fixtures" / "tpu_loop.hlo").read_text()
+    found = {each.kind: each for each in find_collectives(text, MESH)}
+    gather, scatter = found["all-gather"], found["reduce-scatter"]
+    assert (gather.axes, gather.group, gather.count) == (("fsdp",), 4, 32.0)
+    assert (gather.num_bytes, gather.where) == (64 * 8 * 2, "forward")
+    assert (scatter.axes, scatter.group, scatter.count) == (("fsdp",), 4, 32.0)
+    assert (scatter.num_bytes, scatter.where) == (64 * 8 * 4, "backward")
+    permute = found["collective-permute"]
+    assert (permute.axes, permute.group, permute.num_bytes) == (("tensor",), 2, 16 * 8 * 2)
+    assert len(found) == 3
+
+
+def test_runs_multiply_through_loops_within_loops():
+    def inner(x):
+        return lax.fori_loop(0, 3, lambda i, x: jnp.sin(x) + i, x)
+
+    text = (
+        jax.jit(lambda x: lax.fori_loop(0, 4, lambda i, x: inner(x), x))
+        .lower(jax.ShapeDtypeStruct((256,), jnp.float32))
+        .compile()
+        .as_text()
+    )
+    computations, entry = parse_hlo(text)
+    runs = count_runs(computations, entry)
+    sines = [
+        runs[name]
+        for name, steps in computations.items()
+        for step in steps.values()
+        if step.kind == "sine"
+    ]
+    assert sum(sines) == 12
+
+
+def test_bytes_of_shapes():
+    assert array_bytes("bf16[4,2,2048]{1,2,0:T(8,128)(2,1)S(1)}") == [4 * 2 * 2048 * 2]
+    assert array_bytes("(pred[], s8[3], f64[2]{0})") == [1, 3, 16]

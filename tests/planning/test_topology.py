@@ -1,0 +1,96 @@
+"""Devices by name, meshes over them, and the least time that talk takes there."""
+
+import math
+
+import pytest
+
+from instructjax.errors import UsageError
+from instructjax.planning.collectives import Collective
+from instructjax.planning.roofline import estimate_times, talk_seconds
+from instructjax.planning.topology import crossing_axis, lay_out, open_devices, parse_topology
+
+
+@pytest.mark.parametrize(
+    ("text", "slices", "count"),
+    [
+        ("v5e:16x16", 1, 256),
+        ("v5p:2x4x4", 1, 32),
+        ("v4:2x2x2", 1, 8),
+        ("tpu7x:2x2x1", 1, 8),
+        ("V6E:4x4", 2, 32),
+        ("h100:8", 1, 8),
+        ("b200:2x8", 1, 16),
+        ("cpu:6", 1, 6),
+        ("v5litepod:4x4", 1, 16),
+    ],
+)
+def test_number_of_devices(text, slices, count):
+    assert parse_topology(text, slices).num_devices == count
+
+
+@pytest.mark.parametrize(
+    ("text", "slices", "says"),
+    [
+        ("v5x:4x4", 1, "v5p"),
+        ("tpu", 1, "tpu7x"),
+        ("v5e:4", 1, "2 numbers"),
+        ("v5p:4x4", 1, "3 numbers"),
+        ("v5e:4y4", 1, "no shape"),
+        ("v5e:0x4", 1, "no shape"),
+        ("h100:8", 2, "only TPUs"),
+    ],
+)
+def test_what_there_is_not(text, slices, says):
+    with pytest.raises(UsageError) as caught:
+        parse_topology(text, slices)
+    assert says in str(caught.value)
+
+
+def test_virtual_devices_in_a_mesh():
+    topology = parse_topology("cpu:8")
+    mesh = lay_out(topology, {"fsdp": 4, "tensor": 2}, open_devices(topology))
+    assert dict(mesh.shape) == {"fsdp": 4, "tensor": 2}
+    with pytest.raises(UsageError, match="begun with 8"):
+        open_devices(parse_topology("cpu:9"))
+
+
+def test_slices_lie_along_the_first_axis_that_takes_them():
+    assert crossing_axis({"data": 2, "fsdp": 8}, 2) == 0
+    assert crossing_axis({"data": 3, "fsdp": 8}, 2) == 1
+    with pytest.raises(UsageError, match="data=2"):
+        crossing_axis({"fsdp": 3}, 2)
+
+
+def test_rings_on_the_torus():
+    """50 GB/s a link of v5e: a closed ring of 16 sends both ways, an open one of 4 one way."""
+    whole, part = parse_topology("v5e:16x16"), parse_topology("v5e:4x4")
+    mesh = {"fsdp": 16, "tensor": 16}
+    assert math.isclose(talk_seconds(whole, mesh, ("tensor",), 16, 100e9), 1.0)
+    assert math.isclose(talk_seconds(whole, mesh, ("fsdp", "tensor"), 256, 100e9), 0.5)
+    assert math.isclose(talk_seconds(part, {"fsdp": 4, "tensor": 4}, ("fsdp",), 4, 100e9), 2.0)
+    cube = parse_topology("v5p:4x4x4")
+    assert math.isclose(talk_seconds(cube, {"fsdp": 64}, ("fsdp",), 64, 600e9), 1.0)
+
+
+def test_between_slices_the_devices_of_each_share_the_network():
+    topology = parse_topology("v5e:16x16", 2)
+    mesh = {"data": 2, "fsdp": 256}
+    alone = talk_seconds(topology, mesh, ("data",), 2, 3.125e9)
+    assert math.isclose(alone, 1.0)
+    both = talk_seconds(topology, mesh, ("data", "fsdp"), 512, 3.125e9)
+    assert math.isclose(both, 1 / 256 + 3.125e9 / 200e9)
+
+
+def test_what_bounds_a_step():
+    found = estimate_times(
+        parse_topology("h100:8"),
+        {"fsdp": 8},
+        flops=989e12,
+        bytes_moved=3350e9 / 2,
+        collectives=[
+            Collective(kind="all-gather", axes=("fsdp",), group=8, num_bytes=450e9, count=2.0)
+        ],
+    )
+    assert found is not None
+    assert found.parts == {"compute": 1.0, "memory": 0.5, "talk over fsdp": 1.75}
+    assert (found.best, found.worst, found.bound) == (1.75, 3.25, "talk over fsdp")
