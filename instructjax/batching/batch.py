@@ -12,6 +12,9 @@ from jaxtyping import Array, Int
 
 from instructjax.errors import UsageError
 
+# Numbers, or what a program is compiled for in their place.
+Values = Array | np.ndarray | jax.ShapeDtypeStruct
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +34,12 @@ class Batch:
       tile: queries and keys a tile of attention; part of the compiled program, not of the data.
     """
 
-    tokens: Int[Array | np.ndarray, "*A B T"]
-    positions: Int[Array | np.ndarray, "*A B T"]
-    ends: Int[Array | np.ndarray, "*A B T"]
-    sources: Int[Array | np.ndarray, "*A B M"]
-    targets: Int[Array | np.ndarray, "*A B M"]
-    num_scored: Int[Array | np.ndarray, "*A B"]
+    tokens: Int[Values, "*A B T"]
+    positions: Int[Values, "*A B T"]
+    ends: Int[Values, "*A B T"]
+    sources: Int[Values, "*A B M"]
+    targets: Int[Values, "*A B M"]
+    num_scored: Int[Values, "*A B"]
     tile: int = field(default=64, metadata={"static": True})
 
 

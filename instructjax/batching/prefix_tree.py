@@ -7,8 +7,10 @@ common prefixes say it all.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from instructjax.prompts.request import Request
 
@@ -79,7 +81,7 @@ def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None
     ((2, 0, 1), (21, 21, 1), (0, 20, 0), 23)
     """
     chosen = range(len(requests)) if members is None else members
-    keys = {i: requests[i].ids[: input_length(requests[i])].astype(">i4").tobytes() for i in chosen}
+    keys = {i: _sort_key(requests[i]) for i in chosen}
     order = sorted(keys, key=lambda i: keys[i])
     lengths = tuple(input_length(requests[i]) for i in order)
     commons = [0] * len(order)
@@ -97,6 +99,56 @@ def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None
         num_distinct=sum(lengths) - sum(commons),
         sizes=sizes,
     )
+
+
+def _sort_key(request: Request) -> bytes:
+    """Sorts as the ids do, and is compared faster."""
+    return request.ids[: input_length(request)].astype(">i4").tobytes()
+
+
+class GrowingTree:
+    """Counts the tokens of a tree to which requests are added in any order.
+
+    Attributes:
+      num_distinct: tokens of the tree, each prefix counted once.
+      num_shared: those of them that two requests or more begin with.
+
+    >>> import numpy as np
+    >>> tree = GrowingTree()
+    >>> for ids in [5, 6, 7, 0], [9, 0], [5, 6, 8, 8, 0]:
+    ...     span = (len(ids) - 1, len(ids))
+    ...     tree.add(Request(ids=np.array(ids, np.int32), spans=(span,), num_bytes=1))
+    >>> tree.num_distinct, tree.num_shared
+    (6, 2)
+    """
+
+    def __init__(self) -> None:
+        self.num_distinct = self.num_shared = 0
+        self._keys: list[bytes] = []
+        self._requests: list[Request] = []  # in the order of the keys
+        self._commons: list[int] = [0]  # of each with the one before it, and 0 behind the last
+
+    def add(self, request: Request) -> None:
+        """Counts one more request."""
+        key = _sort_key(request)
+        at = bisect(self._keys, key)
+        left = common_prefix(self._requests[at - 1], request) if at else 0
+        right = common_prefix(request, self._requests[at]) if at < len(self._keys) else 0
+        self.num_distinct += input_length(request) - max(left, right)
+        # What neighbours have in common are prefixes in depth-first order too, and two of these
+        # that follow each other have the shorter one in common.
+        commons = self._commons
+        before, old = (commons[at - 1] if at else 0), commons[at]
+        after = commons[at + 1] if at + 1 < len(commons) else 0
+        self.num_shared += _sum_new(before, left, right, after) - _sum_new(before, old, after)
+        commons[at : at + 1] = [left, right]
+        self._keys.insert(at, key)
+        self._requests.insert(at, request)
+
+
+def _sum_new(*lengths: int) -> int:
+    """Lengths of prefixes that follow each other, less what each has of the one before it."""
+    return sum(lengths) - sum(min(a, b) for a, b in pairwise(lengths))
 
 
 def _count_scored(request: Request, shared: int) -> int:

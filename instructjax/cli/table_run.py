@@ -206,7 +206,9 @@ def _run(
 
     headway, work = Headway(rows=parts.rows), Work()
     progress = ScoringProgress(estimate_rows(options.data), log=True)
-    encoded = chunks.make_chunks(rows, encode, done=parts.done.copy(), most_rows=job.chunk_rows)
+    encoded = chunks.make_chunks(
+        rows, encode, done=parts.done.copy(), most_rows=job.chunk_rows, top_k=job.top_k
+    )
 
     def show() -> None:
         progress.update(headway.rows, work.useful)
@@ -243,6 +245,7 @@ def _describe_inputs(
         "format": options.format or "detected",
         "field": ", ".join(f"{name}={column}" for name, column in sorted(fields.items())) or "none",
         "strict": str(options.strict).lower(),
-        "chunks": f"{job.chunk_rows or chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} new tokens",
+        "chunks": f"{job.chunk_rows or chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} distinct "
+        f"tokens, {chunks.HELD_TOKENS} in all",
         **describe_files(find_files(options.data)),
     }

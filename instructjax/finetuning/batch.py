@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from instructjax.batching.batch import Batch
+from instructjax.batching.batch import Batch, Values
 from instructjax.errors import DataError, UsageError
 
 
@@ -63,7 +63,7 @@ class SftBatch:
     """
 
     batch: Batch
-    weights: Float[Array | np.ndarray, "*A B M"]
+    weights: Float[Values, "*A B M"]
 
 
 def make_sft_batch(

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from instructjax.finetuning.partition import name_param
 from instructjax.finetuning.state import TrainState
 from instructjax.models.sharded import param_spec
 from instructjax.sharding.processes import put as put_array
-from instructjax.sharding.rules import ShardingRules
+from instructjax.sharding.rules import AnyMesh, ShardingRules
 
 
 def place_state(
     state: TrainState,
-    mesh: Mesh,
+    mesh: AnyMesh,
     rules: ShardingRules | None = None,
     *,
     put: Callable[[Any, NamedSharding], Any] = put_array,

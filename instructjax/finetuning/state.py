@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
+from instructjax.batching.batch import Values
 from instructjax.finetuning.optimizers import Optimizer
 from instructjax.finetuning.partition import split_params
 
@@ -28,7 +28,7 @@ class TrainState:
       opt_state: of the optimizer, for `trainable`.
     """
 
-    step: Int[Array | np.ndarray, ""]
+    step: Int[Values, ""]
     trainable: nnx.State
     frozen: nnx.State
     opt_state: optax.OptState

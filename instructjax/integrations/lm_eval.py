@@ -41,8 +41,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
+from instructjax.batching.prefix_tree import GrowingTree
 from instructjax.display.progress import ScoringProgress
 from instructjax.errors import UsageError
 from instructjax.integrations.conversations import render_conversation
@@ -322,16 +322,10 @@ def name_request(request: Instance) -> str:
 
 
 def _take(stream: Iterator[Request], tokens: int) -> list[Request]:
-    """The next requests, until so many tokens are to be computed for them.
-
-    Of each, only what the one before it does not begin with: the harness asks document by
-    document, and what several requests begin with is computed once.
-    """
+    """The next requests, until so many distinct tokens are to be computed for them."""
     taken: list[Request] = []
-    while tokens > 0 and (request := next(stream, None)) is not None:
-        tokens -= len(request.ids)
-        if taken:
-            last = taken[-1].ids[: len(request.ids)]
-            tokens += int(np.logical_and.accumulate(last == request.ids[: len(last)]).sum())
+    tree = GrowingTree()
+    while tree.num_distinct < tokens and (request := next(stream, None)) is not None:
+        tree.add(request)
         taken.append(request)
     return taken

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructjax.errors import ModelError, UsageError
 from instructjax.models.config import DecoderConfig
-from instructjax.sharding.rules import ShardingRules
+from instructjax.sharding.rules import AnyMesh, ShardingRules
 
 Names = tuple[str | None, ...]
 
@@ -76,7 +76,7 @@ def path_of(keys: Any) -> str:
 
 
 def param_spec(
-    path: str, shape: tuple[int, ...], mesh: Mesh, rules: ShardingRules
+    path: str, shape: tuple[int, ...], mesh: AnyMesh, rules: ShardingRules
 ) -> PartitionSpec:
     """How a parameter is split; an axis that does not divide is left whole."""
     pairs = zip(param_axes(path, len(shape)), shape, strict=True)
@@ -111,7 +111,7 @@ def param_shardings(
     return jax.tree.map_with_path(place, abstract_decoder(config, "float32")[1])
 
 
-def check_mesh(config: DecoderConfig, mesh: Mesh, rules: ShardingRules) -> None:
+def check_mesh(config: DecoderConfig, mesh: AnyMesh, rules: ShardingRules) -> None:
     """See that what computes by itself stays whole.
 
     Raises:

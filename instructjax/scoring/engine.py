@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import jax
@@ -24,7 +23,8 @@ from instructjax.scoring.dispatch import compute_rows
 from instructjax.scoring.head import TokenScores
 from instructjax.scoring.log_probs import token_scores
 
-WINDOW = 4096
+# Requests packed together: so many, or about so many tokens of them, scored or not.
+WINDOW, WINDOW_TOKENS = 16384, 1 << 23
 
 _token_scores = jax.jit(token_scores, static_argnames="top_k")
 
@@ -66,10 +66,11 @@ class Work:
 
     Attributes:
       requested: tokens of all requests dispatched, as if each were computed alone.
-      distinct: tokens left when prefixes that requests of a window share are counted once.
+      distinct: tokens left when prefixes that requests of a window share are counted once; a prefix
+        counts again in each window that has it.
       useful: positions computed that held a token: `distinct`, prefixes that stand in several
         rows, and those too short to be worth sharing.
-      computed: positions computed, padding included.
+      computed: positions computed, padding and the empty rows of a mesh included.
       programs: (row length, tile) of every compiled program used.
     """
 
@@ -93,7 +94,7 @@ def score_requests(
     work: Work | None = None,
     on_row: Callable[[int], None] | None = None,
 ) -> Iterator[ScoredRequest]:
-    """Score a stream of requests, a window of `WINDOW` at a time, in the order of the input.
+    """Score a stream of requests, a window at a time, in the order of the input.
 
     What requests of a window have in common at the start is computed once. On CPU this changes no
     bit, in float32 or bfloat16: a token is computed in the same order whether its prefix is shared
@@ -103,7 +104,8 @@ def score_requests(
 
     Args:
       model: who scores.
-      requests: any iterable; a window of it is held in memory.
+      requests: any iterable; a window of it, `WINDOW` or about `WINDOW_TOKENS` tokens, is held in
+        memory.
       top_k: how many best alternatives to keep a token.
       work: counts positions and programs, if given.
       on_row: called with the number of requests that a finished row held.
@@ -117,6 +119,8 @@ def score_requests(
     failures: list[Exception] = []
 
     def compute(batch: Batch) -> TokenScores:
+        if work is not None:
+            work.computed += batch.tokens.size
         if model.mesh is None:
             return _token_scores(model.graphdef, model.params, batch, top_k=top_k)
         options: dict[str, Any] = {"mesh": model.mesh, "rules": model.rules, "top_k": top_k}
@@ -157,18 +161,21 @@ def _pack_windows(
             if work is not None:
                 work.requested += sum(input_length(chosen[i]) for i, _ in row.members)
                 work.useful += row.num_tokens
-                work.computed += row.batch.tokens.size
                 work.programs.add((row.batch.tokens.shape[1], row.batch.tile))
             yield window, row
 
 
 def _take(requests: Iterator[Request], failures: list[Exception]) -> list[Request]:
     chosen: list[Request] = []
-    if not failures:
-        try:
-            chosen.extend(islice(requests, WINDOW))
-        except Exception as error:
-            failures.append(error)
+    tokens = 0
+    try:
+        while not failures and len(chosen) < WINDOW and tokens < WINDOW_TOKENS:
+            chosen.append(next(requests))
+            tokens += len(chosen[-1].ids)
+    except StopIteration:
+        pass
+    except Exception as error:
+        failures.append(error)
     return chosen
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 Axes = str | tuple[str, ...] | None
+# With devices or, to tell how arrays would lie, without.
+AnyMesh = Mesh | AbstractMesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +38,17 @@ class ShardingRules:
     vocab: Axes = "tensor"
     layers: Axes = None
 
-    def mesh_axes(self, name: str | None, mesh: Mesh) -> tuple[str, ...]:
+    def mesh_axes(self, name: str | None, mesh: AnyMesh) -> tuple[str, ...]:
         """The axes of this mesh that an axis called `name` is split over."""
         axes = None if name is None else getattr(self, name)
         axes = (axes,) if isinstance(axes, str) else axes or ()
         return tuple(axis for axis in axes if axis in mesh.shape)
 
-    def parts(self, name: str | None, mesh: Mesh) -> int:
+    def parts(self, name: str | None, mesh: AnyMesh) -> int:
         """In how many parts an axis called `name` is split."""
         return math.prod(mesh.shape[axis] for axis in self.mesh_axes(name, mesh))
 
-    def spec(self, names: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:
+    def spec(self, names: tuple[str | None, ...], mesh: AnyMesh) -> PartitionSpec:
         """How an array is split whose axes have these names.
 
         An axis of the mesh splits but one axis of an array: the first that asks for it.
@@ -65,6 +67,6 @@ class ShardingRules:
             parts.append(axes[0] if len(axes) == 1 else axes or None)
         return PartitionSpec(*parts)
 
-    def batch_sharding(self, mesh: Mesh) -> NamedSharding:
+    def batch_sharding(self, mesh: AnyMesh) -> NamedSharding:
         """Of arrays whose first axis is the batch; the others are whole."""
         return NamedSharding(mesh, self.spec(("batch",), mesh))

@@ -16,9 +16,8 @@ import instructjax
 from instructjax.data import Example, Reject
 from instructjax.errors import DataError, PromptError, UsageError
 from instructjax.prompts import PromptEncoder, PromptOptions
-from instructjax.scoring import score, score_rows
+from instructjax.scoring import engine, score, score_rows
 from instructjax.scoring.api import make_encoder
-from instructjax.scoring.engine import WINDOW
 
 C, Z = "Add the numbers.", "1 and 2"
 
@@ -35,9 +34,12 @@ def test_given_ids_score_as_in_pytorch(tiny_model: Any, golden: Callable[..., An
         np.testing.assert_allclose(row.scored.entropy, sequence["entropy"][2:], atol=1e-4)
 
 
-def test_rows_are_by_example_candidate_context(tiny_model: Any) -> None:
+def test_rows_are_by_example_candidate_context(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # More requests than the engine takes at once, and of lengths that packing reorders.
-    count = WINDOW // 4 + 8
+    monkeypatch.setattr(engine, "WINDOW", 100)
+    count = 100 // 4 + 8
     examples = [
         Example(instruction=C, input="7 " * (i % 9), output=["3", "4 and more"], id=f"e{i}")
         for i in range(count)

@@ -151,3 +151,12 @@ def test_the_command_on_a_mesh(tmp_path, capsys):
 def test_a_mesh_that_does_not_fit_is_refused():
     with pytest.raises(UsageError, match="do not divide over tensor=8"):
         load_model(TINY, mesh=make_mesh("tensor=8"))
+
+
+def test_empty_rows_are_computed_and_counted(tiny_model, requests):
+    work = Work()
+    list(score_requests(on(make_mesh("data=8"), tiny_model), requests[:3], work=work))
+    # one row of tokens, and one without any for each other device
+    ((length, _),) = work.programs
+    assert work.computed == 8 * length
+    assert work.useful < length

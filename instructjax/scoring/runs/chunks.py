@@ -7,20 +7,22 @@ came there from the beginning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from instructjax.batching.prefix_tree import common_prefix, input_length
+from instructjax.batching.prefix_tree import GrowingTree
 from instructjax.data.example import Example
 from instructjax.data.rejects import Reject
 from instructjax.errors import InstructJaxError
 from instructjax.prompts.request import Request
+from instructjax.scoring.engine import WINDOW, WINDOW_TOKENS
 
-CHUNK_ROWS = 4096
+CHUNK_ROWS = 16384
 CHUNK_TOKENS = 1 << 17
-HELD_TOKENS = 16 * CHUNK_TOKENS
+HELD_TOKENS = WINDOW_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,11 +68,13 @@ def make_chunks(
     *,
     done: Mapping[int, int] | None = None,
     most_rows: int | None = None,
+    top_k: int = 0,
 ) -> Iterator[Chunk]:
-    """Cuts a stream into chunks of `CHUNK_ROWS` rows or about `CHUNK_TOKENS` tokens.
+    """Cuts a stream into chunks of about `CHUNK_TOKENS` distinct tokens.
 
-    What a request has in common at its start with the one before it, or with its like of the row
-    before, counts once, up to `HELD_TOKENS` in all, which bounds memory.
+    What requests of a chunk have in common at their start counts once, in whatever order they
+    come. A chunk in which that is much has more tokens, since the next one computes it anew.
+    `HELD_TOKENS` in all, `CHUNK_ROWS` rows and `WINDOW` requests bound memory.
 
     Args:
       rows: examples, and rejects in their places.
@@ -78,6 +82,7 @@ def make_chunks(
         raises ends the stream.
       done: chunks to pass over, unencoded: the index of the first row to that after the last.
       most_rows: rows of a chunk, if fewer than `CHUNK_ROWS`.
+      top_k: alternatives that will be kept of each scored token, an id and a number each.
     """
     done = done or {}
     rows = iter(rows)
@@ -89,36 +94,41 @@ def make_chunks(
                 pass
             place = stop
             continue
-        chunk = _read_chunk(rows, encode, place, min(most_rows or CHUNK_ROWS, CHUNK_ROWS))
+        chunk = _read_chunk(rows, encode, place, min(most_rows or CHUNK_ROWS, CHUNK_ROWS), top_k)
         if chunk.stop == place:
             return
         yield chunk
         place = chunk.stop
 
 
-def _read_chunk(rows: Iterator[Any], encode: Encode, first: int, most_rows: int) -> Chunk:
+def _read_chunk(
+    rows: Iterator[Any], encode: Encode, first: int, most_rows: int, top_k: int
+) -> Chunk:
     chunk = Chunk(first=first, stop=first)
-    tokens = held = 0
-    before: list[Request] = []
+    tree = GrowingTree()
+    held = requests = 0
     for row in rows:
         made = encode(row, chunk.stop)
         if isinstance(made, list):
             chunk.rows.append(EncodedRow(row=chunk.stop, example=row, requests=made))
-            held += sum(map(input_length, made))
-            tokens += _count_new(made, before)
-            before = made
+            requests += len(made)
+            for request in made:
+                held += len(request.ids) + 2 * top_k * request.num_tokens
+                tree.add(request)
         else:
             chunk.failures.append(made)
         chunk.stop += 1
-        if chunk.stop - first >= most_rows or tokens >= CHUNK_TOKENS or held >= HELD_TOKENS:
+        full = held >= HELD_TOKENS or requests >= WINDOW or chunk.stop - first >= most_rows
+        if full or tree.num_distinct >= _enough(tree.num_shared):
             break
     return chunk
 
 
-def _count_new(requests: list[Request], before: list[Request]) -> int:
-    total = 0
-    for i, request in enumerate(requests):
-        alike = [*requests[max(i - 1, 0) : i], *before[i : i + 1]]
-        common = max((common_prefix(other, request) for other in alike), default=0)
-        total += input_length(request) - common
-    return total
+def _enough(shared: int) -> float:
+    """Distinct tokens at which a chunk ends, of which two requests or more begin with `shared`.
+
+    Of instructions in random order, those met twice grow with the square of the rows, so a few of
+    them early on mean that more will come. One eighth is computed again where `shared` is
+    `CHUNK_TOKENS`, less where it is less.
+    """
+    return max(float(CHUNK_TOKENS), 8 * math.sqrt(CHUNK_TOKENS * shared))

@@ -136,7 +136,7 @@ def score_examples(
 
     for chunk in score_chunks(
         model,
-        make_chunks(examples, try_encode),
+        make_chunks(examples, try_encode, top_k=top_k),
         top_k=top_k,
         cache=cache,
         headway=headway,

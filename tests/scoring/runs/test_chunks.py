@@ -55,7 +55,7 @@ def test_a_chunk_ends_with_its_rows_or_its_tokens() -> None:
     assert [type(f).__name__ for f in found[3].failures] == ["Reject", "Failure"]
 
 
-@pytest.mark.parametrize(("held", "stops"), [(1000, [4]), (25, [3, 4])])
+@pytest.mark.parametrize(("held", "stops"), [(1000, [4]), (25, [3, 4]), (24, [2, 4])])
 def test_tokens_in_common_count_once(
     monkeypatch: pytest.MonkeyPatch, held: int, stops: list[int]
 ) -> None:
@@ -70,9 +70,56 @@ def test_tokens_in_common_count_once(
             Request(ids=ids, spans=((len(ids) - 1, len(ids)),), num_bytes=1) for ids in (whole, own)
         ]
 
-    # 9 + 1 new tokens, then 1 + 1 a row; 10 a row to hold.
+    # 9 + 1 new tokens, then 1 + 1 a row; 12 a row to hold.
     found = list(make_chunks(make_rows([1] * 4), encode))
     assert [chunk.stop for chunk in found] == stops
+
+
+def shuffled(instructions: int, rows: int) -> Any:
+    """An encoder of rows of one of several instructions of 100 tokens, and 20 of their own."""
+    order = np.random.default_rng(0).integers(0, instructions, rows)
+
+    def encode(row: Any, place: int) -> list[Request]:
+        prompt, own = np.arange(100) + 1000 * order[place], np.arange(20) + 10**8 + 100 * place
+        ids = np.concatenate([prompt, own, [0]]).astype(np.int32)
+        return [Request(ids=ids, spans=((120, 121),), num_bytes=1)]
+
+    return encode
+
+
+def test_instructions_in_random_order_are_seldom_computed_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 10**6)
+    monkeypatch.setattr(chunks, "CHUNK_TOKENS", 1000)
+    found = list(make_chunks(make_rows([1] * 600), shuffled(5, 600)))
+    total = sum(
+        len({tuple(r.ids[:n]) for row in c.rows for r in row.requests for n in range(1, 121)})
+        for c in found
+    )
+    assert len(found) > 1
+    assert total <= 1.15 * (5 * 100 + 600 * 20)
+    # Where nothing is shared there is nothing to wait for.
+    apart = list(make_chunks(make_rows([1] * 54), shuffled(10**6, 54)))
+    assert [c.stop - c.first for c in apart] == [9] * 6
+
+
+def test_what_is_kept_of_each_token_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_TOKENS", 1000)
+    monkeypatch.setattr(chunks, "HELD_TOKENS", 20)
+    # Three ids a row, of which one is scored, for which three ids and three numbers are kept.
+    found = list(make_chunks(make_rows([2] * 4), Encoder(), top_k=3))
+    assert [c.stop - c.first for c in found] == [3, 1]
+
+
+def test_requests_of_a_chunk_are_packed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "WINDOW", 6)
+
+    def encode(row: Any, place: int) -> list[Request]:
+        ids = np.array([place, 0], np.int32)
+        return [Request(ids=ids, spans=((1, 2),), num_bytes=1)] * 4
+
+    assert [c.stop for c in make_chunks(make_rows([1] * 4), encode)] == [2, 4]
 
 
 @given(st.lists(st.integers(-1, 25), max_size=30), st.data())
