@@ -101,11 +101,25 @@ def over_rows(
     if mesh is None:
         return lambda params, batch: function(graphdef, params, batch)
 
+    along = rules.spec((None, "sequence"), mesh)
+    context = rules.parts("sequence", mesh)
+
+    def over_context(batch: Any, sharding: Any) -> Any:
+        """Tokens of a row over devices; what is computed of each follows, and keys and values are
+        gathered by the compiler, as every query may need them."""
+
+        def split(path: Any, x: Any) -> Any:
+            if path_of(path[-1:]) not in ("tokens", "positions") or x.shape[-1] % context:
+                return x
+            return lax.with_sharding_constraint(x, sharding)
+
+        return batch if context == 1 else jax.tree.map_with_path(split, batch)
+
     def whole(params: nnx.State, batch: Any) -> Any:
         module = nnx.merge(graphdef, params)
         full = _find_specs(params, mesh, rules)
         module.table_split = _find_table_split(full, mesh, rows)._replace(mesh=mesh)
-        return function(*nnx.split(module), batch)
+        return function(*nnx.split(module), over_context(batch, NamedSharding(mesh, along)))
 
     if not rows:
         return whole
@@ -119,7 +133,7 @@ def over_rows(
             module = nnx.merge(graphdef, outer(params))
             module.gather = inner
             module.table_split = _find_table_split(full, mesh, rows)
-            result = function(*nnx.split(module), batch)
+            result = function(*nnx.split(module), over_context(batch, along))
             return lax.psum(result, rows) if total else result
 
         of_batch = PartitionSpec(*(None,) * batch_axis, rows)
