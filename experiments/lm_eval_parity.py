@@ -1,8 +1,11 @@
 """Are the harness' numbers right? Its tasks through its own `hf` model and through instructjax.
 
     python experiments/lm_eval_parity.py FOLDER --tasks copa,texts --model HF_FOLDER
+    python experiments/lm_eval_parity.py DATA --superni 12 --model HF_FOLDER \\
+        --out experiments/results/lm_eval_parity.json
 
-FOLDER holds tasks of lm-evaluation-harness (YAML, with local data). Both models get the same
+FOLDER holds tasks of lm-evaluation-harness (YAML, with local data); or DATA is a folder of
+Super-NaturalInstructions, of which `lm_eval_superni` makes tasks. Both models get the same
 weights in float32 and the same requests. Requests of which both score the same ids after the same
 ids must agree to 1e-3 nats; those of which they do not are counted by the reason:
 
@@ -23,12 +26,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 from lm_eval.tasks import TaskManager
+from lm_eval_superni import write_tasks
 from rich.console import Console
 from rich.table import Table
 
@@ -97,8 +103,9 @@ def explain(lm: Recorder, key: str, peer: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", help="of tasks")
-    parser.add_argument("--tasks", required=True, help="names, with commas")
+    parser.add_argument("folder", help="of tasks, or with --superni of data")
+    parser.add_argument("--tasks", help="names, with commas")
+    parser.add_argument("--superni", type=int, help="make tasks of so many documents each")
     parser.add_argument("--model", required=True, help="a Hugging Face folder or hub id")
     parser.add_argument("--num-fewshot", type=int)
     parser.add_argument("--limit", type=int, help="documents a task")
@@ -108,8 +115,12 @@ def main() -> int:
     parser.add_argument("--rolling-bos", choices=("every", "first"), default="every")
     parser.add_argument("--batch-size", type=int, default=1, help="of `hf`")
     parser.add_argument("--python", default=sys.executable, help="a Python that has torch")
-    parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--out", type=Path, help="JSON file to write, and a table beside it (.md)")
     args = parser.parse_args()
+    if args.superni:
+        made = Path(tempfile.mkdtemp(prefix="lm-eval-superni-"))
+        args.tasks = ",".join(write_tasks(Path(args.folder), made, args.superni))
+        args.folder = str(made)
 
     options = {
         "tasks": args.tasks.split(","),
@@ -145,6 +156,7 @@ def main() -> int:
     on_ids = {key: abs(value - peer["on_given_ids"][key]) for key, value in lm.found.items()}
     reasons = {key: explain(lm, key, peer) for key in gaps}
     console = Console(soft_wrap=True)
+    lines: list[tuple[str, ...]] = []
     table = Table(title="instructjax against lm-evaluation-harness `hf`, float32, nats a request")
     for name in ("task", "requests", "same ids: gap", "others: gap", "on our ids"):
         table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
@@ -154,13 +166,11 @@ def main() -> int:
         for key in keys:
             gap_by_reason[reasons[key]].append(gaps[key])
         same = gap_by_reason.pop("", [])
-        table.add_row(
-            task,
-            f"{len(keys)}",
-            f"{len(same)}: {max(same, default=0):.1e}",
-            "\n".join(f"{len(g)} {name}: {max(g):.1e}" for name, g in gap_by_reason.items()),
-            f"{max(on_ids[key] for key in keys):.1e}",
-        )
+        others = [f"{len(g)} {name}: {max(g):.1e}" for name, g in gap_by_reason.items()]
+        cells = (task, f"{len(keys)}", f"{len(same)}: {max(same, default=0):.1e}")
+        last = f"{max(on_ids[key] for key in keys):.1e}"
+        table.add_row(*cells, "\n".join(others), last)
+        lines.append((*cells, ", ".join(others), last))
     console.print(table)
     wrong = {key for key in gaps if on_ids[key] > LIMIT or (gaps[key] > LIMIT and not reasons[key])}
     for key in sorted(gaps, key=gaps.__getitem__, reverse=True):
@@ -173,15 +183,43 @@ def main() -> int:
                 markup=False,
                 highlight=False,
             )
-    print(
+    summary = (
         f"{len(gaps)} requests, {len(wrong)} wrong; hf's network on our ids differs by "
-        f"{max(on_ids.values()):.1e} at most, limit {LIMIT:.0e}"
+        f"{max(on_ids.values()):.1e} nats at most, limit {LIMIT:.0e}"
     )
+    print(summary)
     if args.out:
-        about = {"results": {t: str(r) for t, r in results["results"].items()}, "reasons": reasons}
-        numbers = {"ours": lm.found, "hf": peer["found"], "hf_on_our_ids": peer["on_given_ids"]}
-        Path(args.out).write_text(json.dumps({**about, **numbers, "hf_results": peer["results"]}))
+        ours, theirs = results["results"], peer["results"]
+        report = {
+            "summary": summary,
+            "limit": LIMIT,
+            "versions": {x: metadata.version(x) for x in ("instructjax", "lm_eval", "torch")},
+            "results": {t: {"ours": str(r), "hf": theirs[t]} for t, r in ours.items()},
+            "requests": {
+                key: {
+                    "ours": value,
+                    "hf": peer["found"][key],
+                    "hf_on_our_ids": peer["on_given_ids"][key],
+                    "reason": reasons[key],
+                }
+                for key, value in lm.found.items()
+            },
+        }
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(describe(lines, summary))
     return int(bool(wrong))
+
+
+def describe(lines: list[tuple[str, ...]], summary: str) -> str:
+    """The table as Markdown."""
+    head = ("task", "requests", "same ids: largest gap", "other ids: largest gap", "on our ids")
+    rows = [head, ("---",) * len(head), *lines]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return (
+        "# instructjax against lm-evaluation-harness `hf`, float32, nats a request\n\n"
+        f"{table}\n\n{summary}. Why `hf` scores other ids is explained in\n"
+        "`experiments/lm_eval_parity.py`, which made this; every request is in the JSON file.\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Are the numbers right? Log-probs of real rows against transformers on PyTorch, float32.
 
-    python experiments/parity.py rows.jsonl more.jsonl --every 5
+    python experiments/parity.py rows.jsonl more.jsonl --every 5 --out parity.json
 
 Scores the same token ids with both, on the embedded default model, and prints the largest
 difference of any token, in nats, by file. Float32 is no reference where a token is badly
@@ -24,6 +24,7 @@ import instructjax as ij
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 from scoring import run_peers
+from written import write_report
 
 LIMIT = 1e-4
 
@@ -38,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", nargs="+", help="data files")
     parser.add_argument("--every", type=int, default=1, help="take one row in so many")
+    parser.add_argument("--out", type=Path, help="JSON file to write, and a table beside it (.md)")
     args = parser.parse_args()
 
     model = ij.load_model("smollm2-135m-instruct", dtype="float32")
@@ -48,7 +50,7 @@ def main() -> int:
     apart = Table(title="tokens above 1e-4: distance from float64, nats")
     for name in ("file", "response", "token", "log-prob", "ours", "PyTorch float32", "between"):
         apart.add_column(name, justify="left" if name == "file" else "right")
-    wrong = 0
+    wrong, files = 0, []
     for path in args.data:
         rows = list(ij.read_examples(path))
         examples = [row for row in rows if isinstance(row, ij.Example)]
@@ -63,6 +65,16 @@ def main() -> int:
         every = np.concatenate(gaps)
         if not np.isfinite(every).all():
             raise SystemExit(f"{path}: a log-prob is no finite number")
+        files.append(
+            {
+                "file": Path(path).name,
+                "responses": len(requests),
+                "tokens": len(every),
+                "mean": float(every.mean()),
+                "largest": float(every.max()),
+                "above": int((every > LIMIT).sum()),
+            }
+        )
         table.add_row(
             Path(path).name,
             f"{len(requests):,}",
@@ -91,7 +103,17 @@ def main() -> int:
     console.print(table)
     if apart.row_count:
         console.print(apart)
-    print(f"tokens further than {LIMIT:.0e} from both: {wrong}")
+    summary = f"tokens further than {LIMIT:.0e} from both: {wrong}"
+    print(summary)
+    if args.out:
+        report = {
+            "every": args.every,
+            "limit": LIMIT,
+            "files": files,
+            "further_from_both": int(wrong),
+        }
+        parts = [table, *([apart] if apart.row_count else []), summary]
+        write_report(args.out, report, "instructjax against PyTorch, token by token", parts)
     return int(wrong > 0)
 
 

@@ -33,6 +33,7 @@ import numpy as np
 from matmul_rate import bare_matmul_flops, layer_flops
 from rich.console import Console
 from rich.table import Table
+from written import write_report
 
 import instructjax as ij
 from instructjax.batching.prefix_tree import PrefixTree, build_tree
@@ -204,7 +205,7 @@ def run_task(model: ij.Model, requests: list[Request], args: argparse.Namespace)
     }
 
 
-def show(console: Console, name: str, task: dict[str, Any]) -> None:
+def show(console: Console, name: str, task: dict[str, Any]) -> list[Table | str]:
     table = Table(
         title=f"{name}: {task['requests']:,} requests, {task['tokens']:,} tokens, "
         f"{task['scored_tokens']:,} scored, float32"
@@ -223,13 +224,15 @@ def show(console: Console, name: str, task: dict[str, Any]) -> None:
         )
     console.print(table)
     ours = task["results"][0]
-    console.print(
+    about = (
         f"max diff in nats a token; useful matmul {task['useful_matmul_flops'] / 1e9:.0f} GFLOP/s "
         f"= {task['share_of_bare_matmul']:.2f} of a bare matmul; {ours['distinct_tokens']:,} "
         f"distinct tokens in {ours['computed_positions']:,} positions, "
         f"{ours['useful_share_of_positions']:.3f} of them useful; {ours['programs']} programs, "
         f"first pass {ours['first_pass_seconds']:.1f} s"
     )
+    console.print(about)
+    return [table, about]
 
 
 def main() -> None:
@@ -245,13 +248,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed passes of ours")
     parser.add_argument("--rounds", type=int, default=2, help="turns that ours and peers take")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="scoring.json", help="JSON file to write")
+    parser.add_argument(
+        "--out", type=Path, default="scoring.json", help="JSON file to write, and .md beside it"
+    )
     args = parser.parse_args()
 
     model = ij.load_model(MODEL, dtype="float32")
     frame = template_frame(model)
     console = Console()
-    tasks = {}
+    tasks, parts = {}, []
     for name in args.tasks:
         rng = np.random.default_rng(args.seed)
 
@@ -265,14 +270,13 @@ def main() -> None:
             else TASKS[name](frame, draw, rng, count)
         )
         tasks[name] = run_task(model, requests, args)
-        show(console, name, tasks[name])
+        parts += show(console, name, tasks[name])
     report = {
         "tasks": tasks,
         "machine": {"processor": platform.processor(), "cores": os.cpu_count()},
         "versions": {"jax": jax.__version__, "instructjax": ij.__version__},
     }
-    Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"wrote {args.out}")
+    write_report(args.out, report, "Scoring against lm-evaluation-harness and transformers", parts)
 
 
 if __name__ == "__main__":

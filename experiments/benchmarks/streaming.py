@@ -28,6 +28,7 @@ from device_clock import DeviceClock
 from made_up import make_model, write_rows
 from rich.console import Console
 from rich.table import Table
+from written import write_report
 
 WARM_ROWS = 5_000
 
@@ -38,22 +39,28 @@ def resident_mb() -> float:
         return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-class Peak:
-    """The largest resident memory while the block runs, looked at every 50 ms."""
+class Resident:
+    """Resident memory while the block runs, looked at every 50 ms."""
 
-    def __enter__(self) -> Peak:
-        self.megabytes, self._stop = resident_mb(), threading.Event()
+    def __enter__(self) -> Resident:
+        self.megabytes, self._stop = [resident_mb()], threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
         while not self._stop.wait(0.05):
-            self.megabytes = max(self.megabytes, resident_mb())
+            self.megabytes.append(resident_mb())
 
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
         self._thread.join()
+
+    def quarters(self) -> list[float]:
+        """The largest of each quarter of the time."""
+        count = len(self.megabytes)
+        cuts = [count * i // 4 for i in range(5)]
+        return [max(self.megabytes[a : max(b, a + 1)]) for a, b in itertools.pairwise(cuts)]
 
 
 def run_child(model: str, warm: Path, data: Path, out: Path) -> None:
@@ -66,7 +73,7 @@ def run_child(model: str, warm: Path, data: Path, out: Path) -> None:
     score_run.load_model = lambda spec, **options: loaded
     for source in (warm, data):
         target = out.with_name(f"{source.stem}.parquet")
-        with Peak() as peak, DeviceClock() as clock:
+        with Resident() as resident, DeviceClock() as clock:
             start, cpu = time.perf_counter(), time.process_time()
             command = ["score", str(source), "--out", str(target), "--model", model]
             code = main([*command, "--overwrite"])
@@ -77,7 +84,8 @@ def run_child(model: str, warm: Path, data: Path, out: Path) -> None:
         "seconds": seconds,
         "cpu_seconds": cpu,
         "waiting_share": 1 - clock.busy / seconds,
-        "peak_mb": peak.megabytes,
+        "peak_mb": max(resident.megabytes),
+        "quarters_mb": resident.quarters(),
         "final_mb": resident_mb(),
         "table_mb": target.stat().st_size / 1e6,
     }
@@ -103,7 +111,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="of the last run")
     parser.add_argument("--data", type=Path, help="its rows; by default made up")
     parser.add_argument("--rows", type=int, default=300, help="how many are made up; 0 for no run")
-    parser.add_argument("--out", default="streaming.json", help="JSON file to write")
+    parser.add_argument(
+        "--out", type=Path, default="streaming.json", help="JSON file to write, and .md beside it"
+    )
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -111,7 +121,7 @@ def main() -> None:
         return run_child(model, Path(warm), Path(data), Path(out))
 
     table = Table(title="instructjax score, from the loaded model to the finished table")
-    names = ("rows", "seconds", "ms a row", "CPU ms", "waits", "peak MB", "final MB")
+    names = ("rows", "seconds", "ms a row", "CPU ms", "waits", "peak MB by quarter", "final MB")
     for name in ("model", *names):
         table.add_column(name, justify="left" if name == "model" else "right")
     results = []
@@ -142,12 +152,16 @@ def main() -> None:
                 f"{1e3 * result['seconds'] / count:.3f}",
                 f"{1e3 * result['cpu_seconds'] / count:.3f}",
                 f"{result['waiting_share']:.1%}",
-                f"{result['peak_mb']:,.0f}",
+                " ".join(f"{mb:.0f}" for mb in result["quarters_mb"]),
                 f"{result['final_mb']:,.0f}",
             )
     Console().print(table)
-    Path(args.out).write_text(json.dumps({"cores": os.cpu_count(), "runs": results}, indent=2))
-    print(f"wrote {args.out}")
+    report = {"cores": os.cpu_count(), "runs": results}
+    note = (
+        "`waits`: share of the time in which the device waited for the host. `peak MB by quarter`: "
+        "the largest resident memory in each quarter of the time."
+    )
+    write_report(args.out, report, "The cost of a row, streamed", [table, note])
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def pack(
     *,
     apart: Callable[[int], Hashable] | None = None,
     together: int = 1,
+    longest: int | None = None,
 ) -> Iterator[PackedRow]:
     """Rows that together hold every request once, the fullest subtrees first.
 
@@ -94,6 +95,8 @@ def pack(
         differently from the first token on (`instructjax.models.rotary.length_classes`).
       together: rows that are computed at a time, each on a device of its own, for which there must
         be enough of them.
+      longest: positions of a row that several requests share beyond the standard ones, if memory
+        bounds it; below these, of any row that they share.
     """
     tree = tree or build_tree(requests)
     kinds = [(tile_for(n), None if apart is None else apart(n)) for n in tree.lengths]
@@ -101,21 +104,22 @@ def pack(
         members = [i for i, own in zip(tree.order, kinds, strict=True) if own == (tile, kind)]
         same = len(members) == len(kinds)
         part = tree if same else build_tree(requests, members)
-        for places in _plan(part, together):
+        for places in _plan(part, together, longest):
             yield _fill(requests, part, places, tile)
 
 
-def _plan(tree: PrefixTree, together: int) -> Iterator[list[int]]:
+def _plan(tree: PrefixTree, together: int, most: int | None) -> Iterator[list[int]]:
     """The places in the tree of each row's requests.
 
     The tree is cut into subtrees that fit a row, coarsely (most sharing) or finely (fullest rows),
     whichever computes the fewest positions.
     """
-    standard = ROW_LENGTHS[-1]
+    standard = min(ROW_LENGTHS[-1], most or ROW_LENGTHS[-1])
     plans = [_place(tree, standard, limit) for limit in (standard, standard // 4, 0)]
     longest = 16 * max(tree.shared, default=0)
     if jax.default_backend() == "cpu":  # elsewhere attention is at its best in standard rows
         longest = max(longest, 8192)
+    longest = min(longest, most or longest)
     # A request may need a longer row in any case; others behind its prefix go with it.
     own = row_length_for(max(tree.lengths))
     for length in (*LONG_ROWS, *(n for n in (own, 2 * own) if n > LONG_ROWS[-1])):

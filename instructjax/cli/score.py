@@ -26,7 +26,8 @@ class Score(TableOptions, ProcessOptions):
     turns: Literal["last", "all"] = "last"
     """Which assistant turns of a conversation to score."""
     top_k: int | None = None
-    """Also write each token's entropy, its rank and so many of the likeliest in its place."""
+    """Also write each token's entropy, its rank and so many of the likeliest in its place, from 0
+    to 1,024."""
 
     def run(self) -> int:
         """Does it; returns the exit code."""

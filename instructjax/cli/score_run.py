@@ -30,6 +30,7 @@ def run_score(options: Score) -> int:
     contexts = parse_contexts(options.contexts)
     prompt_options = {**options.prompt_options(), "turns": options.turns}
     PromptOptions(**prompt_options)
+    check_top_k(options.top_k or 0)
     fields = parse_fields(options.field)
     rows = open_rows(options, fields)
     model = load_model(options.model, dtype=options.dtype, mesh=choose_mesh(options.mesh))

@@ -118,7 +118,7 @@ def describe_work(work: Work, headway: Headway) -> str:
     ]
     if work.useful < work.requested:
         parts.append(f"{work.useful:,} computed, as prefixes are shared")
-        parts.append(f"{work.distinct:,} distinct")
+        parts.append(f"{work.distinct:,} distinct among those packed together")
     parts += [
         f"{work.useful_share:.0%} of the positions computed held one",
         f"{programs} program{'' if programs == 1 else 's'}",

@@ -59,6 +59,7 @@ def run_split(options: Split) -> int:
         _read(options, rows, rejects, tasks)
         keys = rows.keys()
         cell, told = choose_cells(rows, keys, recipe, tasks)
+        _warn_of_unnamed(rows, recipe.by)
         evaluated = choose_evaluated(keys, cell, recipe)
         _check_cells(cell, evaluated)
         found = SplitLeaks(records=(), rows=np.zeros(len(cell), bool), summary={})
@@ -145,6 +146,17 @@ def _read(
     if not len(rows):
         raise DataError(
             f"no row can be used ({dict(rejects.counts)})", file=options.data, remedy="see --format"
+        )
+
+
+def _warn_of_unnamed(rows: SplitRows, by: str) -> None:
+    whose = {"task": ("task", "instruction"), "paraphrase": ("task", "instruction")}
+    whose["category"] = ("category", "task")
+    name, instead = whose.get(by, ("", ""))
+    if name and (count := rows.unnamed[name]):
+        say_error(
+            f"{count:,} rows have no `{name}`: each {instead} of theirs counts as one of its own",
+            label="warning: ",
         )
 
 

@@ -19,6 +19,8 @@ def make_reject(example: Example, error: InstructJaxError) -> Reject:
     given = {name: getattr(example, name) for name in (*names, "prompt_ids", "output_ids")}
     given["history"] = [asdict(turn) for turn in example.turns]
     values = {name: value for name, value in given.items() if value is not None and len(value)}
+    if example.answer is not None:
+        values["answer"] = example.answer
     return Reject(
         file=file,
         row=place,

@@ -31,6 +31,7 @@ from instructjax.generalization.splits import (
     choose_instructions,
 )
 
+_NAMED_BY = {"task": "task", "paraphrase": "task", "category": "category"}
 _FILES = ("train.jsonl", "eval.jsonl", "leaks.jsonl", "split.json")
 
 
@@ -44,7 +45,16 @@ def choose_cells(
       recipe: how.
       tasks: whether each task is held out, by name: then they are, and not those that a fraction
         would take. Tasks that share an instruction text with one of them are held out too.
+
+    Raises:
+      DataError: no row names the task, or the category, that the split is by.
     """
+    needed = _NAMED_BY.get(recipe.by)
+    if tasks is None and needed is not None and 0 < len(rows) == rows.unnamed[needed]:
+        raise DataError(
+            f"no row has a `{needed}`, which a split by {recipe.by} needs",
+            remedy=f"name its column with --field {needed}=COLUMN, or split --by instruction",
+        )
     told: dict[str, Any] = {}
     if tasks is not None:
         names = [to_key(text_hash(f"task {task}")) for task, unseen in tasks.items() if unseen]

@@ -46,6 +46,10 @@ class SplitRows:
     Args:
       path: of the file that rows are kept in; removed at the end of the block.
       fold_case: whether case makes no difference.
+
+    Attributes:
+      texts: of all instructions and inputs.
+      unnamed: rows without a task, and without a category.
     """
 
     def __init__(self, path: Path, *, fold_case: bool = False) -> None:
@@ -53,6 +57,7 @@ class SplitRows:
         self._stream = path.open("w+b")
         self._columns = {name: array("Q") for name in ("c", "z", "task", "category", "content")}
         self._raw = array("Q")
+        self.unnamed = {"task": 0, "category": 0}
         self._offsets = array("q", [0])
         self._numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
         self._no_input: int | None = None
@@ -87,6 +92,8 @@ class SplitRows:
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
         task = to_key(text_hash(f"task {example.task}")) if example.task else keys[0]
         category = to_key(text_hash(f"category {example.category}")) if example.category else task
+        for name in self.unnamed:
+            self.unnamed[name] += not getattr(example, name)
         values = (keys[0], keys[1], task, category, _digest(content.encode("utf-8", "replace")))
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)

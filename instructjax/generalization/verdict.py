@@ -192,7 +192,9 @@ def analyze(
         # With a threshold, it can be the mean that leaves the question open.
         by_gap = is_small(getattr(gaps, gap), smallest_gap) != "yes" or threshold is None
         open_questions[name] = needed[gap] if by_gap or found[mean] is None else need(mean)
-    if np.ptp(values) == 0:
+    if len(values) == 1:
+        headline = "there is one score alone, and nothing to compare it with"
+    elif np.ptp(values) == 0:
         headline = f"all scores are {values[0]:g}: where nothing varies there is nothing to tell"
     else:
         headline = put_in_words(decided, inputs, instructions, words=words, needed=open_questions)

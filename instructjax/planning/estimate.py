@@ -169,7 +169,7 @@ def estimate_collectives(
     """What has to be said: parameters gathered, gradients scattered, partial sums of `tensor`."""
     size = jnp.dtype(setting.dtype).itemsize
     mesh, rules = setting.abstract_mesh, setting.rules
-    rows: tuple[str, ...] = rules.mesh_axes("batch", mesh)  # type: ignore[arg-type]
+    rows: tuple[str, ...] = rules.mesh_axes("batch", mesh)
     rows = tuple(axis for axis in rows if mesh.shape[axis] > 1)
     found: list[Collective] = []
     train, steps = setting.task == "finetune", setting.programs * setting.micro_batches
@@ -183,7 +183,7 @@ def estimate_collectives(
     passes = 2 if train else 1
     for keys, leaf in jax.tree.leaves_with_path(params):
         path = name_param(keys)
-        spec = param_spec(path, leaf.shape, mesh, rules)  # type: ignore[arg-type]
+        spec = param_spec(path, leaf.shape, mesh, rules)
         names = [n for part in spec for n in (part if isinstance(part, tuple) else (part,)) if n]
         over = tuple(axis for axis in rows if axis in names)
         others = math.prod(mesh.shape[n] for n in names if n not in rows)
@@ -204,10 +204,10 @@ def estimate_collectives(
         ("all-reduce", summed, "backward"),
     ):
         for axes, num_bytes in parts.items():
-            found.append(_collective(kind, axes, mesh.shape, num_bytes, steps, where))
-    tensor = tuple(a for a in rules.mesh_axes("mlp", mesh) if mesh.shape[a] > 1)  # type: ignore
+            found.append(_collective(kind, axes, mesh.shape, float(num_bytes), steps, where))
+    tensor = tuple(a for a in rules.mesh_axes("mlp", mesh) if mesh.shape[a] > 1)
     if tensor:
-        hidden = setting.rows * setting.length * config.hidden_size * size
+        hidden = float(setting.rows * setting.length * config.hidden_size * size)
         # after attention and the MLP, and of the gradients before them; computed again, the first
         times = {"score": 2, "none": 4, "dots": 4, "layer": 5}
         count = times["score" if not train else setting.remat] * config.num_layers
@@ -220,7 +220,7 @@ def _collective(
     axes: tuple[str, ...],
     mesh: Mapping[str, int],
     num_bytes: float,
-    count: float,
+    count: int,
     where: str,
 ) -> Collective:
     group = math.prod(mesh[axis] for axis in axes)

@@ -6,6 +6,7 @@ takes the body of a loop once and does not look into kernels: no measure of a sc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,9 +127,11 @@ def count_step(
     sizes = kernel_sizes(params)
     learn = sizes if trained is None else kernel_sizes(trained)
     # a kernel's input needs a gradient, and the kernel does if it is trained
-    layers = forward.layers + tokens * sum(
-        _per_token(config, path, size) for path, size in sizes.items() if path in learn
-    )
+
+    def per_token(wanted: Callable[[str], bool]) -> float:
+        return sum((_per_token(config, p, size) for p, size in sizes.items() if wanted(p)), 0.0)
+
+    layers = forward.layers + tokens * per_token(lambda path: path in learn)
     key, value = _head_dims(config)
     # scores and values, twice each; tiles compute scores once more
     tiled = again and form == "tiles"
@@ -139,18 +142,11 @@ def count_step(
     if not again:
         return forward + backward
     if remat == "layer":
-        repeated = sum(
-            _per_token(config, path, size)
-            for path, size in sizes.items()
-            if not _is_last(config, path)
-        )
+        repeated = per_token(lambda path: not _is_last(config, path))
         backward += Flops(layers=repeated * tokens, attention=forward.attention)
     elif remat == "dots":
-        experts = sum(
-            _per_token(config, path, size)
-            for path, size in sizes.items()
-            if path.endswith(_EXPERTS) and not _is_last(config, path)
-        )
+        # grouped products of experts are none of those that are kept; nor is the whole square
+        experts = per_token(lambda path: path.endswith(_EXPERTS))
         whole = 0.0 if form == "tiles" else forward.attention
         backward += Flops(layers=experts * tokens, attention=whole)
     return forward + backward

@@ -151,7 +151,7 @@ def make_plan(
     mesh = lay_out(topology, setting.mesh, open_devices(topology))
     program = build_program(config, setting, mesh)
     plan = _estimated(model, config, topology, setting)
-    found = compile_program(program)
+    found = compile_program(program, topology.chip.platform)
     memory = {kind: plan.memory[kind] for kind in plan.memory if kind in _EXACT}
     exact = sum(memory.values())
     if isinstance(found, Overflow):

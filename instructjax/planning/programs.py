@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -78,7 +79,7 @@ def _step(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
             mesh=mesh,
             rules=rules,
         )
-        return step.lower(state, sft)
+        return _lower(step, (state, sft), donate=len(jax.tree.leaves(state)))
 
     kinds = {"parameters": (state.trainable, state.frozen), "optimizer": state.opt_state}
     return Program(graphdef=graphdef, state=kinds, batch=sft, lower=lower)
@@ -127,9 +128,20 @@ def _scoring(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
 
     def lower() -> Any:
         options: dict[str, Any] = {"mesh": mesh, "rules": setting.rules, "top_k": 0}
-        return _token_scores_on_mesh.lower(graphdef, params, batch, **options)
+        score = partial(_token_scores_on_mesh, graphdef, **options)
+        return _lower(score, (params, batch))
 
     return Program(graphdef=graphdef, state={"parameters": params}, batch=batch, lower=lower)
+
+
+def _lower(function: Callable[..., Any], arguments: tuple[Any, ...], donate: int = 0) -> Any:
+    """The program of these arguments, handed over one by one; the memory of the first is reused."""
+    leaves, tree = jax.tree.flatten(arguments)
+
+    def call(*leaves: Any) -> Any:
+        return function(*jax.tree.unflatten(tree, leaves))
+
+    return jax.jit(call, donate_argnums=tuple(range(donate))).lower(*leaves)
 
 
 def _rows(lead: tuple[int, ...], rows: int, setting: Setting, mesh: Any) -> Batch:

@@ -59,7 +59,7 @@ class Setting:
 
     def parts(self, name: str) -> int:
         """In how many parts an axis of arrays of that name is split."""
-        return self.rules.parts(name, self.abstract_mesh)  # type: ignore[arg-type]
+        return self.rules.parts(name, self.abstract_mesh)
 
     @property
     def rows(self) -> int:
@@ -92,7 +92,7 @@ def check_setting(config: DecoderConfig, setting: Setting) -> None:
     Raises:
       UsageError: they do not; the message has numbers that do.
     """
-    check_mesh(config, setting.abstract_mesh, setting.rules)  # type: ignore[arg-type]
+    check_mesh(config, setting.abstract_mesh, setting.rules)
     if setting.length > config.max_positions:
         raise UsageError(
             f"rows of {setting.length:,} tokens, the model takes {config.max_positions:,}",
@@ -105,7 +105,7 @@ def check_setting(config: DecoderConfig, setting: Setting) -> None:
     if setting.batch % together:
         axes = ",".join(
             f"{axis}={setting.mesh[axis]}"
-            for axis in setting.rules.mesh_axes("batch", setting.abstract_mesh)  # type: ignore
+            for axis in setting.rules.mesh_axes("batch", setting.abstract_mesh)
         )
         many = f" and {setting.micro_batches} micro-batches" if setting.micro_batches > 1 else ""
         near = max(setting.batch // together, 1) * together

@@ -19,6 +19,10 @@ from instructjax.scoring.result import Scores
 from instructjax.scoring.rows import list_examples, parse_contexts
 from instructjax.scoring.runs.stream import Headway, score_rows
 
+# Of the likeliest tokens in each place: more would be the whole distribution of most vocabularies,
+# and gigabytes for each packed row.
+TOP_K_LIMIT = 1024
+
 
 def score(
     model: Model,
@@ -124,8 +128,13 @@ def make_encoder(model: Model, *, max_length: int | None = None, **options: Any)
     )
 
 
-def check_top_k(top_k: object, model: Model) -> None:
-    """See that the model has so many tokens to keep in each place; raises a UsageError if not."""
-    size = model.config.vocab_size
-    if not isinstance(top_k, int) or not 0 <= top_k <= size:
-        raise UsageError(f"top_k is {top_k}", remedy=f"give a number from 0 to {size}")
+def check_top_k(top_k: object, model: Model | None = None) -> None:
+    """See that there are so many tokens to keep in each place; raises a UsageError if not.
+
+    Args:
+      top_k: a number from 0.
+      model: whose vocabulary it may not exceed; while there is none, `TOP_K_LIMIT`.
+    """
+    size = TOP_K_LIMIT if model is None else min(model.config.vocab_size, TOP_K_LIMIT)
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 0 <= top_k <= size:
+        raise UsageError(f"top_k is {top_k}", remedy=f"give a number from 0 to {size:,}")

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -28,7 +29,11 @@ T = TypeVar("T")
 
 
 def compute_rows(
-    rows: Iterable[tuple[T, PackedRow]], compute: Callable[[Batch], Any], *, together: int = 1
+    rows: Iterable[tuple[T, PackedRow]],
+    compute: Callable[[Batch], Any],
+    *,
+    together: int = 1,
+    split: Callable[[T, PackedRow], list[PackedRow]] | None = None,
 ) -> Generator[tuple[T, PackedRow, Any], None, None]:
     """Each row with what `compute` gives for its batch, on the host.
 
@@ -39,6 +44,8 @@ def compute_rows(
       compute: a jitted function of a batch.
       together: rows a batch, so that each device of a mesh has one. They are of one shape and the
         caller knows them by the same; where there are fewer, empty rows make up for them.
+      split: shorter rows of the same requests, for a row that does not fit into memory; without
+        it, or where it gives none, that is an error.
 
     Raises:
       ModelError: a row does not fit into the device's memory.
@@ -58,7 +65,20 @@ def compute_rows(
 
     def take() -> Iterator[tuple[T, PackedRow, Any]]:
         name, group, future = waiting.popleft()
-        results = future.result()
+        yield from finish(name, group, future.result)
+
+    def finish(
+        name: T, group: list[PackedRow], result: Callable[[], Any]
+    ) -> Iterator[tuple[T, PackedRow, Any]]:
+        try:
+            results = result()
+        except ModelError:
+            shorter = [part for row in group for part in split(name, row)] if split else []
+            if not shorter:
+                raise
+            for _, again in _group(((name, row) for row in shorter), together):
+                yield from finish(name, again, partial(run, again))
+            return
         tick()
         for i, row in enumerate(group):
             yield name, row, jax.tree.map(lambda x, i=i: x[i : i + 1], results)
@@ -109,5 +129,6 @@ def _explain(error: Exception, row: PackedRow) -> InstructJaxError:
         return InstructJaxError(f"the device failed: {text}")
     return ModelError(
         f"a row of {row.batch.tokens.shape[1]:,} tokens does not fit into memory",
-        remedy="set a smaller max_length with truncation, or load the model in bfloat16",
+        remedy="load the model in bfloat16, split it over more devices (mesh), or cut long prompts "
+        "(max_length with truncation)",
     )

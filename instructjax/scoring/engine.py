@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from instructjax.prompts.request import Request
 from instructjax.scoring.dispatch import compute_rows
 from instructjax.scoring.head import TokenScores
 from instructjax.scoring.log_probs import token_scores
+from instructjax.scoring.row_memory import longest_row
 
 # Requests packed together: so many, or about so many tokens of them, scored or not.
 WINDOW, WINDOW_TOKENS = 16384, 1 << 23
@@ -102,6 +104,9 @@ def score_requests(
     row: within 1e-5 nats a token in float32, more in bfloat16 (engines that share prefixes in
     bfloat16 report 0.1 nats); score in float32 where that matters.
 
+    A row that several requests share is no longer than `row_memory.longest_row` allows; one that
+    does not fit into the device's memory all the same is computed as shorter ones.
+
     Args:
       model: who scores.
       requests: any iterable; a window of it, `WINDOW` or about `WINDOW_TOKENS` tokens, is held in
@@ -113,7 +118,7 @@ def score_requests(
     Raises:
       PromptError: a request is longer than the model takes, or holds an id that it does not know.
         The results of those before it come first.
-      ModelError: a row does not fit into the device's memory.
+      ModelError: a request does not fit into the device's memory.
     """
     stream = (_checked(request, model) for request in requests)
     failures: list[Exception] = []
@@ -127,8 +132,15 @@ def score_requests(
         return _token_scores_on_mesh(model.graphdef, model.params, batch, **options)
 
     apart = length_classes(model.config)
-    packed = _pack_windows(stream, work, failures, apart, model.rows_together)
-    with closing(compute_rows(packed, compute, together=model.rows_together)) as rows:
+    together = model.rows_together
+    choose = partial(pack, apart=apart, together=together)
+    longest = longest_row(model, top_k=top_k)
+
+    def split(window: _Window, row: PackedRow) -> list[PackedRow]:
+        return _split(window, row, choose, work)
+
+    packed = _pack_windows(stream, work, failures, partial(choose, longest=longest))
+    with closing(compute_rows(packed, compute, together=together, split=split)) as rows:
         for window, row, scores in rows:
             yield from _collect(window, row, scores, on_row)
     if failures:
@@ -148,8 +160,7 @@ def _pack_windows(
     requests: Iterator[Request],
     work: Work | None,
     failures: list[Exception],
-    apart: Callable[[int], Hashable] | None,
-    together: int,
+    choose: Callable[..., Iterator[PackedRow]],
 ) -> Iterator[tuple[_Window, PackedRow]]:
     """Rows of one window after the other; what ends the stream early goes to `failures`."""
     while chosen := _take(requests, failures):
@@ -157,12 +168,37 @@ def _pack_windows(
         tree = build_tree(chosen)
         if work is not None:
             work.distinct += tree.num_distinct
-        for row in pack(chosen, tree, apart=apart, together=together):
-            if work is not None:
-                work.requested += sum(input_length(chosen[i]) for i, _ in row.members)
-                work.useful += row.num_tokens
-                work.programs.add((row.batch.tokens.shape[1], row.batch.tile))
+            work.requested += sum(map(input_length, chosen))
+        for row in choose(chosen, tree):
+            _count(work, row)
             yield window, row
+
+
+def _count(work: Work | None, row: PackedRow) -> None:
+    if work is not None:
+        work.useful += row.num_tokens
+        work.programs.add((row.batch.tokens.shape[1], row.batch.tile))
+
+
+def _split(
+    window: _Window,
+    row: PackedRow,
+    choose: Callable[..., Iterator[PackedRow]],
+    work: Work | None,
+) -> list[PackedRow]:
+    """Two halves of the requests of a row that does not fit into memory, in rows of half its length
+    or, where one request needs more, of that."""
+    indices = [index for index, _ in row.members]
+    length, middle = row.batch.tokens.shape[1], len(indices) // 2
+    shorter = [
+        dataclasses.replace(part, members=tuple((half[i], entries) for i, entries in part.members))
+        for half in (indices[:middle], indices[middle:])
+        if middle
+        for part in choose([window.requests[i] for i in half], longest=length // 2)
+    ]
+    for part in shorter:
+        _count(work, part)
+    return shorter
 
 
 def _take(requests: Iterator[Request], failures: list[Exception]) -> list[Request]:

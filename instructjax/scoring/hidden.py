@@ -19,6 +19,7 @@ from instructjax.models.rotary import length_classes
 from instructjax.models.spmd import over_rows
 from instructjax.prompts.request import Request
 from instructjax.scoring.dispatch import compute_rows
+from instructjax.scoring.row_memory import longest_row
 
 WINDOW_TOKENS = 1 << 13
 
@@ -62,7 +63,7 @@ def hidden_before_targets(
         options: dict[str, Any] = {"mesh": model.mesh, "rules": model.rules}
         return _states_on_mesh(model.graphdef, model.params, batch, **options)
 
-    rows = pack(requests, apart=length_classes(model.config))
+    rows = pack(requests, apart=length_classes(model.config), longest=longest_row(model))
     named = ((None, row) for row in rows)
     for _, row, states in compute_rows(named, compute, together=model.rows_together):
         for index, entries in row.members:

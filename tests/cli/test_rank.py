@@ -111,6 +111,9 @@ def test_rows_that_cannot_be_ranked_are_named(
     assert sorted(reasons) == [f"line {n}" for n in (2, 3, 4, 5, 6)]
     assert "one candidate only" in reasons["line 2"]
     assert "the answer '9' is none of the 3 candidates" in reasons["line 3"]
+    raws = {reject["row"]: json.loads(reject["raw"]) for reject in rejects[:2]}
+    assert raws["line 3"]["answer"] == "9"
+    assert raws["line 2"]["answer"] == ROWS[1]["gold"]
     assert "`gold` is a list" in reasons["line 4"]
     assert "256" in reasons["line 5"] and "candidate 1 of `output`" in reasons["line 6"]
     assert len(out.read_text().splitlines()) == 1 + 6

@@ -203,6 +203,22 @@ def test_entropies_ranks_and_best_tokens(
     assert "token_ranks" not in read_scores(tmp_path / "plain.csv").column_names
 
 
+@pytest.mark.parametrize("top_k", [-1, 1025, 10**12])
+def test_a_number_of_the_best_is_checked_before_the_model_is_loaded(
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    top_k: int,
+) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"instruction": "a", "output": "b"}\n')
+    monkeypatch.setattr("instructjax.cli.score_run.load_model", None)
+    assert run(data, "--out", tmp_path / "s.csv", "--top-k", top_k) == 2
+    assert "from 0 to 1,024" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["d.jsonl"]
+
+
 def test_more_of_the_best_than_there_are_tokens(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

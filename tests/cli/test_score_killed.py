@@ -47,6 +47,7 @@ from instructjax.scoring.runs import chunks
 from instructjax.scoring.runs.folder import count_kept
 
 data, model = sys.argv[1:3]
+options = sys.argv[3].split()
 transformers.AutoTokenizer.from_pretrained(model)
 chunks.CHUNK_ROWS = 8
 rng = random.Random(8)
@@ -56,7 +57,7 @@ def run(out, wanted):
     while True:
         child = os.fork()
         if child == 0:
-            args = ["--out", str(out), "--model", model, "--contexts", "cz,z"]
+            args = ["--out", str(out), "--model", model, *options]
             os._exit(main(["score", data, *args]))
         before, ended = count_kept(out), 0
         if kills < wanted:
@@ -78,7 +79,7 @@ def run(out, wanted):
             return
         kills += 1
 
-for job in sys.argv[3:]:
+for job in sys.argv[4:]:
     out, wanted = job.rsplit("=", 1)
     run(Path(out), int(wanted))
 """
@@ -86,13 +87,14 @@ for job in sys.argv[3:]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_law_8_kill_9_at_random_moments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", ["--contexts cz,z", "--contexts cz,z --top-k 3"])
+def test_law_8_kill_9_at_random_moments(tmp_path: Path, options: str) -> None:
     data = tmp_path / "d.jsonl"
     write_rows(data, 600)
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     for folder in (calm, killed):
         folder.mkdir()
-    command = [data, FIXTURE, f"{calm / 's.parquet'}=0", f"{killed / 's.parquet'}=6"]
+    command = [data, FIXTURE, options, f"{calm / 's.parquet'}=0", f"{killed / 's.parquet'}=6"]
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _KILL, *map(str, command)],
         capture_output=True,

@@ -148,6 +148,23 @@ def test_one_instruction_is_split_by_its_inputs(tmp_path: Path) -> None:
     assert told["leaks"]["instruction"]["compared"] == 0
 
 
+@pytest.mark.parametrize(
+    ("by", "name"), [("task", "task"), ("paraphrase", "task"), ("category", "category")]
+)
+def test_a_split_by_names_needs_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str, name: str
+) -> None:
+    """Rows without a category are no categories of their own in silence."""
+    rows, out = make_rows(), tmp_path / "split"
+    data = write(tmp_path / "none.jsonl", [row | {name: None} for row in rows])
+    assert main(["split", str(data), "--by", by, "--out", str(out)]) == 1
+    assert f"no row has a `{name}`" in capsys.readouterr().err and not out.exists()
+    some = [row | ({name: None} if k < 12 else {}) for k, row in enumerate(rows)]
+    data = write(tmp_path / "some.jsonl", some)
+    assert main(["split", str(data), "--by", by, "--out", str(out)]) == 0
+    assert f"12 rows have no `{name}`" in capsys.readouterr().err
+
+
 def test_rows_that_cannot_be_used_are_rejected(tmp_path: Path) -> None:
     rows = [*make_rows(), {"id": "x", "instruction": "c"}, {"prompt_ids": [1], "output_ids": [2]}]
     data, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "split"

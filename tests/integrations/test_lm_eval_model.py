@@ -234,12 +234,12 @@ def test_rolling_texts_that_spell_bos_or_are_empty(
 
 
 def test_a_chunk_counts_what_is_computed() -> None:
-    """Not what a request begins with in common with the one before it."""
-    ids = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [9, 2], [9, 2, 3]]
+    """Not what a request begins with in common with another one, nor the last token."""
+    ids = [[1, 2, 3, 4], [9, 2], [1, 2, 3, 5, 6], [9, 2, 3]]
     requests = [
         Request(ids=np.asarray(one, np.int32), spans=((1, len(one)),), num_bytes=0) for one in ids
     ]
-    for tokens, sizes in ((1, [1, 1, 1, 1]), (5, [2, 2]), (7, [3, 1]), (99, [4])):
+    for tokens, sizes in ((1, [1, 1, 1, 1]), (4, [2, 1, 1]), (5, [3, 1]), (6, [4])):
         stream = iter(requests)
         chunks = iter(lambda n=tokens, s=stream: integration._take(s, n), [])
         assert [len(chunk) for chunk in chunks] == sizes

@@ -42,6 +42,22 @@ frame.onload = () => {
   const tokens = d.querySelector(".tokens");
   tokens.dispatchEvent(new w.KeyboardEvent("keydown", { key: "ArrowRight" }));
   found.moved = tokens.children[2].classList.contains("on") && !token.classList.contains("on");
+  const over = tokens.children[4];
+  over.dispatchEvent(new w.PointerEvent("pointerover", { bubbles: true }));
+  found.hovered = d.querySelector(".detail").textContent;
+  found.small = [...d.querySelectorAll("body *")].filter((e) =>
+    [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) &&
+    parseFloat(w.getComputedStyle(e).fontSize) < 11).map((e) => e.tagName + "." + e.className);
+  const boxes = [...d.querySelectorAll(".track-row")].map((row) =>
+    [row.querySelector(".label"), row.querySelector(".value")].map((e) => {
+      const range = d.createRange();
+      range.selectNodeContents(e);
+      return range.getBoundingClientRect();
+    }));
+  found.overlaps = boxes.filter(([a, b]) => a.right > b.left + 1).length;
+  found.scrolls = [...d.querySelectorAll(".scroll")].filter((e) =>
+    e.scrollWidth > e.clientWidth + 1).length;
+  found.height = d.documentElement.scrollHeight;
   found.alerts = w.alerts || 0;
   found.loaded = w.performance.getEntriesByType("resource").map((e) => e.name);
   document.getElementById("out").textContent = JSON.stringify(found);
@@ -72,6 +88,10 @@ def test_page_in_a_browser(page: Page, tmp_path: Path, width: int) -> None:
     found = json.loads(html.unescape(seen[1]))
     assert found["width"] <= found["inner"] == width and found["wide"] == []
     assert "log p" in found["detail"] and found["repainted"] and found["moved"]
+    # What is pointed at is told under the tokens; nothing is tiny, nothing lies over another.
+    assert "adds: instruction" in found["hovered"] and found["hovered"] != found["detail"]
+    assert found["small"] == [] and found["overlaps"] == 0
+    assert found["scrolls"] == 0 and found["height"] > 2_000  # the whole page, not its top
     assert found["alerts"] == 0 and found["loaded"] == []
     assert "CONSOLE" not in said, said
 
@@ -79,4 +99,11 @@ def test_page_in_a_browser(page: Page, tmp_path: Path, width: int) -> None:
 def test_it_prints(page: Page, tmp_path: Path) -> None:
     saved, pdf = page.save(tmp_path / "report.html"), tmp_path / "report.pdf"
     browse(tmp_path, f"--print-to-pdf={pdf}", "--no-pdf-header-footer", saved.as_uri())
-    assert pdf.read_bytes()[:5] == b"%PDF-" and pdf.stat().st_size > 10_000
+    data = pdf.read_bytes()
+    assert data[:5] == b"%PDF-" and len(data) > 10_000
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", data)) <= 20
+    if (reader := shutil.which("pdftotext")) is not None:
+        words = subprocess.run([reader, pdf, "-"], capture_output=True, text=True, check=True)
+        # What a person would have to open is open on paper; what only a pointer does is gone.
+        assert "fingerprint" in words.stdout and "SHA-256" in words.stdout
+        assert "Point at a token" not in words.stdout

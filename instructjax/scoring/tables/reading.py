@@ -73,7 +73,7 @@ def read_table(
             first = list(islice(records, 1))
             schema = _extend(schema, more, first[0] if first else ())
             records = chain(first, records)
-            chosen = ({name: record[name] for name in schema.names} for record in records)
+            chosen = (_choose(record, schema, every) for record in records)
             return to_table(map(restore, chosen) if restore else chosen, metadata, schema)
     except (OSError, KeyError, TypeError, ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(
@@ -86,13 +86,27 @@ def read_table(
 
 def _extend(schema: pa.Schema, more: Sequence[pa.Field], found: Iterable[str]) -> pa.Schema:
     names = set(found)
-    return pa.schema([*schema, *(field for field in more if field.name in names)])
+    there = [field for field in more if field.name in names]
+    if there and len(there) < len(more):
+        missing = next(field.name for field in more if field.name not in names)
+        raise ValueError(f"it has a column {there[0].name} and none {missing}")
+    return pa.schema([*schema, *there])
+
+
+def _choose(record: Mapping[str, Any], schema: pa.Schema, every: pa.Schema) -> dict[str, Any]:
+    """A record's values, which must be those of the first one's columns."""
+    more = [name for name in every.names if name in record and name not in schema.names]
+    if more:
+        raise ValueError(f"a row has a {more[0]}, and the first has none")
+    return {name: record[name] for name in schema.names}
 
 
 def _read_csv(stream: Iterable[str], schema: pa.Schema) -> Iterator[dict[str, Any]]:
     limit = csv.field_size_limit(2**31 - 1)
     try:
         for row in csv.DictReader(stream, strict=True):
+            if None in row:
+                raise ValueError("a row has more cells than the header")
             yield {f.name: _from_cell(f, row[f.name]) for f in schema if f.name in row}
     finally:
         csv.field_size_limit(limit)

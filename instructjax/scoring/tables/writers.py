@@ -36,7 +36,7 @@ class ParquetWriter:
 
     def write(self, record: Mapping[str, Any]) -> None:
         self._group.append(record)
-        self._tokens += len(record.get("token_ids", ()))
+        self._tokens += len(record.get("token_ids", ())) + 2 * len(record.get("top_ids", ()))
         if len(self._group) >= ROW_GROUP or self._tokens >= ROW_GROUP_TOKENS:
             self._flush()
 

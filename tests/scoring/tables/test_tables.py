@@ -285,6 +285,35 @@ def test_what_is_no_score_table(tmp_path: Path, name: str, content: bytes) -> No
     assert caught.value.file == str(path)
 
 
+RECORD = '"id":"a","candidate":0,"context":"cz","instruction_id":null,"input_id":null,"task":null,'
+RECORD += '"log_prob":-1,"num_tokens":1,"num_bytes":1,"log_prob_per_token":-1,"bits_per_byte":1,'
+RECORD += '"greedy":true,"status":"ok","token_ids":[1],"token_log_probs":[-1]'
+DETAIL = ',"token_entropies":[1],"token_ranks":[1],"top_ids":[],"top_log_probs":[]'
+CELLS = "a,0,cz,,,,-1,1,1,-1,1,true,ok,1,-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("s.jsonl", f"{{{RECORD}}}\n{{{RECORD}{DETAIL}}}\n", "has a token_entropies"),
+        ("s.jsonl", f"{{{RECORD}{DETAIL}}}\n{{{RECORD}}}\n", "token_entropies"),
+        ("s.jsonl", f'{{{RECORD},"top_ids":[]}}\n', "none token_entropies"),
+        ("s.csv", f"{','.join(COLUMNS)},top_ids\n{CELLS},\n", "none token_entropies"),
+        ("s.csv", f"{','.join(COLUMNS)}\n{CELLS},7\n", "more cells"),
+    ],
+)
+def test_rows_of_other_columns_are_refused(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError, match=said):
+        read_scores(path)
+    plain = f"{','.join(COLUMNS)}\n{CELLS}\n" if name == "s.csv" else f"{{{RECORD}}}\n"
+    path.write_text(plain)
+    assert read_scores(path).num_rows == 1
+
+
 def test_other_tables_and_missing_files(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "s.parquet")
     with pytest.raises(DataError):

@@ -1,0 +1,252 @@
+"""Plans compiled for virtual devices: exact memory, the step's collectives, what does not fit."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from instructjax.errors import UsageError
+from instructjax.models.config import DecoderConfig
+from instructjax.models.lora import LoraConfig
+from instructjax.planning import plan as planning
+from instructjax.planning.compiling import Overflow, read_overflow
+from instructjax.planning.models import read_decoder_config
+from instructjax.planning.plan import make_plan
+from instructjax.planning.programs import build_program
+from instructjax.planning.search import find_nearest, list_settings, search
+from instructjax.planning.setting import Setting, check_setting, device_bytes
+from instructjax.planning.topology import parse_topology
+
+CONFIG = DecoderConfig(
+    family="llama",
+    vocab_size=256,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    norm_eps=1e-5,
+    max_positions=4096,
+    tie_embeddings=True,
+)
+CPUS = parse_topology("cpu:8")
+SETTING = Setting(mesh={"fsdp": 4, "tensor": 2}, batch=8, length=32, dtype="float32")
+
+
+def plan_of(setting, topology=CPUS, config=CONFIG, **options):
+    return make_plan("tiny", config, topology, setting, **options)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return plan_of(SETTING)
+
+
+def test_memory_of_arguments_is_what_the_compiler_says(compiled):
+    """The sum by shardings is exact; on CPU the layout adds nothing."""
+    assert compiled.source == "compiled"
+    assert compiled.memory["padding"] == 0
+    # two moments of every parameter, and the counts of steps
+    assert compiled.memory["optimizer"] == 2 * compiled.memory["parameters"] + 4 * 2
+    assert compiled.memory["batch"] == 2 * (6 * 32 + 1) * 4
+    assert compiled.fits is None and compiled.times is None
+
+
+def test_memory_of_parameters_is_the_sum_over_what_is_split():
+    """By hand: every matrix over fsdp and tensor, norms whole."""
+    program = build_program(CONFIG, SETTING)
+    matrices = CONFIG.num_params - 5 * 32
+    assert device_bytes(program.state["parameters"]) == 4 * (matrices / 8 + 5 * 32)
+    one = build_program(CONFIG, dataclasses.replace(SETTING, mesh={"fsdp": 1}))
+    assert device_bytes(one.state["parameters"]) == 4 * CONFIG.num_params
+
+
+def test_collectives_of_a_step(compiled):
+    """Layers are gathered twice in the loop over them and scattered once; `tensor` only adds up."""
+    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64
+    sums: dict[tuple, float] = {}
+    for each in compiled.collectives:
+        key = each.kind, each.axes
+        sums[key] = sums.get(key, 0.0) + each.num_bytes * each.count
+    table, half = 256 * 32 * 4, 2  # each half of a layer is gathered by itself
+    gathered = 2 * 2 * layer * 4 / half + table / half
+    assert sums["all-gather", ("fsdp",)] == gathered
+    assert sums["reduce-scatter", ("fsdp",)] == 2 * layer * 4 / half + table / half
+    assert {axes for kind, axes in sums if kind == "all-gather"} == {("fsdp",)}
+    # attention and the MLP, forward and backward, each the hidden states of two rows
+    assert sums["all-reduce", ("tensor",)] >= 2 * 4 * 2 * 32 * 32 * 4
+
+
+def test_rows_over_data_add_up_what_fsdp_has_scattered():
+    found = plan_of(dataclasses.replace(SETTING, mesh={"data": 2, "fsdp": 4})).collectives
+    over_data = sum(e.num_bytes * e.count for e in found if e.axes == ("data",))
+    assert over_data == 4 * (CONFIG.num_params - 5 * 32) / 4
+
+
+def test_scoring_sends_each_device_a_row_at_a_time():
+    setting = dataclasses.replace(SETTING, task="score", batch=10)
+    found = plan_of(setting)
+    assert setting.programs == 3
+    gathers = [each for each in found.collectives if each.axes == ("fsdp",)]
+    assert sum(each.count for each in gathers if each.where) >= 3 * 2 * 7
+    assert found.flops == plan_of(setting, compile=False).flops
+    assert "optimizer" not in found.memory
+
+
+def test_lora_trains_little():
+    setting = dataclasses.replace(SETTING, lora=LoraConfig(rank=2), dtype="bfloat16")
+    found = plan_of(setting)
+    assert found.memory["optimizer"] < 0.2 * found.memory["parameters"]
+    assert found.memory["padding"] == 0
+    assert found.flops < plan_of(dataclasses.replace(SETTING, dtype="bfloat16")).flops
+
+
+def test_micro_batches_do_the_same_work_in_less_memory(compiled):
+    setting = dataclasses.replace(SETTING, batch=32, length=256, remat="layer")
+    whole, parts = plan_of(setting), plan_of(dataclasses.replace(setting, micro_batches=4))
+    assert parts.flops == whole.flops
+    assert parts.memory["temporaries"] < whole.memory["temporaries"]
+    gathered = [
+        sum(e.count for e in each.collectives if e.kind == "all-gather") for each in (whole, parts)
+    ]
+    assert gathered[1] == 4 * gathered[0]
+
+
+def test_json_says_everything(compiled):
+    values = json.loads(json.dumps(compiled.to_json()))
+    assert values["needed_bytes"] == sum(values["memory_bytes"].values())
+    assert values["mesh"] == {"fsdp": 4, "tensor": 2}
+    assert values["fits"] is None and values["capacity_bytes"] is None
+
+
+def test_estimates_are_near_to_what_the_compiler_finds():
+    """Within a factor of two of temporaries, where they matter: rows that fill the device."""
+    config = dataclasses.replace(CONFIG, hidden_size=128, intermediate_size=512, vocab_size=2048)
+    for remat in ("layer", "dots"):
+        setting = Setting(mesh={"fsdp": 8}, batch=32, length=512, dtype="float32", remat=remat)
+        pair = [
+            plan_of(setting, config=config, compile=how).memory["temporaries"]
+            for how in (True, False)
+        ]
+        assert 0.5 < pair[1] / pair[0] < 2, (remat, pair)
+
+
+@pytest.mark.parametrize(
+    ("message", "needed", "available", "whole"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (28.93G) exceeds available HBM (15.75G).",
+            28.93,
+            15.75,
+            False,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 512.50M of 15.75G hbm. Exceeded hbm capacity by 6.26G.",
+            0.5005,
+            15.75,
+            True,
+        ),
+    ],
+)
+def test_overflows_are_read(message, needed, available, whole):
+    found = read_overflow(message)
+    assert found is not None
+    assert np.allclose([found.needed / 2**30, found.available / 2**30], [needed, available], 1e-3)
+    assert found.whole is whole
+
+
+def test_other_errors_are_no_overflows():
+    assert read_overflow("INVALID_ARGUMENT: no") is None
+    assert read_overflow("RESOURCE_EXHAUSTED: too many open files") is None
+
+
+def test_an_overflow_is_an_answer(monkeypatch):
+    monkeypatch.setattr(
+        planning,
+        "compile_program",
+        lambda *_: Overflow(needed=3e9, available=1e9, whole=False, seconds=1.0),
+    )
+    found = plan_of(SETTING)
+    assert found.fits is False and found.capacity == 1e9
+    assert found.needed == 3e9 + sum(found.memory[n] for n in ("parameters", "optimizer", "batch"))
+
+
+def test_the_nearest_that_fits():
+    """8B on 16 chips of v5e: the mesh can stay, with more micro-batches, or must change."""
+    config, topology = read_decoder_config("llama-3.1-8b"), parse_topology("v5e:4x4")
+    setting = Setting(mesh={"fsdp": 16}, batch=64, length=4096)
+    found = make_plan("llama-3.1-8b", config, topology, setting, compile=False)
+    assert found.fits is False
+    nearest = find_nearest(found, config)
+    assert nearest is not None and nearest.fits
+    assert nearest.setting.batch == 64 and nearest.needed < topology.chip.memory
+    # 405B needs 4.9 TB for its optimizer alone
+    large = read_decoder_config("llama-3.1-405b")
+    far = make_plan("llama-3.1-405b", large, topology, setting, compile=False)
+    assert find_nearest(far, large) is None
+
+
+def test_search_ranks_what_fits_by_time():
+    config, topology = read_decoder_config("llama-3.2-1b"), parse_topology("v5e:4x4")
+    setting = Setting(mesh={}, batch=32, length=2048)
+    found = search("llama-3.2-1b", config, topology, setting)
+    fitting = [plan for plan in found if plan.fits]
+    assert 0 < len(fitting) < len(found)
+    assert found[: len(fitting)] == fitting
+    times = [plan.times.best for plan in fitting if plan.times]
+    assert times == sorted(times) and len(times) == len(fitting)
+    needs = [plan.needed for plan in found[len(fitting) :]]
+    assert needs == sorted(needs)
+
+
+def test_search_lists_every_mesh_that_fits():
+    """8 devices, 2 key-value heads, 8 rows: tensor of 1 or 2; data and fsdp share the rest."""
+    meshes = {tuple(s.mesh.items()) for s in list_settings(CONFIG, CPUS, SETTING)}
+    rest = {8: [(1, 8), (2, 4), (4, 2), (8, 1)], 4: [(1, 4), (2, 2), (4, 1)]}
+    wanted = set()
+    for tensor in (1, 2):
+        for data, fsdp in rest[8 // tensor]:
+            sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+            wanted.add(tuple((name, size) for name, size in sizes.items() if size > 1))
+    assert meshes == wanted
+
+
+def test_search_compiles_the_best():
+    found = search("tiny", CONFIG, CPUS, SETTING, compile=1)
+    assert [plan.source for plan in found].count("compiled") == 1
+    assert found[0].source == "compiled"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"mesh": {"tensor": 8}}, "tensor of 1, 2"),
+        ({"batch": 6}, "a --batch of 4 or 8"),
+        ({"length": 5000}, "takes 4,096"),
+        ({"micro_batches": 3}, "3 micro-batches"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_what_would(change, says):
+    with pytest.raises(UsageError) as caught:
+        check_setting(CONFIG, dataclasses.replace(SETTING, **change))
+    assert says in str(caught.value)
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_compiled_for_a_tpu_that_is_not_there():
+    config = dataclasses.replace(CONFIG, hidden_size=512, intermediate_size=1024, head_dim=128)
+    setting = dataclasses.replace(SETTING, mesh={"fsdp": 2, "tensor": 2}, dtype="bfloat16")
+    found = plan_of(setting, parse_topology("v5e:2x2"), config)
+    assert found.source == "compiled" and found.fits
+    assert found.times is not None
+    assert {each.axes for each in found.collectives} >= {("fsdp",), ("tensor",)}
+    assert jax.default_backend() == "cpu"
+    large = dataclasses.replace(setting, batch=1 << 12, length=4096)
+    assert plan_of(large, parse_topology("v5e:2x2"), config).fits is False
