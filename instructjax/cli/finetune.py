@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from instructjax.cli.process_options import ProcessOptions
 from instructjax.errors import UsageError
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.config_file import read_config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(FinetuneConfig):
+class Finetune(FinetuneConfig, ProcessOptions):
     """Maximize the sum of log Pr(y | c, z) over data: supervised instruction fine-tuning.
 
     Options come from a TOML file, from flags, or both: a flag counts more. Everything is kept in

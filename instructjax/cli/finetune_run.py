@@ -17,6 +17,7 @@ from instructjax.display.training import TrainingProgress
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.loop import finetune
 from instructjax.finetuning.run_folder import DONE, MODEL
+from instructjax.sharding.processes import leads, several, told_to_stop
 
 _STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -37,6 +38,8 @@ def run_finetune(options: Finetune) -> int:
                 stop.wait_for_steps = True
                 step = report.step
                 bar.update(report)
+                if told_to_stop(step):
+                    stop.signal = signal.SIGTERM
                 if stop.signal is not None:
                     break
     if stop.signal is not None:
@@ -47,7 +50,8 @@ def run_finetune(options: Finetune) -> int:
             label="",
         )
         return _STOPPED[signal.Signals(stop.signal)]
-    _show_end(config)
+    if leads():
+        _show_end(config)
     return 0
 
 
@@ -73,7 +77,8 @@ def _show_end(config: FinetuneConfig) -> None:
 class _Stop:
     """Notes SIGINT and SIGTERM, so that the step that runs can end and be saved.
 
-    Before the first step, and a second time, they interrupt at once.
+    Before the first step, and a second time, they interrupt at once. Several processes must stop
+    after the same step: there jax notes SIGTERM (see `told_to_stop`), and SIGINT interrupts.
     """
 
     def __init__(self) -> None:
@@ -82,7 +87,7 @@ class _Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not several():
             for number in _STOPPED:
                 self._before[number] = signal.signal(number, self._note)
         return self

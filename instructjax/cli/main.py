@@ -18,6 +18,7 @@ from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import say_error
 from instructjax.cli.plan import Plan
+from instructjax.cli.process_options import ProcessOptions, leave_together, run_together
 from instructjax.cli.rank import Rank
 from instructjax.cli.report import Report
 from instructjax.cli.sample import Sample
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(args)
         sys.stdout.flush()
-        return code
+        return leave_together(code)
     except BrokenPipeError:
         # The reader of the output has gone; python must not complain when it closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,7 +100,7 @@ def _run(args: list[str]) -> int:
             print(f"\nexample: {example}")
         return code if args else WRONG_USAGE
     try:
-        return verb.run()
+        return run_together(verb, verb.run) if isinstance(verb, ProcessOptions) else verb.run()
     except InstructJaxError as error:
         say_error(str(error))
         _show_traceback()

@@ -7,11 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from instructjax.cli.process_options import ProcessOptions
 from instructjax.cli.table_options import TableOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(TableOptions):
+class Rank(TableOptions, ProcessOptions):
     """Say which of several given responses a model finds best in every row, and how sure it is.
 
     Rows have a list of candidates as `output`. Where the right one is known (a column `answer`,

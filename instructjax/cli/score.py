@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from instructjax.cli.process_options import ProcessOptions
 from instructjax.cli.table_options import TableOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(TableOptions):
+class Score(TableOptions, ProcessOptions):
     """Write log Pr(y | c, z) of every row of a data file, with each token's, to a table.
 
     Rows are read, scored and written as a stream. Rows that cannot be used go to

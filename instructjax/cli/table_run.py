@@ -20,7 +20,7 @@ from instructjax.data import Example, Reject, RejectsFile, read_examples
 from instructjax.data.files import find_files
 from instructjax.data.unusable import make_reject
 from instructjax.display.progress import ScoringProgress
-from instructjax.errors import DataError, PromptError
+from instructjax.errors import DataError, PromptError, UsageError
 from instructjax.models import Model, parse_spec
 from instructjax.prompts import PromptEncoder, Request
 from instructjax.scoring.cache import ScoreCache
@@ -29,9 +29,11 @@ from instructjax.scoring.runs import chunks
 from instructjax.scoring.runs.chunks import Chunk
 from instructjax.scoring.runs.folder import is_finished
 from instructjax.scoring.runs.manifest import describe_files
-from instructjax.scoring.runs.parts import Parts, open_parts
+from instructjax.scoring.runs.parts import Parts
+from instructjax.scoring.runs.shared_parts import FollowedParts, open_shared_parts
 from instructjax.scoring.runs.stream import Headway, score_chunks
 from instructjax.scoring.tables.files import check_target
+from instructjax.sharding.processes import leads, several
 
 Rows = Iterator[Example | Reject]
 Records = Iterable[Mapping[str, Any]]
@@ -79,7 +81,8 @@ def open_rows(options: DataOptions, fields: Mapping[str, str]) -> Rows:
     Raises:
       InstructJaxError: a file cannot be read or written, or the model's name is none.
     """
-    check_target(options.out, overwrite=options.overwrite or is_finished(options.out))
+    if leads():
+        check_target(options.out, overwrite=options.overwrite or is_finished(options.out))
     # Files are opened and their columns checked here, before any time goes into the model.
     rows = _read(options, fields)
     check_apart(options.data, options.out)
@@ -115,7 +118,11 @@ def write_table(
     Raises:
       InstructJaxError: there is no new table; see the message. What was done is kept.
     """
-    with open_parts(
+    folder = getattr(options, "cache", None)
+    if folder is not None and several():
+        # What is found must be the same everywhere, or one waits for the other.
+        raise UsageError("--cache is not for several processes", remedy="leave it out")
+    with open_shared_parts(
         options.out,
         job.metadata,
         _describe_inputs(options, job, fields),
@@ -125,6 +132,9 @@ def write_table(
         if parts.complete:
             print(escape_controls(f"{options.out} is complete: an earlier run had written it"))
             return 0
+        if isinstance(parts, FollowedParts):
+            _run(options, job, rows, model, encoder, parts, None)
+            return 0
         if parts.done:
             say_error(f"going on after {parts.rows:,} rows that are {options.DONE}", label="")
         elif options.strict:
@@ -132,7 +142,6 @@ def write_table(
             if not check_all(again, lambda row: job.encode(row, 0)):
                 parts.discard()
                 return 1
-        folder = getattr(options, "cache", None)
         caching = nullcontext() if folder is None else ScoreCache(folder, model)
         with caching as cache:
             headway, work = _run(options, job, rows, model, encoder, parts, cache)
@@ -171,7 +180,7 @@ def _run(
     rows: Rows,
     model: Model,
     encoder: PromptEncoder,
-    parts: Parts,
+    parts: Parts | FollowedParts,
     cache: ScoreCache | None,
 ) -> tuple[Headway, Work]:
     """Does what is not done yet; a thread writes each chunk while the next one is scored."""

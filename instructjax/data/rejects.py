@@ -73,6 +73,7 @@ class RejectsFile:
 
     Args:
       out: the output that the rejects belong to.
+      written: False where another process writes the file: rejects are only counted.
 
     Raises:
       DataError: the file cannot be written, as on a full disk.
@@ -85,7 +86,8 @@ class RejectsFile:
     (1, {'no response': 1}, 'scores.parquet.rejects.jsonl')
     """
 
-    def __init__(self, out: str | os.PathLike[str]) -> None:
+    def __init__(self, out: str | os.PathLike[str], *, written: bool = True) -> None:
+        self._written = written
         self.path = Path(f"{os.fspath(out)}.rejects.jsonl")
         self.counts: Counter[str] = Counter()
         self._part = self.path.with_name(self.path.name + ".part")
@@ -98,13 +100,15 @@ class RejectsFile:
 
     def write(self, reject: Reject) -> None:
         """Adds one reject and counts it by its kind."""
+        self.counts[reject.kind] += 1
+        if not self._written:
+            return
         line = {"file": reject.file, "row": reject.row, "reason": reject.reason, "raw": reject.raw}
         with self._blaming():
             if self._stream is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._stream = self._part.open("w", encoding="utf-8", errors="backslashreplace")
             self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.counts[reject.kind] += 1
 
     def summarize(self) -> str:
         """Returns one line for a person: how many rows, of which kinds, and where they are."""
@@ -123,6 +127,8 @@ class RejectsFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._written:
+            return
         try:
             with self._blaming():
                 if self._stream is None:

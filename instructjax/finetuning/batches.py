@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grain
+import jax
 import numpy as np
 from grain.experimental import ThreadPrefetchIterDataset
+from jax.sharding import Mesh, NamedSharding
 
 from instructjax.batching.packing import tile_for
 from instructjax.finetuning.batch import SftBatch, make_sft_batch, stack_batches
@@ -15,6 +17,8 @@ from instructjax.finetuning.config import DataOptions
 from instructjax.finetuning.order import order_indices
 from instructjax.finetuning.packing import Packing, Plan, RowPlans, count_plans
 from instructjax.finetuning.sequences import Sequences
+from instructjax.sharding.processes import put
+from instructjax.sharding.rules import ShardingRules
 
 # Steps made ahead.
 AHEAD = 2
@@ -25,7 +29,8 @@ class StepBatch:
     """What one step computes.
 
     Attributes:
-      batch: numpy arrays with a leading axis of micro-batches.
+      batch: arrays with a leading axis of micro-batches: numpy, or, on a mesh of several processes,
+        jax arrays of which each process has made its own rows.
       plan: indices of the sequences in each row.
       num_tokens: positions that hold a token.
       num_response_tokens: tokens that are learned.
@@ -45,7 +50,7 @@ class Batches:
       counts: how many of them each data set has.
       options: order, mixture and shape.
       epochs: how often to go through the data; None for endlessly.
-      process, num_processes: see `order_indices`.
+      mesh, rules: of the devices that rows are split over.
     """
 
     def __init__(
@@ -55,8 +60,8 @@ class Batches:
         options: DataOptions,
         *,
         epochs: int | float | None,
-        process: int = 0,
-        num_processes: int = 1,
+        mesh: Mesh | None = None,
+        rules: ShardingRules | None = None,
     ) -> None:
         self._sequences, self._micro_batches = sequences, options.micro_batches
         self._tile = tile_for(int(sequences.sizes.max()))
@@ -66,23 +71,17 @@ class Batches:
             several=options.packing,
         )
 
-        def order(number: int) -> grain.IterDataset:
-            return order_indices(
-                counts,
-                weights=options.data_weights,
-                seed=options.seed,
-                epochs=epochs,
-                process=number,
-                num_processes=num_processes,
-            )
-
+        self._indices = order_indices(
+            counts, weights=options.data_weights, seed=options.seed, epochs=epochs
+        )
         self._sizes = sequences.sizes
         self.total: int | None = None
         if epochs is not None:
-            # Processes step together, so the one with the most to do says how often.
-            numbers = range(num_processes)
-            self.total = max(count_plans(order(n), self._sizes, self.packing) for n in numbers)
-        self._indices = order(process)
+            self.total = count_plans(self._indices, self._sizes, self.packing)
+        self._places: NamedSharding | None = None
+        if mesh is not None and mesh.is_multi_process:
+            spec = (rules or ShardingRules()).spec((None, "batch"), mesh)
+            self._places = NamedSharding(mesh, spec)
 
     def place(self, index: int) -> str:
         """File and row of a sequence."""
@@ -100,16 +99,34 @@ class Batches:
         made = self.plans().map(self._make)
         return iter(ThreadPrefetchIterDataset(made, prefetch_buffer_size=AHEAD))
 
-    def _make(self, plan: Plan) -> StepBatch:
+    def build(self, plan: Plan) -> SftBatch:
+        """The arrays of a plan, with a leading axis of micro-batches."""
         rows = [[self._sequences[index] for index in row] for row in plan]
         each = len(rows) // self._micro_batches
         parts = [rows[start : start + each] for start in range(0, len(rows), each)]
-        batch = stack_batches(
+        return stack_batches(
             [make_sft_batch(part, length=self.packing.length, tile=self._tile) for part in parts]
         )
+
+    def _make(self, plan: Plan) -> StepBatch:
+        members = [index for row in plan for index in row]
         return StepBatch(
-            batch=batch,
+            batch=self._own(plan),
             plan=plan,
-            num_tokens=int((np.asarray(batch.batch.ends) > 0).sum()),
-            num_response_tokens=int(np.asarray(batch.batch.num_scored).sum()),
+            num_tokens=int(self._sizes[members].sum()),
+            num_response_tokens=sum(self._sequences[index].nonzero for index in members),
         )
+
+    def _own(self, plan: Plan) -> SftBatch:
+        """All rows; on a mesh of several processes, those of this one, each where it belongs."""
+        places = self._places
+        if places is None:
+            return self.build(plan)
+        each = len(plan) // self._micro_batches
+        shape = self._micro_batches, each
+        held = np.zeros(shape, bool)
+        for at in places.addressable_devices_indices_map(shape).values():
+            held[at] = True
+        own = tuple(row if here else () for row, here in zip(plan, held.flat, strict=True))
+        made = self.build(own)
+        return jax.tree.map(lambda x: put(x, places), made)

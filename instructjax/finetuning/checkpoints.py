@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from instructjax.errors import DataError, InstructJaxError
 from instructjax.finetuning.state import TrainState
+from instructjax.sharding.processes import agree
 
 _METRIC = "log_prob"
 
@@ -133,11 +134,17 @@ class Checkpoints:
         """The newest one that is whole, and what was wrong with newer ones, which are deleted."""
         problems: list[InstructJaxError] = []
         for step in reversed(self.steps):
+            found, problem = None, None
             try:
-                state, loop = self.restore(step, like)
+                found = self.restore(step, like)
             except DataError as error:
-                problems.append(error)
+                problem = error
+            if not agree(problem is None):
+                other = DataError("it is damaged", file=self._folder / str(step))
+                problems.append(problem or other)
                 continue
+            assert found is not None
+            state, loop = found
             for damaged in self.steps:
                 if damaged > step:
                     self._manager.delete(damaged)

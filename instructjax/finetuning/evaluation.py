@@ -9,18 +9,18 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from instructjax.batching.packing import tile_for
-from instructjax.finetuning.batch import SftBatch, make_sft_batch
+from instructjax.finetuning.batch import make_sft_batch
 from instructjax.finetuning.config import DataOptions
 from instructjax.finetuning.packing import Packing, RowPlans
 from instructjax.finetuning.sequences import Sequences
 from instructjax.models.spmd import over_rows
 from instructjax.scoring.log_probs import token_log_probs
+from instructjax.sharding.processes import tick
 from instructjax.sharding.rules import ShardingRules
 
 
@@ -117,7 +117,8 @@ def make_evaluator(
             for plan in plans[name]:
                 rows = [[sequences[index] for index in row] for row in plan]
                 batch = make_sft_batch(rows, length=packing.length, tile=tile)
-                values = np.asarray(log_probs(params, _to_device(batch).batch), np.float64)
+                values = np.asarray(log_probs(params, batch.batch), np.float64)
+                tick()
                 for row, members, line in zip(rows, plan, values, strict=True):
                     stops = np.cumsum([0, *(sequence.nonzero for sequence in row)])
                     for place, index in enumerate(members):
@@ -145,7 +146,3 @@ def _plan(sequences: Sequences, packing: Packing) -> grain.IterDataset:
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
     return RowPlans(indices, sequences.sizes, packing)
-
-
-def _to_device(batch: SftBatch) -> SftBatch:
-    return jax.tree.map(jnp.asarray, batch)

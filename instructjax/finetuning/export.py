@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from functools import partial
 
+import jax
 from flax import nnx
 
 from instructjax.finetuning.adapters import write_adapter
@@ -15,12 +17,13 @@ from instructjax.finetuning.run_folder import MODEL, blaming
 from instructjax.finetuning.state import TrainState
 from instructjax.models import Model
 from instructjax.models.lora import merge_lora
+from instructjax.sharding.processes import gather, leads, several
 
 
 def export_result(
     config: FinetuneConfig, model: Model, graphdef: nnx.GraphDef, state: TrainState
 ) -> None:
-    """Writes OUT/model; it is there whole or not at all.
+    """Writes OUT/model; it is there whole or not at all. Of several processes all must call this.
 
     Args:
       config: of the run.
@@ -30,6 +33,13 @@ def export_result(
     """
     from instructjax.models.checkpoints.export import export_folder
 
+    if several():
+        parts = (state.trainable,) if config.adapter else (state.trainable, state.frozen)
+        whole = jax.tree.map(partial(gather, keep=leads()), parts)
+        if not leads():
+            return
+        frozen = state.frozen if config.adapter else whole[1]
+        state = dataclasses.replace(state, trainable=whole[0], frozen=frozen)
     part, done = config.out / f"{MODEL}.part", config.out / MODEL
     with blaming(done):
         shutil.rmtree(part, ignore_errors=True)

@@ -8,13 +8,13 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from safetensors.numpy import save
 
-from instructjax.errors import InstructJaxError, UsageError
+from instructjax.errors import InstructJaxError
 from instructjax.finetuning import run_folder as folder
 from instructjax.finetuning.batches import StepBatch
 from instructjax.finetuning.checkpoints import Checkpoints
@@ -28,6 +28,7 @@ from instructjax.finetuning.step import StepMetrics
 from instructjax.scoring.runs.lock import hold_lock
 from instructjax.scoring.tables.disk import write_whole
 from instructjax.sharding import choose_mesh
+from instructjax.sharding.processes import check_alike, leads, share, tick
 
 Say = Callable[[str], None]
 
@@ -40,6 +41,9 @@ def finetune(
     Everything is kept in `config.out`. The same call again goes on where an earlier one stopped,
     in whatever way, and ends with the same parameters bit for bit; after the last step it gives
     nothing. To stop, leave the loop: a checkpoint of the last step is then written.
+
+    Several processes (`instructjax.sharding.processes`) take the steps together: all must call
+    this, with the same folder, which they share, and leave the loop after the same step.
 
     Args:
       config: see `FinetuneConfig`.
@@ -57,15 +61,21 @@ def finetune(
             print(report.step, report.loss)
         model = ij.load_model("run/model")
     """
-    if jax.process_count() > 1:
-        raise UsageError("several processes cannot share a run yet", remedy="start one")
     check_files(config)
-    folder.make_folder(config)
+    lead = leads()
+    if lead:
+        folder.make_folder(config)
+    else:
+        say = _say_nothing
     with ExitStack() as stack:
-        stack.enter_context(hold_lock(config.out / "lock", of=config.out))
+        if lead:
+            stack.enter_context(hold_lock(config.out / "lock", of=config.out))
         model, encoder = load_for_training(config, choose_mesh(config.mesh))
-        folder.begin(config, folder.describe_run(config, model, encoder.describe()))
-        if (config.out / folder.DONE).exists():
+        described = folder.describe_run(config, model, encoder.describe())
+        check_alike(described)
+        if lead:
+            folder.begin(config, described)
+        if share((config.out / folder.DONE).exists()):
             say(f"{config.out} is complete: an earlier run had ended it")
             return
         prepared = prepare(config, model, encoder)
@@ -76,7 +86,8 @@ def finetune(
         )
         stack.callback(checkpoints.close)
         run = _Run(config, prepared, checkpoints, say)
-        sinks = open_sinks(config, run.logged, folder.describe_environment()["packages"])
+        packages = folder.describe_environment()["packages"]
+        sinks = open_sinks(config, run.logged, packages) if lead else []
         for sink in sinks:
             stack.callback(sink.close)
         yield from run.go(sinks)
@@ -152,6 +163,8 @@ class _Run:
             "useful_share": headway.useful_share,
             "sequences": self._prepared.num_sequences,
         }
+        if not leads():
+            return
         with folder.blaming(config.out):
             write_whole(config.out / folder.DONE, json.dumps(summary, indent=2) + "\n")
 
@@ -175,6 +188,7 @@ class _Run:
         if not metrics.finite:
             self._stop_for(made, report)
         self._step += 1
+        tick()
         packing = self._prepared.batches.packing
         positions = packing.rows * packing.length
         self._headway = self._headway.add(report, batches.get_state(), positions)
@@ -211,16 +225,9 @@ class _Run:
 
     def _stop_for(self, made: StepBatch, report: StepReport) -> None:
         """Writes out the batch that has no finite loss, and stops the run."""
-        batch = made.batch
-        arrays = {
-            name: np.ascontiguousarray(getattr(batch.batch, name))
-            for name in ("tokens", "positions", "ends", "sources", "targets", "num_scored")
-        }
-        arrays["weights"] = np.ascontiguousarray(batch.weights)
-        places = [[self._prepared.batches.place(index) for index in row] for row in made.plan]
         path = self._config.out / f"not_finite_step_{report.step}.safetensors"
-        with folder.blaming(path):
-            path.write_bytes(save(arrays, metadata={"rows": json.dumps(places)}))
+        if leads():
+            self._write_out(made, path)
         raise InstructJaxError(
             f"the loss of step {report.step:,} is {report.loss} and its gradient's norm "
             f"{report.grad_norm}; the parameters are those before it",
@@ -228,6 +235,20 @@ class _Run:
             remedy="this file holds the batch and names its rows: lower the learning rate, or look "
             "for what is special in them",
         )
+
+    def _write_out(self, made: StepBatch, path: Path) -> None:
+        batch = self._prepared.batches.build(made.plan)
+        arrays = {
+            name: np.ascontiguousarray(getattr(batch.batch, name))
+            for name in ("tokens", "positions", "ends", "sources", "targets", "num_scored")
+        }
+        arrays["weights"] = np.ascontiguousarray(batch.weights)
+        places = [[self._prepared.batches.place(index) for index in row] for row in made.plan]
+        with folder.blaming(path):
+            path.write_bytes(save(arrays, metadata={"rows": json.dumps(places)}))
+
+
+def _say_nothing(_: str) -> None: ...
 
 
 def _before(steps: int) -> StepReport:

@@ -1,4 +1,4 @@
-"""The order of sequences: shuffled by seed and epoch, mixed by weight, shared by processes."""
+"""The order of sequences: shuffled by seed and epoch, mixed by weight."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ def order_indices(
     weights: Sequence[float] = (),
     seed: int = 0,
     epochs: int | float | None = None,
-    process: int = 0,
-    num_processes: int = 1,
 ) -> grain.IterDataset:
     """Indices of sequences, as an iterable whose iterators can be stored and go on.
 
@@ -32,9 +30,6 @@ def order_indices(
       weights: how often each data set is drawn from, in ratio.
       seed: of the order.
       epochs: how often to go through them; None for endlessly.
-      process: this one's number; it gets every sequence whose turn n has
-        n % num_processes == process.
-      num_processes: how many share the sequences.
 
     >>> sorted(order_indices([3, 2], epochs=1))
     [0, 1, 2, 3, 4]
@@ -50,7 +45,7 @@ def order_indices(
     else:
         endless = _shuffle(0, total, seed, 0).repeat()
     stop = None if epochs is None else max(math.ceil(epochs * total - 1e-9), 1)
-    return endless[slice(process, stop, num_processes)].to_iter_dataset(_READ)
+    return endless[slice(stop)].to_iter_dataset(_READ)
 
 
 def _shuffle(start: int, stop: int, seed: int, number: int) -> grain.MapDataset:

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from instructjax.finetuning.partition import name_param
 from instructjax.finetuning.state import TrainState
 from instructjax.models.sharded import param_spec
+from instructjax.sharding.processes import put as put_array
 from instructjax.sharding.rules import AnyMesh, ShardingRules
 
 
@@ -19,7 +20,7 @@ def place_state(
     mesh: AnyMesh,
     rules: ShardingRules | None = None,
     *,
-    put: Callable[[Any, NamedSharding], Any] = jax.device_put,
+    put: Callable[[Any, NamedSharding], Any] = put_array,
 ) -> TrainState:
     """The state with every array in its place on a mesh.
 

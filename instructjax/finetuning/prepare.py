@@ -33,6 +33,7 @@ from instructjax.models import Model, load_model
 from instructjax.models.lora import LORA, LoraConfig, add_lora
 from instructjax.prompts import PromptEncoder
 from instructjax.scoring.api import make_encoder
+from instructjax.sharding.processes import leads
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +96,7 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     _check_rows(config.rows, model)
     train, counts, held_out, rejected = _read(config, encoder)
     epochs = config.epochs if config.steps is None else None
-    batches = Batches(train, counts, config, epochs=epochs)
+    batches = Batches(train, counts, config, epochs=epochs, mesh=model.mesh, rules=model.rules)
     steps = config.steps or batches.total
     assert steps is not None  # either is given
     graphdef, init = make_trainable(config, model, steps)
@@ -190,7 +191,7 @@ def _read(
     parts: list[Sequences] = []
     held_out: dict[str, Sequences] = {}
     nothing: NothingUsable | None = None
-    with RejectsFile(config.out / "data") as rejects:
+    with RejectsFile(config.out / "data", written=leads()) as rejects:
         read = partial(read_sequences, encoder=encoder, options=config, reject=rejects.write)
         try:
             for path in config.data:

@@ -18,7 +18,7 @@ import jax
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructjax.models.remat import GATHERED
 from instructjax.models.sharded import STACKS, param_spec, path_of
@@ -86,6 +86,8 @@ def over_rows(
 ) -> Callable[[nnx.State, Any], Any]:
     """The function (params, batch) -> function(graphdef, params, batch), on a mesh if there is one.
 
+    On a mesh of several processes each gets all results.
+
     Args:
       function: pure; gives arrays whose first axis is that of the batch's rows.
       graphdef: of the decoder.
@@ -99,11 +101,25 @@ def over_rows(
     if mesh is None:
         return lambda params, batch: function(graphdef, params, batch)
 
+    along = rules.spec((None, "sequence"), mesh)
+    context = rules.parts("sequence", mesh)
+
+    def over_context(batch: Any, sharding: Any) -> Any:
+        """Tokens of a row over devices; what is computed of each follows, and keys and values are
+        gathered by the compiler, as every query may need them."""
+
+        def split(path: Any, x: Any) -> Any:
+            if path_of(path[-1:]) not in ("tokens", "positions") or x.shape[-1] % context:
+                return x
+            return lax.with_sharding_constraint(x, sharding)
+
+        return batch if context == 1 else jax.tree.map_with_path(split, batch)
+
     def whole(params: nnx.State, batch: Any) -> Any:
         module = nnx.merge(graphdef, params)
         full = _find_specs(params, mesh, rules)
         module.table_split = _find_table_split(full, mesh, rows)._replace(mesh=mesh)
-        return function(*nnx.split(module), batch)
+        return function(*nnx.split(module), over_context(batch, NamedSharding(mesh, along)))
 
     if not rows:
         return whole
@@ -117,17 +133,21 @@ def over_rows(
             module = nnx.merge(graphdef, outer(params))
             module.gather = inner
             module.table_split = _find_table_split(full, mesh, rows)
-            result = function(*nnx.split(module), batch)
+            result = function(*nnx.split(module), over_context(batch, along))
             return lax.psum(result, rows) if total else result
 
         of_batch = PartitionSpec(*(None,) * batch_axis, rows)
-        return jax.shard_map(
+        result = jax.shard_map(
             local,
             mesh=mesh,
             in_specs=(specs, of_batch),
             out_specs=PartitionSpec() if total else PartitionSpec(rows),
             axis_names=frozenset(rows),
         )(params, batch)
+        if mesh.is_multi_process and not total:
+            whole = NamedSharding(mesh, PartitionSpec())
+            result = jax.tree.map(lambda x: lax.with_sharding_constraint(x, whole), result)
+        return result
 
     return call
 

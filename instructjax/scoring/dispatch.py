@@ -17,6 +17,7 @@ import numpy as np
 from instructjax.batching.batch import Batch
 from instructjax.batching.packing import PackedRow
 from instructjax.errors import InstructJaxError, ModelError
+from instructjax.sharding.processes import tick
 
 # Rows computed at a time, each in a thread of its own: programs started by one thread run one after
 # the other, and on a CPU one program alone leaves cores idle in its sequential parts.
@@ -78,6 +79,7 @@ def compute_rows(
             for _, again in _group(((name, row) for row in shorter), together):
                 yield from finish(name, again, partial(run, again))
             return
+        tick()
         for i, row in enumerate(group):
             yield name, row, jax.tree.map(lambda x, i=i: x[i : i + 1], results)
 

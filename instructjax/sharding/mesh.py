@@ -81,7 +81,7 @@ def make_mesh(shape: str | Mapping[str, int], devices: Sequence[Any] | None = No
 
 def choose_mesh(shape: str | None) -> Mesh | None:
     """The mesh asked for; by default one of all devices that the parameters are split over, or none
-    where there is but one device or it is a CPU.
+    where there is but one device, or this process is alone and its devices are a CPU's.
 
     Raises:
       UsageError: see `make_mesh`.
@@ -91,8 +91,10 @@ def choose_mesh(shape: str | None) -> Mesh | None:
     """
     if shape is not None:
         return make_mesh(shape)
-    several = jax.device_count() > 1 and jax.default_backend() != "cpu"
-    return make_mesh("fsdp=-1") if several else None
+    alone = jax.process_count() == 1
+    if jax.device_count() == 1 or (alone and jax.default_backend() == "cpu"):
+        return None
+    return make_mesh("fsdp=-1")
 
 
 def _that_fits(sizes: Mapping[str, int], count: int) -> str:

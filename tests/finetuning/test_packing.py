@@ -97,18 +97,6 @@ def test_half_an_epoch() -> None:
     assert len(found) == 150 and set(Counter(found).values()) == {1, 2}
 
 
-@pytest.mark.parametrize("weights", [(), (1.0, 3.0)])
-def test_processes_share_the_order(weights: tuple[float, ...]) -> None:
-    whole = list(order_indices([40, 21], weights=weights, epochs=2, seed=9))
-    shares = [
-        list(order_indices([40, 21], weights=weights, epochs=2, seed=9, process=p, num_processes=3))
-        for p in range(3)
-    ]
-    assert len(whole) == 122
-    for number, share in enumerate(shares):
-        assert share == whole[number::3]
-
-
 def test_data_sets_are_mixed_by_weight() -> None:
     found = list(islice(order_indices([1000, 50], weights=[1.0, 3.0], seed=2), 4000))
     small = [index for index in found if index >= 1000]
@@ -119,7 +107,7 @@ def test_data_sets_are_mixed_by_weight() -> None:
     assert all(4 <= sum(i >= 1000 for i in found[s : s + 8]) <= 8 for s in range(0, 4000, 8))
 
 
-def test_plans_of_processes_end_together() -> None:
+def test_plans_end_with_empty_ones() -> None:
     sizes = mixed_sizes(50, 256)
     packing = Packing(length=256, rows=2)
     plans = list(RowPlans(order_indices([50], epochs=1), sizes, packing, total=60))

@@ -1,0 +1,292 @@
+"""Several processes that compute together: `jax.distributed`, watched.
+
+All processes run the same program in step; `jax.devices()` are those of all of them, and a mesh
+spans them. Process 0 writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from instructjax.errors import DataError, InstructJaxError, UsageError
+from instructjax.sharding.watch import Watch, meet
+
+# The watch listens this far from the port of jax's coordinator: beyond the range of ports that
+# jax gives to the jobs of a SLURM cluster, so that no two jobs meet.
+_PORT_OFFSET = 4096
+
+_watch: Watch | None = None
+
+
+def start(
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: float = 300.0,
+    lost_after: float = 30.0,
+    stalled_after: float = 1800.0,
+) -> None:
+    """Begins to work together with other processes; before anything touches a device.
+
+    Args:
+      coordinator: HOST:PORT of process 0, where the others find it. Also the port
+        4096 above it is used (below it, if there is none above).
+      num_processes, process_id: how many, and which this is. All three, or none: on a TPU pod,
+        SLURM, Kubernetes and Open MPI jax finds them by itself.
+      timeout: seconds to wait for the others.
+      lost_after: seconds without a sign of life after which a process is lost, and all stop.
+      stalled_after: seconds without progress after which a process hangs, and all stop.
+
+    Raises:
+      UsageError: some of the three are given, or none and there is no cluster to be found.
+      InstructJaxError: the others did not come.
+    """
+    global _watch
+    given = {
+        "--coordinator": coordinator,
+        "--num-processes": num_processes,
+        "--process-id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    local: Any = None
+    if len(missing) == 3:
+        coordinator, num_processes, process_id, local = _detect(timeout)
+    elif missing:
+        raise UsageError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not given",
+            remedy="give all three of --coordinator, --num-processes and --process-id, or, on a "
+            "cluster that has them in its environment, --distributed alone",
+        )
+    assert coordinator is not None and num_processes is not None and process_id is not None
+    port = _check(coordinator, num_processes, process_id)
+    watched = port + _PORT_OFFSET if port + _PORT_OFFSET < 1 << 16 else port - _PORT_OFFSET
+    watch = meet(
+        f"{coordinator.rpartition(':')[0]}:{watched}",
+        process_id,
+        num_processes,
+        timeout=timeout,
+        lost_after=lost_after,
+        stalled_after=stalled_after,
+    )
+    _watch = watch
+    try:
+        # Jax's own heartbeat aborts the process with a stack trace; the watch comes first.
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            local_device_ids=local,
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(timeout),
+            heartbeat_timeout_seconds=int(2 * lost_after) + 60,
+            shutdown_timeout_seconds=60,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InstructJaxError(f"the processes cannot work together: {error}") from error
+
+
+def _detect(timeout: float) -> tuple[str, int, int, Any]:
+    # What jax.distributed.initialize() itself asks; jax has no public name for it.
+    from jax._src.clusters import ClusterEnv
+
+    found = ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, int(timeout)
+    )
+    coordinator, num_processes, process_id, local = found
+    if coordinator is None or num_processes is None or process_id is None:
+        raise UsageError(
+            "no cluster was found: neither a TPU pod, SLURM, Kubernetes nor Open MPI",
+            remedy="give --coordinator HOST:PORT, --num-processes and --process-id",
+        )
+    return coordinator, num_processes, process_id, local
+
+
+def _check(coordinator: str, num_processes: int, process_id: int) -> int:
+    """The coordinator's port."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UsageError(
+            f"--coordinator {coordinator!r} is not HOST:PORT", remedy="such as 10.0.0.1:8476"
+        )
+    if not 0 <= process_id < num_processes:
+        raise UsageError(
+            f"--process-id {process_id} is not one of {num_processes} processes",
+            remedy=f"give each its own, from 0 to {max(num_processes, 1) - 1}",
+        )
+    return int(port)
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes: it is alone, or number 0."""
+    return not several() or jax.process_index() == 0
+
+
+def several() -> bool:
+    """Whether there are other processes."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def tick() -> None:
+    """Notes that the work moves on."""
+    if _watch is not None:
+        _watch.tick()
+
+
+def share(value: Any) -> Any:
+    """Process 0's value, in every process; all must call this, at the same point.
+
+    Args:
+      value: of JSON; that of other processes does not count.
+
+    >>> share({"rows": 3})
+    {'rows': 3}
+    """
+    if not several():
+        return value
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value if leads() else None).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    sent = multihost_utils.broadcast_one_to_all(np.resize(text, size))
+    return json.loads(np.asarray(sent, np.uint8).tobytes())
+
+
+def agree(good: bool) -> bool:
+    """Whether it is good in every process; all must call this, at the same point."""
+    if not several():
+        return good
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.int32(good))))
+
+
+def check_alike(described: Mapping[str, str]) -> None:
+    """See that all processes are about to do the same; all must call this, at the same point.
+
+    Args:
+      described: what there is to do: options, data, weights.
+
+    Raises:
+      DataError: this one would do something else than process 0.
+    """
+    first = share(dict(described))
+    names = [n for n in {**first, **described} if first.get(n) != described.get(n)]
+    if names:
+        name = names[0]
+        raise DataError(
+            f"this process would do something else than process 0: {name} is "
+            f"{described.get(name)!s:.80} here and {first.get(name)!s:.80} there",
+            remedy="give all the same command, data, weights and version",
+        )
+
+
+def gather(array: Any, *, keep: bool = True) -> np.ndarray | None:
+    """All of an array, on the host, though processes hold parts of it; all must call this.
+
+    An array of three axes or more, such as a stack of layers, is gathered part by part, so that
+    devices hold one whole at a time.
+
+    Args:
+      array: of jax.
+      keep: whether this process wants it.
+    """
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array) if keep else None
+    from jax.experimental import multihost_utils
+
+    if array.ndim < 3:
+        whole = multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(whole) if keep else None
+    stack = np.empty(array.shape, array.dtype) if keep else None
+    for index in range(len(array)):
+        part = multihost_utils.process_allgather(array[index], tiled=True)
+        if stack is not None:
+            stack[index] = part
+    return stack
+
+
+def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array in its place, which may be on devices of several processes that each have it."""
+    if sharding.is_fully_addressable or not getattr(array, "is_fully_addressable", True):
+        return jax.device_put(array, sharding)
+    here = np.asarray(array)
+    return jax.make_array_from_callback(here.shape, sharding, lambda at: here[at])
+
+
+def told_to_stop(step: int) -> bool:
+    """Whether a process has got SIGTERM; it becomes true at the same step in all of them.
+
+    Args:
+      step: its number; all must call this in every step.
+    """
+    if not several():
+        return False
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What processes that have started do together; at its end they wait for each other.
+
+    Only process 0 speaks. Where one fails, the others are told and stop.
+    """
+    global _watch
+    assert _watch is not None
+    watch = _watch
+    try:
+        with open(os.devnull, "w") as nowhere:
+            if jax.process_index() == 0:
+                yield
+            else:
+                with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                    yield
+    except BaseException as error:
+        if _is_of_device(error):
+            # Most likely another process is gone, and the watch is about to say which.
+            watch.wait(8.0)
+        watch.stop_others(f"process {jax.process_index()} stopped: {_describe(error)}")
+        raise
+    watch.finish()
+    jax.distributed.shutdown()
+    watch.close()
+    _watch = None
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted"
+    if isinstance(error, SystemExit):
+        return f"exit code {error.code}"
+    return str(error) or type(error).__name__
+
+
+def _is_of_device(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return "RESOURCE_EXHAUSTED" not in str(error)
+        error = error.__cause__
+    return False
+
+
+def leave(code: int) -> None:
+    """Ends a process whose work with others has failed.
+
+    The interpreter's usual end would wait for the others, which do not come.
+    """
+    if _watch is not None and code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _watch.leave_last()
+        os._exit(code)

@@ -1,0 +1,153 @@
+"""Law 3 over processes: several that train together take the steps that one takes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from instructjax.cli.main import main
+
+TINY = Path(__file__).parents[1] / "fixtures" / "llama-tied"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A run of two micro-batches a step, with rows of many lengths and held-out data."""
+    for name, first, count in (("rows", 0, 60), ("held_out", 100, 12)):
+        rows = [
+            {
+                "instruction": f"Say {n}.",
+                "input": "x " * (n * 7 % 31),
+                "output": "" if n % 13 == 4 else f"y {n}",
+                "task": f"t{n % 3}",
+            }
+            for n in range(first, first + count)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    values = {
+        "data": [str(tmp_path / "rows.jsonl")],
+        "eval_data": [str(tmp_path / "held_out.jsonl")],
+        "model": str(TINY),
+        "row_length": 128,
+        "rows": 4,
+        "micro_batches": 2,
+        "steps": 6,
+        "learning_rate": 0.003,
+        "warmup_steps": 2,
+        # Far above rounding: where a gradient is zero, Adam would divide noise by noise.
+        "epsilon": 1e-4,
+        "eval_every": 3,
+        "checkpoint_every": 2,
+        "keep": 4,
+    }
+    file = tmp_path / "config.toml"
+    file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+    return file
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Losses, held-out log-probs and the model of two runs are alike but for rounding."""
+    ours, theirs = read_metrics(found), read_metrics(expected)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == list(range(7))
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("tokens", "response_tokens"):
+            assert a.get(name) == b.get(name)
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(a.get(name, 0), b.get(name, 0), rtol=2e-5)
+        assert ("held_out" in a) == ("held_out" in b)
+        if "held_out" in a:
+            cells = [row["held_out"]["by_cell"]["held_out"] for row in (a, b)]
+            assert cells[0].keys() == cells[1].keys() == {"t0", "t1", "t2"}
+            for cell in cells[0]:
+                np.testing.assert_allclose(cells[0][cell], cells[1][cell], rtol=1e-5)
+    assert theirs[-1]["loss"] < 0.9 * theirs[1]["loss"]  # far above what is compared
+    names = sorted(file.name for file in (expected / "model").iterdir())
+    assert sorted(file.name for file in (found / "model").iterdir()) == names
+    assert sorted(file.name for file in found.iterdir()) == sorted(
+        file.name for file in expected.iterdir()
+    )
+    (tensors,) = (name for name in names if name.endswith(".safetensors"))
+    models = [load_file(run / "model" / tensors) for run in (found, expected)]
+    assert models[0].keys() == models[1].keys()
+    for name, value in models[1].items():
+        limit = 1e-4 * max(np.abs(value).max(), 1e-6)
+        np.testing.assert_allclose(models[0][name], value, rtol=0, atol=limit)
+
+
+@pytest.fixture
+def alone(config: Path, tmp_path: Path) -> Path:
+    """The run of one process with one device."""
+    assert main(["finetune", str(config), "--out", str(tmp_path / "alone")]) == 0
+    return tmp_path / "alone"
+
+
+def test_laws_3_and_7_two_processes_take_the_steps_of_one(start, config, alone, tmp_path):
+    out = tmp_path / "two"
+    first, second = start(["finetune", config, "--out", out, "--mesh", "data=-1"]).ends()
+    assert first.code == second.code == 0, (first.err, second.err)
+    assert_same_run(out, alone)
+    assert "6 steps, " in first.out and "step 6 of 6" in first.err
+    assert "steps" not in second.out and "step" not in second.err
+    rejects = [(run / "data.rejects.jsonl").read_text() for run in (out, alone)]
+    assert rejects[0] == rejects[1] and rejects[0].count("\n") == 6
+
+
+@pytest.mark.slow
+def test_laws_3_and_8_a_run_goes_on_with_other_processes_and_meshes(start, config, alone, tmp_path):
+    """Two processes over fsdp, told to stop; four over another mesh, killed; then one."""
+    out = tmp_path / "run"
+    command = ["finetune", config, "--out", out]
+
+    def has(step: int) -> bool:
+        return f'"step": {step},' in (out / "metrics.jsonl").read_text()
+
+    def saved(step: int) -> bool:
+        return (out / "checkpoints" / str(step)).exists()
+
+    slow = "import time; from instructjax.finetuning.loop import _Run; "
+    slow += "take = _Run._take_step; "
+    slow += "_Run._take_step = lambda *a: (time.sleep(0.5), take(*a))[1]"
+    together = start(command, before=slow)
+    together.wait_for(lambda: (out / "metrics.jsonl").exists() and has(1))
+    together.signal(1, signal.SIGTERM)
+    for end in together.ends():
+        assert end.code == 143, end.err
+    stopped = read_metrics(out)[-1]["step"]
+    assert 1 <= stopped < 6 and saved(stopped)
+
+    together = start([*command, "--mesh", "data=4,tensor=2"], count=4, before=slow)
+    together.wait_for(lambda: has(stopped + 1) and saved(stopped + 1 + stopped % 2))
+    killed = together.signal(3, signal.SIGKILL)
+    for number, end in enumerate(together.ends()):
+        if number != 3:
+            assert end.code == 1 and end.when - killed < 10
+            assert end.errors == ["error: process 3 is gone: its connection was closed"]
+    (end,) = start([*command, "--mesh", "fsdp=2,tensor=2"], count=1, devices=4).ends()
+    assert end.code == 0 and "going on after step" in end.err
+    assert_same_run(out, alone)
+
+
+@pytest.mark.slow
+def test_law_3_lora_and_its_adapter_by_two_processes(start, config, tmp_path):
+    options = ["--train", "lora", "--lora-rank", "2", "--adapter", "--learning-rate", "0.03"]
+    runs = [tmp_path / name for name in ("one", "two")]
+    command = ["finetune", str(config), *options]
+    assert main([*command, "--out", str(runs[0])]) == 0
+    for end in start([*command, "--out", runs[1], "--mesh", "fsdp=4"]).ends():
+        assert end.code == 0, end.err
+    one, two = (load_file(run / "model" / "adapter_model.safetensors") for run in runs)
+    assert one.keys() == two.keys()
+    assert max(np.abs(value).max() for name, value in one.items() if "lora_B" in name) > 0.02
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-4 * np.abs(value).max())
