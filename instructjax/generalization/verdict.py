@@ -24,7 +24,6 @@ from instructjax.generalization.verdict_words import (
     Answer,
     Better,
     Level,
-    Needs,
     combine,
     find_level,
     interaction_matters,
@@ -187,7 +186,7 @@ def analyze(
         )
 
     needed = {name: need(CELLS + i) if found[CELLS + i] else None for i, name in enumerate(_GAPS)}
-    open_questions: Needs = {"both": needed["joint"]}
+    open_questions = {"both": needed["joint"]}
     for name, gap, mean in (("inputs", "intra", 1), ("instructions", "inter", 3)):
         # With a threshold, it can be the mean that leaves the question open.
         by_gap = is_small(getattr(gaps, gap), smallest_gap) != "yes" or threshold is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from instructjax.generalization.estimate import Estimate
@@ -101,7 +101,7 @@ _DECIDED = {
     "each alone": "generalizes over {z} and over {c}, not over both at once",
     "neither": "generalizes over neither {z} nor {c}",
 }
-Needs = dict[Literal["inputs", "instructions", "both"], Needed | None]
+Needs = Mapping[str, Needed | None]
 
 
 def put_in_words(
@@ -113,8 +113,8 @@ def put_in_words(
       level: from `find_level`.
       inputs, instructions: the answers it came from.
       words: of the split.
-      needed: by question, what would halve the interval that leaves it open; None where the scores
-        in question do not vary.
+      needed: by question (inputs, instructions, both), what would halve the interval that leaves
+        it open; None where the scores in question do not vary.
 
     >>> from instructjax.generalization.split_words import describe_split
     >>> from instructjax.generalization.split_recipes import SplitRecipe

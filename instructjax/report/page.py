@@ -60,7 +60,7 @@ class Page:
       analysis: of the model that the verdict is about.
       scores: that it is made of.
       headline, numbers: the verdict in words, and its numbers.
-      missing: which scores are not in them; "" where all are.
+      missing: which scores are not in them, and which tasks are not known; "" where all are.
       others: see the functions that make them; None or empty where there is nothing to show.
     """
 
@@ -284,8 +284,19 @@ def make_page(
         better=scores.better,
         headline=analysis.headline,
         numbers=", ".join(analysis.numbers).replace(" +- ", "\u00a0±\u00a0").replace(" -", " −"),
-        missing=say_missing(
-            scores.missing, analysis.words.cells, analysis.counts.tolist(), scores.left_out
+        missing=" ".join(
+            filter(
+                None,
+                (
+                    say_missing(
+                        scores.missing,
+                        analysis.words.cells,
+                        analysis.counts.tolist(),
+                        scores.left_out,
+                    ),
+                    scores.say_unnamed(),
+                ),
+            )
         ),
         answers=list_answers(analysis),
         cells=make_grid(analysis, scores.missing),

@@ -114,8 +114,10 @@ def read_results(paths: Sequence[Path]) -> Results:
                 metadata = read_metadata(table)
                 origins.append((path, metadata))
             else:
+                lacks = [name for name in _NEEDED if name not in names]
+                almost = f": it has no column {', '.join(lacks)}" if len(lacks) < 3 else ""
                 raise UsageError(
-                    "is no evaluation table, score table, split.json or leaks.jsonl",
+                    f"is no evaluation table, score table, split.json or leaks.jsonl{almost}",
                     file=path,
                     remedy="give files of `instructjax evaluate`, `score` or `split`",
                 )

@@ -62,6 +62,13 @@ class CellScores:
         """Of each row, or None where not every row has one."""
         return self.task if len(self.task) and bool((self.task != "").all()) else None
 
+    def say_unnamed(self) -> str:
+        """That some rows have a task and others have none, so that tasks are not told apart."""
+        without = int((self.task == "").sum())
+        if not 0 < without < len(self.task):
+            return ""
+        return f"{without:,} scores have no task, so tasks are not told apart in any number here."
+
     @property
     def goodness(self) -> Float64[np.ndarray, " n"]:
         """The values, with their signs changed where lower is better."""

@@ -76,6 +76,88 @@ def test_failures(
     assert not (tmp_path / "report.html").exists()
 
 
+def read_rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", newline="") as stream:
+        out = csv.DictWriter(stream, rows[0])
+        out.writeheader()
+        out.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--smallest-gap", "nan"], "smallest_gap is nan"),
+        (["--smallest-gap", "-1"], "smallest_gap is -1.0"),
+        (["--epsilon", "inf"], "epsilon (the threshold) is inf"),
+    ],
+)
+def test_numbers_that_mean_nothing(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    assert main(["report", str(table), *words, "--out", str(tmp_path / "report.html")]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_metric_of_ones_own_needs_a_direction(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Errors 1 - f1 give the gaps of f1; their direction is asked for, not guessed."""
+    rows = read_rows(table)
+    for row in rows:
+        row["metric"] = "mine:error"
+        row["value"] = str(1 - float(row["value"])) if row["value"] else ""
+    errors, out = write_rows(tmp_path / "errors.csv", rows), tmp_path / "report.md"
+    assert main(["report", str(errors), "--out", str(out)]) == 2
+    assert "say it with --better higher or --better lower" in capsys.readouterr().err
+    assert main(["report", str(errors), "--better", "lower", "--out", str(out)]) == 0
+    assert "inter-task gap 0.3 (no interval)" in capsys.readouterr().out
+    text = out.read_text("utf-8")
+    assert "m2 − m0" in text.replace("\u00a0", " ") and "mean of all falls by" in text
+
+
+def test_infinite_scores_are_counted_where_the_numbers_stand(table: Path, tmp_path: Path) -> None:
+    rows = read_rows(table)
+    rows[0]["value"], rows[3]["value"] = "-inf", "nan"
+    out = tmp_path / "report.html"
+    assert main(["report", str(write_rows(tmp_path / "r.csv", rows)), "--out", str(out)]) == 0
+    head = out.read_text("utf-8").partition("<section")[0]
+    assert "2 of 5 scores of training pairs (1 infinite, 1 no value)" in head
+    assert "1 of 4 scores of new inputs" in head
+
+
+def test_two_splits_and_missing_columns_are_refused(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = [tmp_path / "one.json", tmp_path / "two.json"]
+    for split in splits:
+        split.write_text(json.dumps({"recipe": {"by": "task"}}))
+    out = ["--out", str(tmp_path / "report.html")]
+    assert main(["report", str(table), *map(str, splits), *out]) == 2
+    assert "is a second split" in capsys.readouterr().err
+    rows = [{k: v for k, v in row.items() if k != "metric"} for row in read_rows(table)]
+    assert main(["report", str(write_rows(tmp_path / "r.csv", rows)), *out]) == 2
+    assert "has no column metric" in capsys.readouterr().err
+    splits[0].write_text(json.dumps({"recipe": {"by": "zebra"}}))
+    assert main(["report", str(table), str(splits[0]), *out]) == 1
+    assert "the recipe of split.json is none" in capsys.readouterr().err
+
+
+def test_the_split_gives_the_words(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split, out = tmp_path / "split.json", tmp_path / "report.md"
+    split.write_text(json.dumps({"recipe": {"by": "category"}}))
+    assert main(["report", str(table), str(split), "--out", str(out)]) == 0
+    assert "category gap 0.3" in capsys.readouterr().out
+    assert "| m2 new categories |" in out.read_text("utf-8")
+
+
 def test_tables_of_several_runs(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
