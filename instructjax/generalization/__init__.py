@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         draw_weights,
         nested_bootstrap,
         percentile_interval,
+        rescaled_interval,
     )
     from instructjax.generalization.cells import (
         Gaps,
@@ -88,6 +89,11 @@ if TYPE_CHECKING:
     from instructjax.generalization.quantiles import student_t_cdf, student_t_quantile
     from instructjax.generalization.rasch import RaschFit, rasch_complete, rasch_fit
     from instructjax.generalization.reml import RemlFit, fit_reml, reml_log_likelihood
+    from instructjax.generalization.reml_in_tasks import (
+        TaskRemlFit,
+        fit_reml_in_tasks,
+        reml_log_likelihood_in_tasks,
+    )
     from instructjax.generalization.scaling import (
         Fit,
         fit_log_linear,
@@ -125,6 +131,7 @@ _FILES = {
         "draw_weights",
         "nested_bootstrap",
         "percentile_interval",
+        "rescaled_interval",
     ),
     "cells": (
         "Gaps",
@@ -169,6 +176,7 @@ _FILES = {
     "quantiles": ("student_t_cdf", "student_t_quantile"),
     "rasch": ("RaschFit", "rasch_complete", "rasch_fit"),
     "reml": ("RemlFit", "fit_reml", "reml_log_likelihood"),
+    "reml_in_tasks": ("TaskRemlFit", "fit_reml_in_tasks", "reml_log_likelihood_in_tasks"),
     "scaling": ("Fit", "fit_log_linear", "fit_power_law", "scaling_curve"),
     "sensitivity": (
         "PromptSummary",
@@ -207,6 +215,7 @@ __all__ = [
     "RemlFit",
     "SplitRecipe",
     "SpreadNoise",
+    "TaskRemlFit",
     "TextStore",
     "analyze",
     "benjamini_hochberg",
@@ -232,6 +241,7 @@ __all__ = [
     "fit_log_linear",
     "fit_power_law",
     "fit_reml",
+    "fit_reml_in_tasks",
     "following_difficulty",
     "g_coefficients",
     "generalization_gaps",
@@ -262,6 +272,8 @@ __all__ = [
     "rasch_fit",
     "ratio_influence",
     "reml_log_likelihood",
+    "reml_log_likelihood_in_tasks",
+    "rescaled_interval",
     "scaling_curve",
     "spread_noise",
     "student_t_cdf",

@@ -7,12 +7,12 @@ From a complete grid, mean squares and what they estimate (Henderson's method; B
 MS_c = Z R sum_c (m_c - m)^2 / (C - 1), sigma2_c = (MS_c - MS_cz) / (Z R), and so on. With one
 response a cell, cz and e cannot be told apart: their sum is reported as cz, and e is 0. Estimates
 are unbiased, and so may be negative; `clip_components` sets those to 0. For grids with holes, see
-`reml`.
+`reml`, and `reml_in_tasks` for tasks.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -35,26 +35,34 @@ class Components(NamedTuple):
 
 
 class NestedComponents(NamedTuple):
-    """Variances where instructions and inputs, or inputs alone, belong to tasks.
+    """Variances where instructions, or instructions and inputs, belong to tasks.
 
     Attributes:
-      task: of tasks. instruction: of c in a task (0 if each task has one). input: of z in a task.
-      interaction: of c x z in a task.
+      task: of tasks. instruction: of c in a task (0 if each task has one).
+      input: of z, in a task unless inputs are crossed with tasks.
+      interaction: of c x z in a task (with the residual in it where nothing is repeated).
+      task_input: of task x z, where inputs are crossed with tasks, else 0.
+      residual: of sampled responses to the same (c, z); 0 without repeats.
     """
 
     task: Array
     instruction: Array
     input: Array
     interaction: Array
+    task_input: Array
+    residual: Array
 
 
-def clip_components(components: Components) -> Components:
+Parts = TypeVar("Parts", Components, NestedComponents)
+
+
+def clip_components(components: Parts) -> Parts:
     """Negative estimates as 0.
 
     >>> [float(x) for x in clip_components(Components(*jnp.array([-0.1, 1.0, 2.0, 0.0])))]
     [0.0, 1.0, 2.0, 0.0]
     """
-    return Components(*(jnp.maximum(x, 0) for x in components))
+    return components._make(jnp.maximum(x, 0) for x in components)
 
 
 def variance_components(score: Float[AnyArray, "C Z ..."]) -> Components:
@@ -87,11 +95,13 @@ def components_in_tasks(score: Float[AnyArray, "T C Z"]) -> NestedComponents:
     """Components of T tasks that have each a complete grid of their own C instructions, Z inputs.
 
     With C = 1, as in Super-NaturalInstructions (one definition a task), what an instruction adds
-    is part of its task: then `input` is all that varies in a task.
+    is part of its task: then `input` is all that varies in a task. For tasks of different sizes,
+    for
+    inputs that several tasks share, and for repeated responses, see `fit_reml_in_tasks`.
 
     >>> grids = jnp.array([[[1.0, 3.0], [2.0, 4.0]], [[5.0, 7.0], [6.0, 8.0]]])
     >>> [float(x) for x in components_in_tasks(grids)]  # task means 2.5 and 6.5: 8 - 0.25 - 1
-    [6.75, 0.5, 2.0, 0.0]
+    [6.75, 0.5, 2.0, 0.0, 0.0, 0.0]
     """
     score = jnp.asarray(score)
     t, c, z = score.shape
@@ -101,11 +111,16 @@ def components_in_tasks(score: Float[AnyArray, "T C Z"]) -> NestedComponents:
     of_z = score.mean(1)
     ms_z = c * ((of_z - of_task[:, None]) ** 2).sum() / (t * (z - 1))
     if c == 1:
-        return NestedComponents((ms_t - ms_z) / z, zero, ms_z, zero)
+        return NestedComponents((ms_t - ms_z) / z, zero, ms_z, zero, zero, zero)
     of_c = score.mean(2)
     ms_c = z * ((of_c - of_task[:, None]) ** 2).sum() / (t * (c - 1))
     rest = score - of_c[..., None] - of_z[:, None] + of_task[:, None, None]
     ms_cz = (rest**2).sum() / (t * (c - 1) * (z - 1))
     return NestedComponents(
-        (ms_t - ms_c - ms_z + ms_cz) / (c * z), (ms_c - ms_cz) / z, (ms_z - ms_cz) / c, ms_cz
+        (ms_t - ms_c - ms_z + ms_cz) / (c * z),
+        (ms_c - ms_cz) / z,
+        (ms_z - ms_cz) / c,
+        ms_cz,
+        zero,
+        zero,
     )

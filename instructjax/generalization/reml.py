@@ -8,8 +8,7 @@ others it weighs scores by what they tell, and no variance is negative.
 Scores enter as means of cells with variance \(d = \sigma^2_{cz} + \sigma^2_e / n\), plus the sum of
 squares in cells. With W = 1/d (0 where there is none), the mixed model equations (Henderson 1953)
 have one unknown an instruction, one an input and the mean; the block of inputs is diagonal and is
-eliminated, so an evaluation costs C^2 Z. Standard deviations are the parameters: the likelihood is
-an even, smooth function of them, so that 0 is no boundary. Damped Newton steps on the Hessian.
+eliminated, so an evaluation costs C^2 Z.
 """
 
 from __future__ import annotations
@@ -18,14 +17,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from instructjax.generalization.arrays import AnyArray
 from instructjax.generalization.cluster_se import satterthwaite
 from instructjax.generalization.components import Components
-
-STEPS = 100
+from instructjax.generalization.reml_search import maximize, standardize
 
 
 class RemlFit(NamedTuple):
@@ -46,12 +43,85 @@ class RemlFit(NamedTuple):
     log_likelihood: Array
 
 
+class GridTerms(NamedTuple):
+    """What a grid brings to a restricted likelihood, given its covariance V.
+
+    Attributes:
+      ones: 1' V^-1 1. linear: 1' V^-1 y. square: y' V^-1 y. log_det: log |V|. count: scores.
+    """
+
+    ones: Array
+    linear: Array
+    square: Array
+    log_det: Array
+    count: Array
+
+
+def grid_terms(
+    sd: Float[Array, " 4"],
+    grid: Float[Array, "C Z"],
+    count: Float[Array, "C Z"],
+    within: Float[Array, ""],
+) -> GridTerms:
+    """Solves the mixed model equations of one grid; a grid without scores brings zeros.
+
+    Arguments as for `reml_log_likelihood`. For digits, give means that are centred.
+
+    >>> sd, grid = jnp.array([0.0, 0.0, 1.0, 0.0]), jnp.array([[1.0, 3.0]])
+    >>> [float(x) for x in grid_terms(sd, grid, jnp.ones((1, 2)), jnp.array(0.0))]
+    [2.0, 4.0, 10.0, 0.0, 2.0]
+    """
+    of_c, of_z, of_cz, of_e = sd
+    there = count > 0
+    variance = of_cz**2 + of_e**2 / jnp.where(there, count, 1)
+    weight = jnp.where(there, 1 / variance, 0)
+    y = jnp.where(there, grid, 0)
+    scaled = weight * y
+    # Unknowns: scaled effects of c; those of z are eliminated. Right-hand sides: the grid, and 1.
+    diagonal = 1 + of_z**2 * weight.sum(0)
+    links = of_c * of_z * weight
+    right_z = of_z * jnp.stack([scaled.sum(0), weight.sum(0)])
+    right = of_c * jnp.stack([scaled.sum(1), weight.sum(1)])
+    normal = jnp.diag(1 + of_c**2 * weight.sum(1)) - (links / diagonal) @ links.T
+    factor = jnp.linalg.cholesky(normal)
+    half = jax.scipy.linalg.solve_triangular(
+        factor, right.T - links @ (right_z / diagonal).T, lower=True
+    )
+    fitted = half.T @ half + (right_z / diagonal) @ right_z.T
+    log_det = 2 * jnp.log(jnp.diag(factor)).sum() + jnp.log(diagonal).sum()
+    log_det += jnp.where(there, jnp.log(variance), 0).sum()
+    extra = jnp.where(there, count - 1, 0).sum()  # scores beyond the first of a cell
+    # Of those, the density around the cell's mean: their own variance, and the change to means.
+    error = jnp.where(extra > 0, of_e**2, 1.0)
+    log_det += extra * jnp.log(error) + jnp.where(there, jnp.log(jnp.maximum(count, 1)), 0).sum()
+    return GridTerms(
+        weight.sum() - fitted[1, 1],
+        scaled.sum() - fitted[0, 1],
+        (scaled * y).sum() - fitted[0, 0] + within / error,
+        log_det,
+        jnp.where(there, count, 0).sum(),
+    )
+
+
+def join_terms(terms: GridTerms) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
+    """Restricted log-likelihood of independent grids with one mean, and that mean and its variance.
+
+    Args:
+      terms: of each grid, summed over the grids.
+    """
+    mean = terms.linear / terms.ones
+    square = terms.square - terms.linear * mean
+    log_det = terms.log_det + jnp.log(terms.ones)
+    value = -0.5 * ((terms.count - 1) * jnp.log(2 * jnp.pi) + log_det + square)
+    return value, (mean, 1 / terms.ones)
+
+
 def reml_log_likelihood(
     sd: Float[Array, " 4"],
     grid: Float[Array, "C Z"],
     count: Float[Array, "C Z"],
     within: Float[Array, ""],
-) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
     """Restricted log-likelihood, and the mean with its variance.
 
     Args:
@@ -67,39 +137,9 @@ def reml_log_likelihood(
     >>> float(mean), round(float(variance), 4)
     (2.0, 0.5)
     """
-    of_c, of_z, of_cz, of_e = sd
-    there = count > 0
-    variance = of_cz**2 + of_e**2 / jnp.where(there, count, 1)
-    weight = jnp.where(there, 1 / variance, 0)
-    mean = (weight * grid).sum() / weight.sum()
-    y = jnp.where(there, grid - mean, 0)  # centred, for few digits are lost then
-    scaled = weight * y
-    # Unknowns: scaled effects of c, then the mean; those of z are eliminated.
-    diagonal = 1 + of_z**2 * weight.sum(0)
-    links = jnp.concatenate([of_c * weight, weight.sum(0)[None]]) * of_z
-    right_z = of_z * scaled.sum(0)
-    rows = weight.sum(1)
-    top = jnp.diag(1 + of_c**2 * rows)
-    side = of_c * rows
-    normal = jnp.block([[top, side[:, None]], [side[None], weight.sum()[None, None]]])
-    right = jnp.append(of_c * scaled.sum(1), scaled.sum())
-    normal -= (links / diagonal) @ links.T
-    right -= links @ (right_z / diagonal)
-    factor = jnp.linalg.cholesky(normal)
-    half = jax.scipy.linalg.solve_triangular(factor, right, lower=True)
-    fitted = (half**2).sum() + (right_z**2 / diagonal).sum()
-    log_det = 2 * jnp.log(jnp.diag(factor)).sum() + jnp.log(diagonal).sum()
-    log_det += jnp.where(there, jnp.log(variance), 0).sum()
-    extra = jnp.where(there, count - 1, 0).sum()  # scores beyond the first of a cell
-    # Of those, the density around the cell's mean: their own variance, and the change to means.
-    error = jnp.where(extra > 0, of_e**2, 1.0)
-    log_det += extra * jnp.log(error) + jnp.where(there, jnp.log(jnp.maximum(count, 1)), 0).sum()
-    square = (scaled * y).sum() - fitted + within / error
-    number = jnp.where(there, count, 0).sum() - 1
-    last = jax.scipy.linalg.cho_solve((factor, True), jnp.zeros_like(right).at[-1].set(1))
-    shift = jax.scipy.linalg.cho_solve((factor, True), right)[-1]
-    value = -0.5 * (number * jnp.log(2 * jnp.pi) + log_det + square)
-    return value, (mean + shift, last[-1])
+    centre = (count * jnp.where(count > 0, grid, 0)).sum() / jnp.maximum(count.sum(), 1)
+    value, (mean, variance) = join_terms(grid_terms(sd, grid - centre, count, within))
+    return value, (mean + centre, variance)
 
 
 def fit_reml(
@@ -108,6 +148,8 @@ def fit_reml(
     """Components of a crossed grid with any cells missing, with or without repeated responses.
 
     In float32 about three digits; for more, call it under `jax.enable_x64(True)` with float64.
+    Components of scores that do not vary are 0. With one instruction all that varies is `input`,
+    and so it is where no input has two instructions.
 
     Args:
       score: instructions by inputs; a third axis for sampled responses.
@@ -123,35 +165,27 @@ def fit_reml(
     """
     score = jnp.asarray(score)
     values = score[..., None] if score.ndim == 2 else score
-    there = jnp.ones(values.shape, bool)
-    if mask is not None:
-        there = jnp.asarray(mask).reshape(values.shape)
-    values = jnp.where(there, values, 0)
-    count = there.sum(2).astype(score.dtype)
-    grid = values.sum(2) / jnp.maximum(count, 1)
-    within = jnp.where(there, (values - grid[..., None]) ** 2, 0).sum()
-    repeated = (count > 1).any()
-    # In units of the standard deviation, so that steps and tolerances fit any score.
-    total = jnp.maximum(count.sum(), 1)
-    centre = values.sum() / total
-    scale = jnp.sqrt(jnp.where(there, (values - centre) ** 2, 0).sum() / jnp.maximum(total - 1, 1))
-    scale = jnp.where(scale > 0, scale, 1)
-    free = jnp.array([True, True, True, False]) | repeated
+    grid, count, within, unit = standardize(values, mask)
+    there = count > 0
+    # A source shows only where something else varies in it; alone in a row or column it is z's.
+    rows, columns = (there.sum(axis) for axis in (1, 0))
+    free_c = (there.any(1).sum() > 1) & (rows > 1).any()
+    free_z = (there.any(0).sum() > 1) & (columns > 1).any()
+    free = jnp.stack([free_c, free_z, jnp.array(True), (count > 1).any()]) & unit.varies
 
-    def loss(sd):
-        used = jnp.where(free, sd, 0)
-        return -reml_log_likelihood(used, (grid - centre) / scale, count, within / scale**2)[0]
+    def likelihood(sd):
+        return reml_log_likelihood(sd, grid, count, within)
 
-    start = jnp.where(free, 0.5, 0.0).astype(score.dtype)
-    sd = jnp.where(free, _minimize(loss, start), 0)
-    value, (mean, variance) = reml_log_likelihood(
-        sd, (grid - centre) / scale, count, within / scale**2
+    sd, value, mean, variance = maximize(likelihood, free, 2)
+    c, z, cz, e = (sd * unit.scale) ** 2
+    lone_z = ~free_z & (there.any(0).sum() > 1)
+    lone_c = ~free_c & ~lone_z & (there.any(1).sum() > 1)
+    components = Components(
+        jnp.where(lone_c, cz, c), jnp.where(lone_z, cz, z), jnp.where(lone_c | lone_z, 0, cz), e
     )
-    components = Components(*((sd * scale) ** 2))
-    value -= (total - 1) * jnp.log(scale)
-    variance *= scale**2
+    value, mean, variance = unit.restore(value, mean, variance)
     df = _satterthwaite(components, count, variance)
-    return RemlFit(components, mean * scale + centre, jnp.sqrt(variance), df, value)
+    return RemlFit(components, mean, jnp.sqrt(variance), df, value)
 
 
 def _satterthwaite(components, count, variance):
@@ -162,37 +196,3 @@ def _satterthwaite(components, count, variance):
     free_c, free_z = jnp.maximum(c - 1, 1), jnp.maximum(z - 1, 1)
     parts, df = jnp.stack([of_c, of_z, rest]), jnp.stack([c - 1, z - 1, free_c * free_z])
     return jnp.minimum(satterthwaite(variance, parts, df), jnp.maximum(scores - 1, 0))
-
-
-def _minimize(loss, start):
-    """Newton's steps with Levenberg's damping: shorter where the loss would not fall."""
-    gradient, hessian = jax.grad(loss), jax.hessian(loss)
-    eye = jnp.eye(len(start), dtype=start.dtype)
-
-    def step(state):
-        count, x, value, damping, _ = state
-        g, h = gradient(x), hessian(x)
-        values, vectors = jnp.linalg.eigh(jnp.where(jnp.isfinite(h), h, 0) + 1e-9 * eye)
-        curvature = jnp.abs(values) + damping
-        move = vectors @ ((vectors.T @ g) / curvature)
-        move *= jnp.minimum(1, 0.5 / jnp.maximum(jnp.abs(move).max(), 1e-9))
-        # At 0 an even function has no slope: where it bends down, 0 is a ridge to step off.
-        ridge = (jnp.abs(x) < 1e-2) & (jnp.diag(h) < 0)
-        move = jnp.where(ridge, -0.1 / (1 + damping), move)
-        new = loss(x - move)
-        good = jnp.isfinite(new) & (new <= value)
-        still = good & (jnp.abs(move).max() < 10 * jnp.finfo(x.dtype).eps)  # none on a ridge
-        return (
-            count + 1,
-            jnp.where(good, x - move, x),
-            jnp.where(good, new, value),
-            jnp.clip(jnp.where(good, damping / 4, damping * 8), 1e-8, 1e12),
-            still,
-        )
-
-    def go_on(state):
-        count, _, _, damping, still = state
-        return (count < STEPS) & (damping < 1e10) & ~still
-
-    first = (jnp.array(0), start, loss(start), jnp.array(1e-2, start.dtype), jnp.array(False))
-    return lax.while_loop(go_on, step, first)[1]
