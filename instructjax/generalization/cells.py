@@ -15,17 +15,20 @@ y') > \epsilon\).
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import math
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from instructjax.errors import UsageError
 from instructjax.generalization.arrays import AnyArray
 from instructjax.generalization.quantiles import student_t_cdf
 
 CELLS = 4
 Weights = Literal["micro", "macro"]
+Better = Literal["higher", "lower"]
 
 
 class Gaps(NamedTuple):
@@ -122,14 +125,21 @@ def cell_influence(
     return jnp.asarray(share) * (column - (share * column).sum(0))
 
 
-def generalization_gaps(mean: Float[AnyArray, "*shape 4"]) -> Gaps:
+def generalization_gaps(mean: Float[AnyArray, "*shape 4"], *, better: Better = "higher") -> Gaps:
     """Gaps and interaction contrast of cell means.
+
+    Args:
+      mean: of each cell, in units of the score.
+      better: "lower" where less is better, as of an error rate: gaps are positive where the unseen
+        is worse either way.
 
     >>> gaps = generalization_gaps(jnp.array([0.75, 0.5, 0.25, 0.25]))
     >>> [float(gap) for gap in gaps]  # new inputs cost nothing more under new instructions
     [0.25, 0.5, 0.5, 0.25]
     """
-    gaps = jnp.einsum("kc,...c->k...", jnp.array(CONTRASTS, float), jnp.asarray(mean))
+    _check_better(better)
+    sign = 1.0 if better == "higher" else -1.0
+    gaps = jnp.einsum("kc,...c->k...", sign * jnp.array(CONTRASTS, float), jnp.asarray(mean))
     return Gaps(*gaps)
 
 
@@ -138,6 +148,8 @@ def threshold_test(
     se: Float[AnyArray, "*shape"],
     df: Float[AnyArray, "*shape"],
     epsilon: float,
+    *,
+    better: Better = "higher",
 ) -> Float[Array, "*shape"]:
     r"""p-value of "the mean is at most epsilon", one-sided: small where the mean is above it.
 
@@ -148,11 +160,23 @@ def threshold_test(
     Args:
       mean, se: of a cell, in units of the score; df: degrees of freedom.
       epsilon: the threshold.
+      better: "lower" where less is better: then "the mean is at least epsilon" is tested.
+
+    Raises:
+      UsageError: epsilon is no finite number.
 
     >>> p = threshold_test(jnp.array(0.8), jnp.array(0.1), jnp.array(7.0), 0.5)
     >>> round(float(p), 4)  # t = 3 on 7 degrees of freedom
     0.01
     """
-    above = jnp.asarray(mean) - epsilon
+    if not math.isfinite(epsilon):
+        raise UsageError(f"a threshold of {epsilon}", remedy="give a finite epsilon")
+    _check_better(better)
+    above = (jnp.asarray(mean) - epsilon) * (1.0 if better == "higher" else -1.0)
     t = jnp.where(se > 0, above / jnp.where(se > 0, se, 1), jnp.where(above > 0, jnp.inf, -jnp.inf))
     return student_t_cdf(-t, jnp.asarray(df))
+
+
+def _check_better(better: str) -> None:
+    if better not in get_args(Better):
+        raise UsageError(f"better is {better!r:.40}", remedy='give "higher" or "lower"')

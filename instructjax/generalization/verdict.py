@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 
 from instructjax.errors import DataError, UsageError
 from instructjax.generalization.analysis import Analysis, GapEstimates
+from instructjax.generalization.bootstrap import rescaled_interval
 from instructjax.generalization.cells import CELLS, CONTRASTS, Weights
 from instructjax.generalization.contrasts import contrast_se
 from instructjax.generalization.estimate import Estimate
@@ -160,9 +161,12 @@ def analyze(
         for i, row in enumerate(matrix)
     ]
     if between is not None:
-        between = np.quantile(
-            between @ matrix[CELLS:].T, [(1 - level) / 2, (1 + level) / 2], axis=0
-        ).T
+        of_gaps = matrix[CELLS:]
+        with jax.enable_x64(True):
+            ends = rescaled_interval(
+                of_gaps @ measured.means, between @ of_gaps.T, se[CELLS:], df[CELLS:], level
+            )
+        between = np.stack(ends, axis=1)
     gaps = GapEstimates(**dict(zip(_GAPS, found[CELLS:], strict=True)))
     inputs = _answer(gaps.intra, found[1], smallest_gap, threshold, better)
     instructions = _answer(gaps.inter, found[3], smallest_gap, threshold, better)
