@@ -2,9 +2,12 @@
 
 A batch is cut into tiles as `models.tiles` describes, so that a token is computed from the same
 numbers in the same order whether its prefix is shared or not, and whatever else is in the row: bit
-for bit the same. Only the tiles on a token's own path are visited; the cost of packing is nil. The
-backward pass recomputes each tile's probabilities from the saved log-normalizers (Dao et al. 2022),
-so that no [T, T] array exists.
+for bit the same. Only the tiles on a token's own path are visited; the cost of packing is nil.
+Short branches of one prefix go over its tiles together: each query is a row of a product, and what
+the other rows are makes no difference to it.
+
+The backward pass recomputes each tile's probabilities from the saved log-normalizers (Dao et al.
+2022), so that no [T, T] array exists.
 """
 
 from __future__ import annotations
@@ -106,15 +109,19 @@ def _rows_of_heads(x, kv_heads, tile):
 
 def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
     heads, kv_heads = q.shape[1], k.shape[1]
+    group = heads // kv_heads
     scores_of, values_of, _ = _dots(q.dtype)
-    causal = _causal(tile, heads // kv_heads)
-    if window is not None:
-        in_window, more = _in_window(tile, heads // kv_heads, window)
-        causal &= in_window(0)
+    lane = jnp.arange(tile)
     q, k, v, owner = (pad(x, tile) for x in (q, k, v, tiles.owner))
 
-    def one_tile(i, carry):
-        q_tile = _split(lanes_of(q, tiles.first[i], tile), kv_heads)
+    def one_group(g, carry):
+        lead, stop = tiles.lead[g], tiles.lead[g + 1]
+        start = tiles.first[lead] + tiles.own[lead]
+        q_tile = _split(lanes_of(q, start, tile), kv_heads)
+        own = lanes_of(owner, start, tile)
+        # Of each query: depth in its block, less that of each key of a tile in the same block.
+        distance = jnp.repeat(start + lane - tiles.first[own], group)[:, None] - lane
+        owners = jnp.repeat(own, group)
 
         def weigh(j, top, mask=None):
             k_tile, v_tile = gather(j, tiles, tile, k, v)
@@ -131,22 +138,34 @@ def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
             acc = acc * keep[..., None] + value
             return new_top, total * keep + new_total, acc
 
-        sums = weigh(i, MASKED, causal)
+        causal = distance >= 0
+        if window is not None:
+            causal &= distance < window
+
+        def begin(i, sums):
+            """The sums of tile i's own queries over the keys of the tile itself."""
+            new = weigh(i, MASKED, causal)
+            return tuple(
+                jnp.where((owners == i).reshape(-1, *(1,) * (x.ndim - 2)), y, x)
+                for x, y in zip(sums, new, strict=True)
+            )
+
+        sums = lax.fori_loop(lead + 1, stop, begin, weigh(lead, MASKED, causal))
         if window is None:
             _, *sums = lax.while_loop(
                 lambda state: state[0] >= 0,
                 lambda state: (tiles.before[state[0]], *add(*state)),
-                (tiles.before[i], *sums),
+                (tiles.before[lead], *sums),
             )
         else:
             _, _, *sums = lax.while_loop(
-                lambda state: (state[0] >= 0) & more(state[1]),
+                lambda state: (state[0] >= 0) & (state[1] - tile + 1 < window),
                 lambda state: (
                     tiles.before[state[0]],
                     state[1] + tile,
-                    *add(state[0], *state[2:], in_window(state[1])),
+                    *add(state[0], *state[2:], distance + state[1] < window),
                 ),
-                (tiles.before[i], jnp.full_like(tiles.count, tile), *sums),
+                (tiles.before[lead], jnp.full_like(tiles.count, tile), *sums),
             )
         top, total, acc = sums
         if sinks is not None:
@@ -157,17 +176,17 @@ def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
             top = new_top
         out_tile = _join((acc / total[..., None]).astype(q.dtype), tile)
         norm_tile = _join((top + jnp.log(total))[..., None], tile)
-        own = lanes_of(owner, tiles.first[i], tile) == i
+        here = (own >= lead) & (own < stop)
 
         def keep_own(x, new):
-            old = lanes_of(x, tiles.first[i], tile)
-            return put(x, tiles.first[i], jnp.where(wide(own, new), new, old))
+            old = lanes_of(x, start, tile)
+            return put(x, start, jnp.where(wide(here, new), new, old))
 
         return keep_own(carry[0], out_tile), keep_own(carry[1], norm_tile)
 
     out = jnp.broadcast_to(jnp.zeros_like(q[..., :1]), (*q.shape[:-1], v.shape[-1]))
     carry = (out, jnp.zeros_like(out[..., :1], jnp.float32))
-    out, log_norm = lax.fori_loop(0, tiles.count, one_tile, carry)
+    out, log_norm = lax.fori_loop(0, tiles.groups, one_group, carry)
     return out[tile:-tile], log_norm[tile:-tile]
 
 

@@ -24,6 +24,10 @@ class Tiles(NamedTuple):
       base: the tile that has the lanes before `own`, -1 if there are none.
       before: the tile of the `tile` depths before these, -1 at the root.
       owner: the tile that each token belongs to, -1 for padding.
+      groups: how many groups there are: tiles side by side, of one block of depths after the same
+        tile, that have no more tokens than a tile together; as many entries of `lead` mean
+        something, and one more.
+      lead: the first tile of each group, and behind the last the number of tiles.
     """
 
     count: Int[Array, ""]
@@ -32,6 +36,8 @@ class Tiles(NamedTuple):
     base: Int[Array, " N"]
     before: Int[Array, " N"]
     owner: Int[Array, " N"]
+    groups: Int[Array, ""]
+    lead: Int[Array, " M"]
 
 
 def find_tiles(positions: Int[Array, "B T"], ends: Int[Array, "B T"], tile: int) -> Tiles:
@@ -59,18 +65,28 @@ def find_tiles(positions: Int[Array, "B T"], ends: Int[Array, "B T"], tile: int)
     count = begins.sum()
     block, own = depth[starts] // tile, depth[starts] % tile
 
+    owner = jnp.where(used, jnp.cumsum(begins) - 1, -1)
+    sizes = jnp.zeros_like(starts).at[owner].add(used)
+
     def link(i, carry):
         # Depth first, so the latest tile of each block of depths is the one on the current path.
-        latest, base, before = carry
+        latest, base, before, groups, lead = carry
         base = base.at[i].set(jnp.where(own[i] > 0, latest[block[i]], -1))
         before = before.at[i].set(jnp.where(block[i] > 0, latest[block[i] - 1], -1))
-        return latest.at[block[i]].set(i), base, before
+        # Where nothing comes before, nothing is saved.
+        joins = (before[i] >= 0) & (before[i] == before[i - 1])
+        joins &= starts[i] == starts[i - 1] + sizes[i - 1]
+        joins &= starts[i] + sizes[i] - starts[lead[groups - 1]] <= tile
+        joins &= i > 0
+        groups += ~joins
+        lead = lead.at[groups - 1].set(jnp.where(joins, lead[groups - 1], i))
+        return latest.at[block[i]].set(i), base, before, groups, lead
 
     nothing = jnp.full_like(starts, -1)
     latest = nothing[: -(-length // tile)]
-    _, base, before = lax.fori_loop(0, count, link, (latest, nothing, nothing))
-    owner = jnp.where(used, jnp.cumsum(begins) - 1, -1)
-    return Tiles(count, starts - own, own, base, before, owner)
+    start = (latest, nothing, nothing, count * 0, jnp.zeros_like(starts, shape=len(starts) + 1))
+    _, base, before, groups, lead = lax.fori_loop(0, count, link, start)
+    return Tiles(count, starts - own, own, base, before, owner, groups, lead.at[groups].set(count))
 
 
 def pad(x, tile):

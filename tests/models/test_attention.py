@@ -261,6 +261,39 @@ def test_tiles_are_counted_from_each_sequence_and_skip_padding():
     assert found.before[:count].tolist() == [-1, 0, -1, 2, -1]
 
 
+def test_short_branches_behind_a_tile_are_a_group():
+    # a prefix of 6, branches of 1, 1, 1, 3 and 1; then a sequence of 5 and one of 2
+    branches = [(1, ()), (1, ()), (1, ()), (3, ()), (1, ())]
+    positions, ends = lay_out([(6, branches), (5, ()), (2, ())], 24)
+    found = find_tiles(jnp.asarray(positions[None]), jnp.asarray(ends[None]), 4)
+    # Tiles: 0-3; 4, 5 and the first branch; a tile a branch, of which the fourth needs two; 13-16
+    # and 17 of the next sequence; 18, 19.
+    assert found.own[: int(found.count)].tolist() == [0, 0, 2, 2, 2, 0, 2, 0, 0, 0]
+    # Nothing is before tile 0. Three tokens and one make a tile; with one more, and with the two
+    # tokens of the fourth branch in their block, they do not; the rest is behind other tiles.
+    groups = int(found.groups)
+    assert found.lead[: groups + 1].tolist() == [0, 1, 3, 5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_many_short_branches_get_the_same_bits_alone(dtype):
+    sizes = np.random.default_rng(3).integers(1, 9, 24).tolist()
+    prefix, length = 75, 256
+    positions, ends = lay_out([(prefix, [(size, ()) for size in sizes])], length)
+    found = find_tiles(jnp.asarray(positions[None]), jnp.asarray(ends[None]), 16)
+    assert int(found.groups) < int(found.count) - 12
+    q, k, v = tensors(5, length, heads=9, kv_heads=3, dim=64, dtype=dtype)
+    shared = np.asarray(tiles[16](q, k, v, positions[None], ends[None]), np.float32)
+    start = prefix
+    for size in sizes:
+        path = jnp.array([*range(prefix), *range(start, start + size)])
+        alone = [jnp.zeros_like(x).at[: len(path)].set(x[path]) for x in (q, k, v)]
+        positions, ends = lay_out([(len(path), ())], length)
+        out = np.asarray(tiles[16](*alone, positions[None], ends[None]), np.float32)
+        np.testing.assert_array_equal(shared[path], out[: len(path)])
+        start += size
+
+
 def test_a_tile_can_build_on_several():
     positions, ends = lay_out([(1, [(1, [(1, ()), (2, ())]), (3, ())])], 8)
     found = find_tiles(jnp.asarray(positions[None]), jnp.asarray(ends[None]), 8)
