@@ -1,9 +1,10 @@
 """Plans of real models on TPU slices, made without any: each one's wall time and memory here.
 
     pip install -e ".[tpu]"
-    python experiments/plans.py
+    python experiments/plans.py [NUMBER ...]
 
-Writes experiments/results/plans.md and plans.json. Each plan is a process of its own, as it is for a
+Writes experiments/results/plans.md and plans.json; with numbers, from 0, those plans are made anew
+and the others kept. Each plan is a process of its own, as it is for a
 person who asks for one. Nothing is run on a TPU, and no weights are read.
 """
 
@@ -47,7 +48,7 @@ def run(words: str, folder: Path) -> tuple[dict[str, Any], str]:
         raise SystemExit(f"instructjax plan {words}: failed")
     scale = 1 if sys.platform == "darwin" else 1024
     took = {
-        "command": f"instructjax plan {words}",
+        "command": command_of(words),
         "wall_seconds": time.monotonic() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_host_bytes": usage.ru_maxrss * scale,
@@ -81,17 +82,29 @@ def summarize(plans: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    plans, printed = [], []
+    kept = RESULTS / "plans.json"
+    known = (
+        {plan["command"]: plan for plan in json.loads(kept.read_text())} if kept.exists() else {}
+    )
+    chosen = [int(number) for number in sys.argv[1:]] or range(len(PLANS))
     with tempfile.TemporaryDirectory() as folder:
-        for words in PLANS:
-            plan, text = run(words, Path(folder))
+        for number in chosen:
+            plan, text = run(PLANS[number], Path(folder))
             if plan["source"] != "compiled":
                 raise SystemExit("libtpu is not installed: pip install -e '.[tpu]'")
             print(text, flush=True)
-            plans.append(plan)
-            printed.append(f"```\n$ instructjax plan {words}\n{text.rstrip()}\n```\n")
+            known[plan["command"]] = {**plan, "printed": text.rstrip()}
+            write([known[key] for key in map(command_of, PLANS) if key in known])
+
+
+def command_of(words: str) -> str:
+    return f"instructjax plan {words}"
+
+
+def write(plans: list[dict[str, Any]]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "plans.json").write_text(json.dumps(plans, indent=2) + "\n")
+    printed = [f"```\n$ {plan['command']}\n{plan['printed']}\n```\n" for plan in plans]
     head = [
         "# Plans without hardware",
         "",
