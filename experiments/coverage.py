@@ -24,6 +24,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from instructjax.generalization import (
+    attribution,
     bootstrap,
     cells,
     cluster_se,
@@ -31,6 +32,7 @@ from instructjax.generalization import (
     decision_study,
     paired,
     reml,
+    reml_in_tasks,
     scaling,
 )
 
@@ -44,6 +46,8 @@ NOT_ADVISED = (
     "inputs only",
     "normal quantiles",
     "percentile, nested",
+    "percentile bootstrap",
+    "without tasks",
 )
 
 # Of each interval its ends, or estimate, standard error and degrees of freedom.
@@ -115,15 +119,23 @@ def gaps_of_cells(seen_c: int, unseen_c: int, seen_z: int, unseen_z: int) -> Run
     seen = jnp.array([[True, True, False, False], [True, False, True, False]])
 
     def run(key):
-        flat = draw_grid(key, c, z, sd_c=0.1).ravel()
+        data, boot = jax.random.split(key)
+        flat = draw_grid(data, c, z, sd_c=0.1).ravel()
         influence = cells.cell_influence(flat, share)
         covariance = contrasts.cell_covariance(influence, share, (of_c, of_z))
         se, df = contrasts.contrast_se(covariance, matrix, seen)
         gaps = matrix @ (share.T @ flat)
-        return {
-            f"{name} gap, t (default)": _around(gaps[i], se[i], df[i])
-            for i, name in enumerate(cells.Gaps._fields)
-        }
+        drawn = bootstrap.bootstrap_records(
+            boot, flat, (of_c, of_z), share, lambda m: matrix @ m, num_clusters=(c, z), draws=DRAWS
+        )
+        plain = bootstrap.percentile_interval(drawn)
+        rescaled = bootstrap.rescaled_interval(gaps, drawn, se, df)
+        found = {}
+        for i, name in enumerate(cells.Gaps._fields):
+            found[f"{name} gap, t (default)"] = _around(gaps[i], se[i], df[i])
+            found[f"{name} gap, rescaled bootstrap"] = tuple(end[i] for end in rescaled)
+            found[f"{name} gap, percentile bootstrap"] = tuple(end[i] for end in plain)
+        return found
 
     return run
 
@@ -146,6 +158,82 @@ def difference_of_models(c: int, z: int) -> Run:
             "paired, two-way clusters, t (default)": (found.difference, found.se, found.df),
             "paired, crossed bootstrap, exponential": bootstrap.percentile_interval(drawn),
         }
+
+    return run
+
+
+def difference_in_tasks(t: int, c: int, z: int) -> Run:
+    """Two models on tasks with instructions and inputs of their own; tasks suit one or the other.
+
+    Tasks differ in size; as of cells of a report, with micro and with macro weights.
+    """
+    tasks, of_c, of_z = (jnp.asarray(x.ravel()) for x in np.indices((t, c, z)))
+    kept = of_z < z - 3 * (tasks % 3)  # uneven tasks
+    ways = (tasks * c + of_c, tasks * z + of_z, tasks)
+    cell = jnp.full(len(tasks), 3)
+    share = {
+        kind: cells.cell_weights(cell, tasks, weights=kind, mask=kept)
+        for kind in get_args(cells.Weights)
+    }
+    row, seen = jnp.array([[0.0, 0.0, 0.0, 1.0]]), jnp.zeros((1, 4), bool)
+
+    def run(key):
+        of_task, of_instruction, of_input, rest = jax.random.split(key, 4)
+        apart = 0.1 * jax.random.normal(of_task, (t, 1, 1))
+        apart += 0.05 * jax.random.normal(of_instruction, (t, c, 1))
+        apart += 0.2 * jax.random.normal(of_input, (t, 1, z))
+        apart = (apart + 0.35 * jax.random.normal(rest, (t, c, z))).ravel()
+        zero = jnp.zeros_like(apart)
+        found = {}
+        for name, some in (("without tasks", ways[:2]), ("instructions, inputs, tasks, t", ways)):
+            paired_in = paired.compare_paired(apart, zero, some, kept)
+            found[f"paired, clusters: {name}"] = paired_in[:3]
+        for kind, weight in share.items():
+            e = cells.cell_influence(apart, weight)
+            covariance = contrasts.cell_covariance(e, weight, (tasks,))
+            se, df = contrasts.contrast_se(covariance, row, seen)
+            found[f"report's difference, {kind}, t (default)"] = (
+                weight[:, 3] @ apart,
+                se[0],
+                df[0],
+            )
+        return found
+
+    return run
+
+
+def contributions(c: int, z: int) -> Run:
+    """What an instruction adds to log Pr, nats a response: scores in four contexts; minus truth."""
+    of_c, of_z = (jnp.asarray(x.ravel()) for x in np.indices((c, z)))
+
+    def run(key):
+        full, without = jax.random.split(key)
+        s_cz, s_z = 4 * draw_grid(full, c, z).ravel(), jnp.tile(jax.random.normal(without, (z,)), c)
+        zero = jnp.zeros_like(s_cz)
+        added = attribution.conditional_attribution(s_cz, zero, s_z, zero).instruction_given_input
+        e = cluster_se.mean_influence(added)
+        return {
+            "clusters: instructions only": _clustered(added.mean(), e, of_c),
+            "report's contribution of c, t (default)": _around(
+                added.mean(), *cluster_se.multiway_cluster_se(e, (of_c, of_z))
+            ),
+        }
+
+    return run
+
+
+def mean_of_uneven_tasks(t: int, c: int, z: int) -> Run:
+    """Tasks with instructions and inputs of their own, three cells in ten missing."""
+
+    def run(key):
+        of_task, of_c, of_z, rest, holes = jax.random.split(key, 5)
+        score = 0.15 * jax.random.normal(of_task, (t, 1, 1))
+        score += 0.1 * jax.random.normal(of_c, (t, c, 1))
+        score += 0.25 * jax.random.normal(of_z, (t, 1, z))
+        score += 0.35 * jax.random.normal(rest, (t, c, z))
+        there = jax.random.uniform(holes, (t, c, z)) > 0.3
+        fit = reml_in_tasks.fit_reml_in_tasks(score, there)
+        return {"REML in tasks, t": _around(fit.mean, fit.se, fit.df)}
 
     return run
 
@@ -236,6 +324,17 @@ STUDIES: dict[str, Callable[[], Run]] = {
         f"mean, {t} tasks x {i} own inputs": lambda t=t, i=i: mean_of_tasks(t, i)
         for t, i in ((8, 100), (20, 100), (60, 50))
     },
+    **{
+        f"difference of two models, {t} tasks of {c} x {z}": lambda s=(t, c, z): (
+            difference_in_tasks(*s)
+        )
+        for t, c, z in ((8, 3, 20), (20, 3, 20))
+    },
+    **{
+        f"contributions, {c} x {z}": lambda c=c, z=z: contributions(c, z)
+        for c, z in ((8, 100), (20, 100), (60, 50))
+    },
+    "mean, 20 uneven tasks of 3 x 20": lambda: mean_of_uneven_tasks(20, 3, 20),
     "scaling curve, 8 points": lambda: slope_of_curve(8),
 }
 

@@ -44,7 +44,7 @@ class Analysis:
       num_instructions, num_inputs, num_tasks: different ones in each cell; tasks only if given.
       cells: each mean with its interval; None without scores.
       gaps: with their intervals.
-      bootstrap: ends of the bootstrap's intervals of the four gaps (`rescaled_interval`), [4, 2], in
+      bootstrap: ends of the four gaps' bootstrap intervals (`rescaled_interval`), [4, 2], in
         the order of `gaps`; None without a key. Where a gap is None it means nothing.
       inputs, instructions, both: whether it generalizes over them, and over both at once.
       level: what follows.
