@@ -81,7 +81,8 @@ def _step(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
         )
         return _lower(step, (state, sft), donate=len(jax.tree.leaves(state)))
 
-    kinds = {"parameters": (state.trainable, state.frozen), "optimizer": state.opt_state}
+    kept = (state.step, state.opt_state)
+    kinds = {"parameters": (state.trainable, state.frozen), "optimizer": kept}
     return Program(graphdef=graphdef, state=kinds, batch=sft, lower=lower)
 
 

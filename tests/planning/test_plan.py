@@ -50,8 +50,8 @@ def test_memory_of_arguments_is_what_the_compiler_says(compiled):
     """The sum by shardings is exact; on CPU the layout adds nothing."""
     assert compiled.source == "compiled"
     assert compiled.memory["padding"] == 0
-    # two moments of every parameter, and the counts of steps
-    assert compiled.memory["optimizer"] == 2 * compiled.memory["parameters"] + 4 * 2
+    # two moments of every parameter, and three counts of steps: Adam's, the schedule's, the run's
+    assert compiled.memory["optimizer"] == 2 * compiled.memory["parameters"] + 4 * 3
     assert compiled.memory["batch"] == 2 * (6 * 32 + 1) * 4
     assert compiled.fits is None and compiled.times is None
 

@@ -1,0 +1,81 @@
+"""`instructjax plan` in processes of its own, as a person calls it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from instructjax.cli.main import main
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "llama-untied"
+
+
+def plan(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "instructjax", "plan", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80", "PYTHONWARNINGS": "ignore"},
+        timeout=600,
+    )
+
+
+def test_a_compiled_plan_without_weights(tmp_path):
+    """The folder has a configuration and nothing else; eight virtual devices are made."""
+    (tmp_path / "config.json").write_text((FIXTURE / "config.json").read_text())
+    out = tmp_path / "plan.json"
+    mesh = ("--mesh", "fsdp=4,tensor=2", "--batch", 8, "--length", 64)
+    done = plan(tmp_path, "--topology", "cpu:8", *mesh, "--json", out)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for word in ("parameters", "optimizer", "temporaries", "all-gather", "reduce-scatter", "needs"):
+        assert word in done.stdout
+    values = json.loads(out.read_text())
+    assert values["source"] == "compiled" and values["num_devices"] == 8
+    assert values["needed_bytes"] > 0 and values["collectives"]
+
+
+def test_an_estimate_that_does_not_fit_names_one_that_does(tmp_path):
+    out = tmp_path / "plan.json"
+    done = plan(
+        *("llama-3.1-8b", "--topology", "v5e:4x4", "--batch", 64, "--length", 4096),
+        *("--compile", 0, "--json", out),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "does not fit" in done.stdout and "the nearest that fits" in done.stdout
+    values = json.loads(out.read_text())
+    assert values["fits"] is False and values["source"] == "estimated"
+    near = values["nearest_that_fits"]
+    assert near["needed_bytes"] < values["capacity_bytes"] < values["needed_bytes"]
+    assert (near["batch"], near["length"], near["fits"]) == (64, 4096, True)
+
+
+def test_a_search_prints_a_ranked_table(tmp_path):
+    out = tmp_path / "plans.json"
+    words = ("llama-3.2-1b", "--topology", "h100:8", "--batch", 32, "--search", "--json", out)
+    done = plan(*words)
+    assert done.returncode == 0, done.stderr
+    assert "estimated" in done.stdout and "the best: --mesh" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    ranked = json.loads(out.read_text())["ranked"]
+    times = [each["seconds_at_best"] for each in ranked if each["fits"]]
+    assert times == sorted(times) and len(times) > 3
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("lama-3.1-8b", "--topology", "v5e:4x4"), "did you mean llama-3.1-8b"),
+        (("llama-3.1-8b", "--topology", "v9:4x4"), "v5e:16x16"),
+        (("llama-3.1-8b", "--topology", "v5e:4x4", "--mesh", "fsdp=3"), "product is 16"),
+        (("llama-3.1-8b", "--topology", "v5e:4x4", "--mesh", "tensor=16"), "tensor of 1, 2, 4, 8"),
+        (("llama-3.1-8b", "--topology", "v5e:4x4", "--batch", "63"), "a --batch of 48 or 64"),
+        (("llama-3.1-8b", "--topology", "v5e:4x4", "--length", "0"), "1 or more"),
+    ],
+)
+def test_mistakes_are_told_with_what_would_do(capsys, words, says):
+    assert main(["plan", *words, "--compile", "0"]) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
