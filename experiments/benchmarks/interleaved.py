@@ -1,0 +1,101 @@
+"""How many positions rows in random order take for each distinct token: nothing is scored.
+
+    python experiments/benchmarks/interleaved.py --out interleaved.json
+
+Files of 8,000 rows of random ids, each with one of 240 instructions (lengths log-normal around 200,
+400 and 1,200 tokens) and an input and response of its own, as a shuffled file of many tasks has
+them. They are cut into chunks and packed as `instructjax score` does it. Beside it, each row shares
+with the row before it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from written import write_report
+
+from instructjax.batching.packing import pack
+from instructjax.batching.prefix_tree import build_tree, common_prefix, input_length
+from instructjax.data import Example
+from instructjax.prompts import Request
+from instructjax.scoring.runs.chunks import make_chunks
+
+
+def make_rows(instructions: int, length: int, rows: int, *, seed: int = 0) -> list[Request]:
+    """One request a row."""
+    rng = np.random.default_rng(seed)
+
+    def draw(median: float, spread: float) -> np.ndarray:
+        size = int(np.clip(rng.lognormal(np.log(median), spread), 5, 2000))
+        return rng.integers(0, 49_000, size).astype(np.int32)
+
+    prompts = [draw(length, 0.4) for _ in range(instructions)]
+    found = []
+    for row in range(rows):
+        ids = [prompts[rng.integers(instructions)], draw(65, 0.7), draw(8, 0.7)]
+        start, stop = len(ids[0]) + len(ids[1]), sum(map(len, ids))
+        span = (start, stop)
+        found.append(Request(ids=np.concatenate(ids), spans=(span,), num_bytes=1, row=row))
+    return found
+
+
+def measure(requests: list[Request]) -> dict[str, float]:
+    """Tokens asked for, distinct and computed, and positions."""
+    example = Example(instruction="c", output="y")
+    chunks = list(make_chunks([example] * len(requests), lambda _, row: [requests[row]]))
+    packed = [
+        row
+        for chunk in chunks
+        for row in pack([request for one in chunk.rows for request in one.requests])
+    ]
+    asked = sum(map(input_length, requests))
+    return {
+        "rows": len(requests),
+        "requested": asked,
+        "distinct": build_tree(requests).num_distinct,
+        "new_to_the_row_before": asked - sum(common_prefix(a, b) for a, b in pairwise(requests)),
+        "computed": sum(row.num_tokens for row in packed),
+        "positions": sum(row.batch.tokens.size for row in packed),
+        "chunks": len(chunks),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--instructions", type=int, default=240)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[200, 400, 1200])
+    parser.add_argument("--rows", type=int, default=8000)
+    parser.add_argument("--out", type=Path, default="interleaved.json", help="JSON, and .md beside")
+    args = parser.parse_args()
+    table = Table(title=f"{args.instructions} instructions in random order, for a distinct token")
+    names = ("instruction", "rows", "distinct tokens", "chunks", "requested", "neighbours", "ours")
+    for name in names:
+        table.add_column(name, justify="right")
+    runs = []
+    for length in args.lengths:
+        found = measure(make_rows(args.instructions, length, args.rows))
+        runs.append({"instruction_tokens": length, **found})
+        shares = (found[x] for x in ("requested", "new_to_the_row_before", "positions"))
+        table.add_row(
+            f"{length:,}",
+            f"{found['rows']:,}",
+            f"{found['distinct']:,}",
+            f"{found['chunks']}",
+            *(f"{share / found['distinct']:.2f}" for share in shares),
+        )
+    Console().print(table)
+    note = (
+        "Tokens for each distinct one: requested; left where a row shares with the row before it "
+        "alone; and positions computed, padding included."
+    )
+    report = {"instructions": args.instructions, "runs": runs}
+    write_report(args.out, report, "Rows of many instructions in random order", [table, note])
+
+
+if __name__ == "__main__":
+    main()
