@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import numpy as np
 from jax import Array
 
 AnyArray = Array | np.ndarray
+
+
+def is_known_true(condition: Any) -> bool:
+    """Whether a truth value, or one of several, is true; False while JAX traces it.
+
+    So that values are checked where they are at hand, and functions stay jit-able.
+
+    >>> is_known_true(np.array([False, True])), jax.jit(lambda x: is_known_true(x > 0))(1.0).item()
+    (True, False)
+    """
+    return not isinstance(condition, jax.core.Tracer) and bool(np.any(condition))

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
-from instructjax.generalization.arrays import AnyArray
+from instructjax.errors import UsageError
+from instructjax.generalization.arrays import AnyArray, is_known_true
 from instructjax.generalization.quantiles import student_t_quantile
 
 STEPS = 200
@@ -44,18 +45,22 @@ def fit_log_linear(
     r"""a and b of s = a + b log n by weighted least squares; b is the gain from n to e n.
 
     Args:
-      number: n, of instructions or of inputs; two or more different ones, three or more points.
+      number: n, of instructions or of inputs, above 0; two or more different ones. Of two points
+        the line is exact, and its interval infinite.
       score: at each.
       weight: 1 / variance of each, up to a factor; 0 for points that are missing. Default: equal.
       level: of the intervals, Student's t with K - 2 degrees of freedom.
+
+    Raises:
+      UsageError: fewer than two different numbers, one that is not above 0, or lengths that
+        differ. Under `jax.jit` numbers cannot be seen: too few give NaN.
 
     >>> n = jnp.array([1.0, 10.0, 100.0, 1000.0])
     >>> fit = fit_log_linear(n, 0.2 + 0.1 * jnp.log(n))
     >>> [round(float(x), 4) for x in fit.parameters]
     [0.2, 0.1]
     """
-    x, y = jnp.log(jnp.asarray(number)), jnp.asarray(score)
-    w = jnp.ones_like(y) if weight is None else jnp.asarray(weight)
+    x, y, w = _read_points(number, score, weight, 2)
     used = (w > 0).sum()
     total = w.sum()
     mean_x, mean_y = (w * x).sum() / total, (w * y).sum() / total
@@ -82,15 +87,18 @@ def fit_power_law(
     they are of a linear approximation, good if the points show the curve's bend.
 
     Args:
-      number, score, weight, level: as in `fit_log_linear`; four or more points.
+      number, score, weight, level: as in `fit_log_linear`, but three or more different numbers;
+        of three points the curve is exact, and its interval infinite.
+
+    Raises:
+      UsageError: as `fit_log_linear`, with three numbers for two.
 
     >>> n = jnp.array([1.0, 4.0, 16.0, 64.0, 256.0])
     >>> fit = fit_power_law(n, 0.8 - 0.5 * n**-0.5)
     >>> [round(float(x), 2) for x in fit.parameters]
     [0.8, 0.5, 0.5]
     """
-    x, y = jnp.log(jnp.asarray(number)), jnp.asarray(score)
-    w = jnp.ones_like(y) if weight is None else jnp.asarray(weight)
+    x, y, w = _read_points(number, score, weight, 3)
     total = w.sum()
     mean_y = (w * y).sum() / total
 
@@ -123,6 +131,28 @@ def fit_power_law(
     information = jacobian.T @ (w[:, None] * jacobian)
     se = jnp.sqrt(variance * jnp.maximum(jnp.diag(jnp.linalg.pinv(information)), 0))
     return _with_intervals(jnp.stack([floor, size, alpha]), se, df, level, variance)
+
+
+def _read_points(number, score, weight, least: int) -> tuple[Array, Array, Array]:
+    """log n, scores and weights; complains of too few different n where they can be seen."""
+    n, y = jnp.asarray(number), jnp.asarray(score)
+    w = jnp.ones_like(y) if weight is None else jnp.asarray(weight)
+    if n.shape != y.shape or w.shape != y.shape:
+        raise UsageError(
+            f"{len(n)} numbers, {len(y)} scores and {len(w)} weights",
+            remedy="give one of each a point",
+        )
+    if is_known_true(jnp.where(w > 0, n <= 0, False)):
+        raise UsageError("a number of instructions or inputs is not above 0", remedy="leave it out")
+    ordered = jnp.sort(jnp.where(w > 0, n, jnp.inf))
+    different = (jnp.diff(ordered, prepend=-1) > 0) & jnp.isfinite(ordered)
+    if is_known_true(different.sum() < least):
+        raise UsageError(
+            f"a curve with {least} parameters through fewer than {least} different numbers",
+            remedy=f"measure at {least + 1} numbers of instructions or inputs or more",
+        )
+    # Where this is traced and cannot be refused, no number is made up.
+    return jnp.log(n), jnp.where(different.sum() < least, jnp.nan, y), w
 
 
 def _with_intervals(parameters: Array, se: Array, df: Array, level: float, variance: Array) -> Fit:

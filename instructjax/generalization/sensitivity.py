@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from instructjax.generalization.arrays import AnyArray
+from instructjax.errors import UsageError
+from instructjax.generalization.arrays import AnyArray, is_known_true
 
 
 class PromptSummary(NamedTuple):
@@ -47,7 +48,11 @@ def multi_prompt_summary(
 
     Args:
       accuracy: of each instruction, 0 to 1; before, any number of models or tasks.
-      mask: instructions that count (correct paraphrases, say); default: all. At least one.
+      mask: instructions that count (correct paraphrases, say); default: all.
+
+    Raises:
+      UsageError: a model or task has no instruction that counts; under `jax.jit`, where values
+        cannot be seen, its numbers are NaN.
 
     >>> found = multi_prompt_summary(jnp.array([0.5, 1.0, 0.75, 0.75]))
     >>> [float(x) for x in found]
@@ -57,6 +62,13 @@ def multi_prompt_summary(
     there = (
         jnp.ones(a.shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask), a.shape)
     )
+    if is_known_true(~there.any(-1)):
+        raise UsageError(
+            "no instruction counts",
+            remedy="leave out the models or tasks whose instructions are all masked",
+        )
+    there, known = there | ~there.any(-1, keepdims=True), there.any(-1)
+    a = jnp.where(known[..., None], a, jnp.nan)
     count = there.sum(-1)
     high = jnp.where(there, a, -jnp.inf).max(-1)
     low = jnp.where(there, a, jnp.inf).min(-1)
@@ -126,14 +138,29 @@ def performance_drop_rate(
 ) -> Float[Array, "*shape"]:
     r"""PDR = 1 - sum of perturbed / sum of clean scores (PromptBench, Zhu et al. 2023).
 
-    Negative where perturbing helped; 0 where no clean score is above 0.
+    A share of what was scored, so of scores that are 0 or more and better where higher, such as
+    accuracies; of log-probabilities or errors it means nothing. Negative where perturbing helped;
+    0 where no clean score is above 0.
+
+    Args:
+      clean, perturbed: scores of the same cases without and with the perturbation.
+
+    Raises:
+      UsageError: a score is below 0; under `jax.jit`, where values cannot be seen, the rate is NaN.
 
     >>> float(performance_drop_rate(jnp.array([1.0, 1.0]), jnp.array([1.0, 0.5])))
     0.25
     """
-    below = jnp.asarray(clean).sum(-1)
-    ratio = jnp.asarray(perturbed).sum(-1) / jnp.where(below == 0, 1, below)
-    return jnp.where(below == 0, 0.0, 1 - ratio)
+    before, after = jnp.asarray(clean), jnp.asarray(perturbed)
+    negative = (before < 0).any(-1) | (after < 0).any(-1)
+    if is_known_true(negative):
+        raise UsageError(
+            "a share of negative scores means nothing",
+            remedy="give scores of 0 or more, such as accuracies or probabilities",
+        )
+    below = before.sum(-1)
+    rate = jnp.where(below == 0, 0.0, 1 - after.sum(-1) / jnp.where(below == 0, 1, below))
+    return jnp.where(negative, jnp.nan, rate)
 
 
 def consistency_rate(
