@@ -73,10 +73,14 @@ def compute_rows(
         try:
             results = result()
         except ModelError:
-            shorter = [part for row in group for part in split(name, row)] if split else []
-            if not shorter:
+            parts = [split(name, row) if split else [] for row in group]
+            if not any(parts):
                 raise
-            for _, again in _group(((name, row) for row in shorter), together):
+            # One that cannot be split may fit beside shorter ones.
+            shorter = [
+                (name, one) for row, part in zip(group, parts, strict=True) for one in part or [row]
+            ]
+            for _, again in _group(shorter, together):
                 yield from finish(name, again, partial(run, again))
             return
         tick()
