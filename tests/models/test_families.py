@@ -139,6 +139,9 @@ def test_original_positions_of_llama3_default_to_the_longest_sequence():
     assert outer.rope.original_max_positions == 4096
 
 
+BAND = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -158,6 +161,7 @@ def test_original_positions_of_llama3_default_to_the_longest_sequence():
         ({"rope_scaling": {"type": "linear"}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": -1.0}}, "factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        ({"rope_scaling": BAND | {"low_freq_factor": 4.0}}, "not below `high_freq_factor`"),
         ({"rope_parameters": {"rope_type": "default"}}, "contradicts"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}, "rope_scaling": None}, "lay"),
         ({"rope_scaling": "linear"}, "rope_scaling"),

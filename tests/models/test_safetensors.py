@@ -161,7 +161,7 @@ def edit_index(folder: Path, change) -> None:
         (lambda i: i["weight_map"].update({Q: "sub\\x.safetensors"}), OUTSIDE),
         (lambda i: i["weight_map"].update({Q: "pytorch_model.bin"}), OUTSIDE),
         (lambda i: i["weight_map"].update({Q: 7}), OUTSIDE),
-        (lambda i: i["weight_map"].update({Q: "gone.safetensors"}), "shard, but it is missing"),
+        (lambda i: i["weight_map"].update({Q: "gone.safetensors"}), "missing; download or copy"),
         (lambda i: i["weight_map"].update(other="model-00001-of-00002.safetensors"), "other"),
         (lambda i: i.pop("weight_map"), "weight_map"),
     ],
@@ -205,6 +205,9 @@ def test_pickles_are_refused_and_never_opened(tiny, tmp_path, name):
 
 def test_adapters_and_empty_folders_are_refused(tiny, tmp_path):
     folder = tiny().write_hf(tmp_path, tokenizer=False)
+    (folder / "adapter_model.safetensors").touch()
+    with pytest.raises(ModelError, match="a model and an adapter"):
+        load(folder)
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="adapter"):
         load(folder)

@@ -94,7 +94,11 @@ class SafetensorsFolder:
     def _read_header(self, file: Path) -> None:
         """Enters the tensors of a file."""
         if not file.is_file():
-            raise ModelError("the index names this shard, but it is missing", file=file)
+            raise ModelError(
+                "the index names this shard, but it is missing",
+                file=file,
+                remedy="download or copy it again",
+            )
         try:
             with safe_open(file, "numpy") as tensors:
                 for stored in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
@@ -226,10 +230,17 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _read_index(folder: Path) -> dict[str, str]:
     """The shard of every tensor; empty where there is one file and no shards."""
-    if (folder / _SINGLE).is_file():
-        return {}
-    if not (folder / _INDEX).is_file():
+    single = (folder / _SINGLE).is_file()
+    if not single and not (folder / _INDEX).is_file():
         raise _no_weights(folder)
+    if (folder / _ADAPTER).is_file():  # transformers would apply it, to a base of another name
+        raise ModelError(
+            f"holds a model and an adapter ({_ADAPTER})",
+            file=folder,
+            remedy="merge them, or move the adapter elsewhere if the model alone is meant",
+        )
+    if single:
+        return {}
     file = folder / _INDEX
     index = read_json(file).get("weight_map")
     if not isinstance(index, dict) or not index:

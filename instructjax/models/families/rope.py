@@ -111,6 +111,8 @@ def rope_from_hf(
         else options.integer("original_max_position_embeddings")
     )
     if kind == "llama3":
+        if rope.number("low_freq_factor") >= rope.number("high_freq_factor"):
+            raise rope.error("low_freq_factor", "is not below `high_freq_factor`")
         return RopeConfig(
             theta=theta,
             kind="llama3",
