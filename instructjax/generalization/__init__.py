@@ -51,6 +51,11 @@ if TYPE_CHECKING:
         variance_components,
     )
     from instructjax.generalization.contrasts import CellCovariance, cell_covariance, contrast_se
+    from instructjax.generalization.decision_in_tasks import (
+        TaskAllocation,
+        d_study_in_tasks,
+        optimal_allocation_in_tasks,
+    )
     from instructjax.generalization.decision_study import (
         Allocation,
         d_study,
@@ -157,6 +162,7 @@ _FILES = {
         "variance_components",
     ),
     "contrasts": ("CellCovariance", "cell_covariance", "contrast_se"),
+    "decision_in_tasks": ("TaskAllocation", "d_study_in_tasks", "optimal_allocation_in_tasks"),
     "decision_study": (
         "Allocation",
         "d_study",
@@ -215,6 +221,7 @@ __all__ = [
     "RemlFit",
     "SplitRecipe",
     "SpreadNoise",
+    "TaskAllocation",
     "TaskRemlFit",
     "TextStore",
     "analyze",
@@ -235,6 +242,7 @@ __all__ = [
     "crossed_bootstrap",
     "crossed_split",
     "d_study",
+    "d_study_in_tasks",
     "draw_weights",
     "estimate_jaccard",
     "find_leaks",
@@ -264,6 +272,7 @@ __all__ = [
     "next_token_moments",
     "one_way_variance",
     "optimal_allocation",
+    "optimal_allocation_in_tasks",
     "percentile_interval",
     "performance_drop_rate",
     "pointwise_v_information",

@@ -52,8 +52,8 @@ def fit_log_linear(
       level: of the intervals, Student's t with K - 2 degrees of freedom.
 
     Raises:
-      UsageError: fewer than two different numbers, one that is not above 0, or lengths that
-        differ. Under `jax.jit` numbers cannot be seen: too few give NaN.
+      UsageError: fewer than two different numbers, or one that is not above 0. Under `jax.jit`
+        numbers cannot be seen: too few give NaN.
 
     >>> n = jnp.array([1.0, 10.0, 100.0, 1000.0])
     >>> fit = fit_log_linear(n, 0.2 + 0.1 * jnp.log(n))
@@ -137,11 +137,6 @@ def _read_points(number, score, weight, least: int) -> tuple[Array, Array, Array
     """log n, scores and weights; complains of too few different n where they can be seen."""
     n, y = jnp.asarray(number), jnp.asarray(score)
     w = jnp.ones_like(y) if weight is None else jnp.asarray(weight)
-    if n.shape != y.shape or w.shape != y.shape:
-        raise UsageError(
-            f"{len(n)} numbers, {len(y)} scores and {len(w)} weights",
-            remedy="give one of each a point",
-        )
     if is_known_true(jnp.where(w > 0, n <= 0, False)):
         raise UsageError("a number of instructions or inputs is not above 0", remedy="leave it out")
     ordered = jnp.sort(jnp.where(w > 0, n, jnp.inf))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from instructjax.errors import UsageError
 from instructjax.generalization import (
     consistency_rate,
     fit_log_linear,
@@ -32,6 +33,46 @@ def test_summary_by_hand() -> None:
         assert abs(float(found.cps) - 0.48) <= 1e-12
     assert float(found.max_p) == 0.6
     assert float(found.min_p) == 0.2
+
+
+# Mizrahi et al. (2024), github.com/SLAB-NLP/Multi-Prompt-LLM-Evaluation at 04f57ef4
+# (CDLA-Permissive-2.0): how many correct paraphrases of a task's instruction have an accuracy of so
+# many percent, and the published MaxP, AvgP and CPS.
+PUBLISHED = {
+    ("rhyming word", "minotaur-15b"): (
+        {0: 139, 1: 42, 2: 19, 3: 10, 4: 3, 5: 2, 6: 3, 7: 1},
+        (0.07, 0.007168949771689503, 0.06560182648401827),
+    ),
+    ("rhyming word", "ultralm-13b"): (
+        {0: 137, 1: 29, 2: 15, 3: 11, 4: 5, 5: 3, 6: 2, 7: 1}
+        | {8: 2, 9: 3, 10: 2, 11: 3, 12: 1, 14: 3, 15: 1, 16: 1},
+        (0.16, 0.01493150684931505, 0.1367890410958904),
+    ),
+    ("homophones", "minotaur-15b"): (
+        {0: 163, 1: 29, 2: 11, 3: 5, 4: 8, 5: 4, 6: 2, 7: 2}
+        | {8: 2, 9: 1, 11: 1, 12: 1, 13: 2, 14: 1, 15: 2, 16: 1},
+        (0.16, 0.011829787234042542, 0.13629276595744683),
+    ),
+}
+
+
+def test_summaries_are_the_published_ones() -> None:
+    for counts, expected in PUBLISHED.values():
+        accuracy = np.repeat([k / 100 for k in counts], list(counts.values()))
+        with jax.enable_x64(True):
+            found = jax.jit(multi_prompt_summary)(accuracy)
+        np.testing.assert_allclose(
+            [found.max_p, found.avg_p, found.cps], expected, rtol=0, atol=1e-12
+        )
+
+
+def test_a_summary_of_no_instruction_is_refused() -> None:
+    accuracy, mask = jnp.ones((2, 3)), jnp.array([[True, False, True], [False] * 3])
+    with pytest.raises(UsageError, match="no instruction counts"):
+        multi_prompt_summary(accuracy, mask)
+    traced = jax.jit(multi_prompt_summary)(accuracy, mask)
+    assert [float(x[0]) for x in traced] == [1, 1, 1, 1, 0, 0, 1, 1]
+    assert all(np.isnan(x[1]) for x in traced)
 
 
 def test_summary_with_a_mask_is_that_of_the_rest() -> None:
@@ -80,6 +121,35 @@ def test_drop_rate_by_hand() -> None:
     clean, hurt = np.array([0.8, 0.4], np.float32), np.array([0.4, 0.2], np.float32)
     assert float(performance_drop_rate(clean, hurt)) == pytest.approx(0.5)
     assert float(performance_drop_rate(hurt, clean)) == pytest.approx(-1.0)
+
+
+def test_a_drop_of_negative_scores_is_refused() -> None:
+    """1 - (-3 / -2) would call a loss a gain."""
+    for clean, hurt in (([-1.0, -1.0], [-2.0, -1.0]), ([1.0], [-1.0])):
+        with pytest.raises(UsageError, match="negative"):
+            performance_drop_rate(jnp.array(clean), jnp.array(hurt))
+        assert np.isnan(jax.jit(performance_drop_rate)(jnp.array(clean), jnp.array(hurt)))
+    assert float(performance_drop_rate(jnp.zeros(2), jnp.ones(2))) == 0
+
+
+@pytest.mark.parametrize(("fit", "least"), [(fit_log_linear, 2), (fit_power_law, 3)])
+def test_curves_need_different_numbers(fit: Any, least: int) -> None:
+    few = jnp.arange(1.0, least)  # one too few
+    n = jnp.concatenate([few, few])
+    for numbers, weight in ((n, None), (jnp.append(n, 9.0), jnp.append(jnp.ones(len(n)), 0))):
+        score = jnp.arange(float(len(numbers)))
+        with pytest.raises(UsageError, match=f"fewer than {least} different numbers"):
+            fit(numbers, score, weight)
+        assert np.isnan(jax.jit(fit)(numbers, score, weight).parameters).all()
+    with pytest.raises(UsageError, match="not above 0"):
+        fit(jnp.array([0.0, 1.0, 2.0, 3.0]), jnp.ones(4))
+
+
+def test_a_line_through_two_points_has_no_error_to_tell() -> None:
+    fit = fit_log_linear(jnp.array([1.0, np.e]), jnp.array([0.2, 0.5]))
+    np.testing.assert_allclose(fit.parameters, [0.2, 0.3], atol=1e-5)
+    assert np.isinf(fit.high).all()
+    assert np.isinf(fit.low).all()
 
 
 def test_consistency_is_a_loop_over_pairs() -> None:
