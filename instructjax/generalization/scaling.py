@@ -123,7 +123,7 @@ def fit_power_law(
 
     low, high = lax.fori_loop(0, 40, narrow, (grid[best] - step, grid[best] + step))
     square, floor, size = solve((low + high) / 2)
-    alpha = jnp.exp((low + high) / 2)
+    alpha = jnp.where(jnp.isnan(square), jnp.nan, jnp.exp((low + high) / 2))
     power = jnp.exp(-alpha * x)
     jacobian = jnp.stack([jnp.ones_like(x), -power, size * x * power], axis=1)
     df = ((w > 0).sum() - 3).astype(y.dtype)
