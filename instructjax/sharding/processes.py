@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import jax
@@ -286,7 +286,8 @@ def leave(code: int) -> None:
     The interpreter's usual end would wait for the others, which do not come.
     """
     if _watch is not None and code:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):  # a full disk, or nobody who reads
+            sys.stdout.flush()
+            sys.stderr.flush()
         _watch.leave_last()
         os._exit(code)
