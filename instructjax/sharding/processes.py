@@ -108,6 +108,8 @@ def _detect(timeout: float) -> tuple[str, int, int, Any]:
             "no cluster was found: neither a TPU pod, SLURM, Kubernetes nor Open MPI",
             remedy="give --coordinator HOST:PORT, --num-processes and --process-id",
         )
+    # By default a device a process on SLURM; jax reads this variable itself.
+    local = None if "JAX_LOCAL_DEVICE_IDS" in os.environ else local
     return coordinator, num_processes, process_id, local
 
 
