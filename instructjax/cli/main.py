@@ -79,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of the output has gone; python must not complain when it closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return leave_together(BROKEN_PIPE)
+    except BaseException:
+        leave_together(FAILED)
+        raise
 
 
 def _run(args: list[str]) -> int:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from instructjax.finetuning.step import StepMetrics
 from instructjax.scoring.runs.lock import hold_lock
 from instructjax.scoring.tables.disk import write_whole
 from instructjax.sharding import choose_mesh
-from instructjax.sharding.processes import check_alike, leads, share, tick
+from instructjax.sharding.processes import check_alike, leads, several, share, tick
 
 Say = Callable[[str], None]
 
@@ -84,7 +85,7 @@ def finetune(
         checkpoints = Checkpoints(
             config.out / folder.CHECKPOINTS, newest=config.keep, every=config.keep_every
         )
-        stack.callback(checkpoints.close)
+        stack.push(partial(_close, checkpoints))
         run = _Run(config, prepared, checkpoints, say)
         packages = folder.describe_environment()["packages"]
         sinks = open_sinks(config, run.logged, packages) if lead else []
@@ -246,6 +247,12 @@ class _Run:
         places = [[self._prepared.batches.place(index) for index in row] for row in made.plan]
         with folder.blaming(path):
             path.write_bytes(save(arrays, metadata={"rows": json.dumps(places)}))
+
+
+def _close(checkpoints: Checkpoints, kind: type[BaseException] | None, *_: Any) -> None:
+    # After a failure the others are not there to end a checkpoint together: they must be told.
+    if kind in (None, GeneratorExit) or not several():
+        checkpoints.close()
 
 
 def _say_nothing(_: str) -> None: ...

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import jax
@@ -108,6 +108,8 @@ def _detect(timeout: float) -> tuple[str, int, int, Any]:
             "no cluster was found: neither a TPU pod, SLURM, Kubernetes nor Open MPI",
             remedy="give --coordinator HOST:PORT, --num-processes and --process-id",
         )
+    # By default a device a process on SLURM; jax reads this variable itself.
+    local = None if "JAX_LOCAL_DEVICE_IDS" in os.environ else local
     return coordinator, num_processes, process_id, local
 
 
@@ -286,7 +288,8 @@ def leave(code: int) -> None:
     The interpreter's usual end would wait for the others, which do not come.
     """
     if _watch is not None and code:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):  # a full disk, or nobody who reads
+            sys.stdout.flush()
+            sys.stderr.flush()
         _watch.leave_last()
         os._exit(code)

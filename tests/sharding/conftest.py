@@ -48,6 +48,8 @@ class Together:
       folder: for what they say and compile.
       args: of the command; each process is told who it is besides.
       count, devices: processes, and virtual devices of each.
+      under: words of a command that runs each.
+      variables: of its environment.
       before: Python that a process runs first, by its number; "" for those that are not there.
     """
 
@@ -59,7 +61,9 @@ class Together:
         count: int = 2,
         devices: int = 2,
         before: dict[int, str] | str = "",
+        under: list[str] | None = None,
         programs: Path,
+        **variables: str,
     ) -> None:
         port = _free_port()
         self._files = []
@@ -73,7 +77,7 @@ class Together:
             with out.open("w") as out_file, err.open("w") as err_file:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-W", "ignore", "-c", _MAIN.format(code)]
+                        [*(under or []), sys.executable, "-W", "ignore", "-c", _MAIN.format(code)]
                         + [str(word) for word in words],
                         stdout=out_file,
                         stderr=err_file,
@@ -84,6 +88,7 @@ class Together:
                             "JAX_NUM_CPU_DEVICES": str(devices),
                             "JAX_COMPILATION_CACHE_DIR": str(programs),
                             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                            **variables,
                         },
                     )
                 )

@@ -20,6 +20,7 @@ from instructjax.errors import ModelError
 from instructjax.models.checkpoints.onto_devices import Piece, assemble
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families.family import Family, Spelling, TensorRule
+from instructjax.sharding.processes import tick
 
 Params = dict[str, Any]
 
@@ -80,6 +81,7 @@ def load_params(
     params: Params = {}
     # Single tensors first: while the largest of them is in flight, little else is held.
     for rule in sorted(family.rules(config, source.spelling), key=lambda rule: rule.stacked):
+        tick()
         kind = np.dtype(np.float32 if rule.in_float32 else dtype)
         try:
             with np.errstate(all="ignore"):  # what overflows or is no number is found by _fill

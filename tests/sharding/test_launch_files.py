@@ -1,0 +1,123 @@
+"""The example launch files, as far as they can be checked without a cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instructjax.cli.main import _parse
+from instructjax.cli.process_options import ProcessOptions
+from instructjax.sharding import parse_mesh
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "launch"
+SCRIPTS = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
+TINY = Path(__file__).parents[1] / "fixtures" / "llama-tied"
+
+
+def find_commands(script: Path) -> list[list[str]]:
+    """The calls of instructjax, with what variables stand for unless they are set."""
+    text = re.sub(r"(?m)^\s*#.*", "", script.read_text()).replace("\\\n", " ")
+    values = dict(re.findall(r"(?m)^(\w+)=\$\{\w+:-([^}]*)\}", text))
+    found = []
+    for call in re.findall(r"\binstructjax ((?:finetune|score|rank) [^&\n]*)", text):
+        for name, value in values.items():
+            call = re.sub(rf"\$\{{?{name}\b\}}?", value, call)
+        assert "$" not in call, call
+        found.append(shlex.split(call.replace('"', "")))
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_the_shell_can_read_it(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_every_command_is_one_of_the_command_line():
+    count = 0
+    for script in SCRIPTS:
+        for words in find_commands(script):
+            assert_parses(words, distributed=script.name != "gpu_node.sh")
+            count += 1
+    assert count == 6
+
+
+def assert_parses(words: list[str], *, distributed: bool) -> None:
+    verb: Any = _parse(words)
+    assert isinstance(verb, ProcessOptions) and verb.distributed is distributed
+    sizes = parse_mesh(verb.mesh)
+    rows = getattr(verb, "rows", None)
+    assert rows is None or rows % sizes["fsdp"] == 0
+
+
+def test_the_job_set():
+    yaml = pytest.importorskip("yaml")
+    job = yaml.safe_load((FOLDER / "jobset.yaml").read_text())
+    assert job["kind"] == "JobSet" and job["spec"]["failurePolicy"]["maxRestarts"] > 0
+    spec = job["spec"]["replicatedJobs"][0]["template"]["spec"]
+    # Exit code 2 ends it, and everything else starts it again.
+    assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][0] == "instructjax"
+    assert_parses(container["command"][1:], distributed=True)
+    chips = container["resources"]["limits"]["google.com/tpu"] * spec["parallelism"]
+    topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    assert chips == 16 and topology == "4x4" and spec["completions"] == spec["parallelism"]
+
+
+def test_the_supervisor_starts_again_what_failed(tmp_path):
+    """Exit codes 1, 143, 0; and 2 at once."""
+    script = "n=$(cat n 2>/dev/null || echo 0); echo $((n+1)) > n; set -- $CODES; shift $n; exit $1"
+    for codes, calls, end in (("1 143 0", 3, 0), ("1 2 0", 2, 2), ("1 1 1 1", 3, 1)):
+        (tmp_path / "n").unlink(missing_ok=True)
+        done = subprocess.run(
+            [FOLDER / "restart.sh", "bash", "-c", script],
+            cwd=tmp_path,
+            env={"CODES": codes, "PAUSE": "0", "ATTEMPTS": "3", "PATH": "/usr/bin:/bin"},
+        )
+        assert done.returncode == end
+        assert int((tmp_path / "n").read_text()) == calls
+
+
+@pytest.mark.slow
+def test_supervised_processes_go_on_after_one_is_killed(start, tmp_path):
+    """Each under a supervisor of its own: a killed one comes back, and the others meet it."""
+    rows = [{"instruction": f"Say {n}.", "output": f"y {n}"} for n in range(200)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "scores.jsonl"
+    before = """
+import time
+from instructjax.cli import table_run
+from instructjax.scoring.runs import chunks
+chunks.CHUNK_ROWS = 4
+update = table_run.ScoringProgress.update
+table_run.ScoringProgress.update = lambda *a: (time.sleep(0.1), update(*a))
+"""
+    together = start(
+        ["score", file, "--out", out, "--model", TINY],
+        devices=1,
+        before=before,
+        under=[str(FOLDER / "restart.sh")],
+        PAUSE="0",
+    )
+    parts = tmp_path / "scores.jsonl.parts"
+    together.wait_for(lambda: len(list(parts.glob("*.note"))) > 2)
+    supervisor = together.processes[1].pid
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    (child,) = map(int, children)
+    subprocess.run(["kill", f"-{int(signal.SIGKILL)}", str(child)], check=True)
+    began = time.monotonic()
+    first, second = together.ends()
+    assert first.code == second.code == 0, (first.err, second.err)
+    print(f"done {max(first.when, second.when) - began:.0f} s after the kill")
+    assert "process 1 is gone" in first.err and "going on after" in first.err
+    assert len(out.read_text().splitlines()) == 200
