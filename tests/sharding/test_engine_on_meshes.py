@@ -20,7 +20,7 @@ from instructjax.models.model import load_model
 from instructjax.models.sharded import param_shardings
 from instructjax.models.spmd import over_rows
 from instructjax.prompts.request import Request
-from instructjax.scoring import read_scores
+from instructjax.scoring import engine, read_scores
 from instructjax.scoring.engine import Work, score_requests
 from instructjax.scoring.hidden import hidden_before_targets
 from instructjax.scoring.log_probs import token_log_probs
@@ -160,3 +160,19 @@ def test_empty_rows_are_computed_and_counted(tiny_model, requests):
     ((length, _),) = work.programs
     assert work.computed == 8 * length
     assert work.useful < length
+
+
+def test_rows_of_a_mesh_that_do_not_fit_are_split(tiny_model, requests, monkeypatch):
+    split = on(make_mesh("data=8"), tiny_model)
+    whole = [s.token_log_probs.tobytes() for s in score_requests(split, requests)]
+    real, refused = engine._token_scores_on_mesh, []
+
+    def refuse_once(graphdef, params, batch, **options):
+        if not refused:
+            refused.append(batch.tokens.shape)
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return real(graphdef, params, batch, **options)
+
+    monkeypatch.setattr(engine, "_token_scores_on_mesh", refuse_once)
+    found = [s.token_log_probs.tobytes() for s in score_requests(split, requests)]
+    assert refused and found == whole
