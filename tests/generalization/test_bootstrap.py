@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,8 @@ def grid() -> np.ndarray:
     return (rng.standard_normal((12, 1)) + rng.standard_normal(15) + noise).astype(np.float32)
 
 
-def test_draws_are_weighted_means(grid, monkeypatch) -> None:
+@pytest.mark.parametrize("kind", ["exponential", "pigeonhole"])
+def test_draws_are_weighted_means(grid, kind: b.Kind, monkeypatch) -> None:
     """Against a loop, with the weights that were drawn."""
     drawn = []
     real = b.draw_weights
@@ -31,7 +34,8 @@ def test_draws_are_weighted_means(grid, monkeypatch) -> None:
 
     monkeypatch.setattr(b, "draw_weights", spy)
     mask = np.random.default_rng(1).random(grid.shape) > 0.3
-    found = np.asarray(b.crossed_bootstrap(KEY, grid, mask, draws=250))
+    run = jax.jit(partial(b.crossed_bootstrap, draws=250, kind=kind))
+    found = np.asarray(run(KEY, grid, mask))
     of_c, of_z = drawn
     for i in range(0, 250, 50):
         weight = np.outer(of_c[i], of_z[i]) * mask
@@ -60,7 +64,8 @@ def test_models_share_their_draws(grid) -> None:
 
 def test_records_are_the_grid(grid) -> None:
     c, z = (x.ravel() for x in np.indices(grid.shape))
-    flat = b.bootstrap_records(KEY, grid.ravel(), (c, z), num_clusters=(12, 15), draws=250)
+    run = jax.jit(partial(b.bootstrap_records, num_clusters=(12, 15), draws=250))
+    flat = run(KEY, grid.ravel(), (c, z))
     crossed = b.crossed_bootstrap(KEY, grid, draws=250)
     np.testing.assert_allclose(flat[:, 0], crossed, atol=1e-5)
 

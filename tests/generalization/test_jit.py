@@ -1,6 +1,6 @@
 """Functions of arrays give under `jax.jit` what they give without it.
 
-Those that are not here are compared with numpy under `jax.jit` in the other files.
+That this is right is told by `test_numpy_twins` and the files of each theme.
 """
 
 from __future__ import annotations
