@@ -14,8 +14,8 @@ class Split:
     """Divide rows into seen and unseen instructions by seen and unseen inputs, and look for leaks.
 
     FOLDER gets train.jsonl; eval.jsonl, whose rows have a `cell`: seen_c_unseen_z (new inputs of
-    known instructions: intra-task), unseen_c_seen_z, unseen_c_unseen_z (new instructions:
-    inter-task), and of the training pairs, seen_c_seen_z, as many as the largest of these;
+    known instructions: the book's intra-task test), unseen_c_seen_z, unseen_c_unseen_z (both new:
+    its inter-task test), and of the training pairs, seen_c_seen_z, as many as the largest of these;
     leaks.jsonl, what unseen texts share with training texts; split.json, recipe, counts and
     fingerprint. The same rows in any order give the same split. Texts, not names, tell what is the
     same: Unicode NFKC, and white space as one space. Rows that cannot be used go to

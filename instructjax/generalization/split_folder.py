@@ -78,7 +78,8 @@ def crossed_split(
       recipe: which levels are held out, and how much of them; default: `SplitRecipe()`.
 
     Returns:
-      0 seen c and z (to train on), 1 unseen z (intra-task), 2 unseen c, 3 both (inter-task).
+      0 seen c and z (to train on), 1 unseen z (the book's intra-task test), 2 unseen c, 3 both (its
+      inter-task test).
 
     Raises:
       BadRow: an example is given as token ids.
