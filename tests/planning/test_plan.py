@@ -91,8 +91,9 @@ def test_scoring_sends_each_device_a_row_at_a_time():
     setting = dataclasses.replace(SETTING, task="score", batch=10)
     found = plan_of(setting)
     assert setting.programs == 3
+    # in each of three rounds seven matrices of two layers, and the table
     gathers = [each for each in found.collectives if each.axes == ("fsdp",)]
-    assert sum(each.count for each in gathers if each.where) >= 3 * 2 * 7
+    assert sum(each.count for each in gathers) == 3 * (2 * 7 + 1)
     assert found.flops == plan_of(setting, compile=False).flops
     assert "optimizer" not in found.memory
 
@@ -100,7 +101,10 @@ def test_scoring_sends_each_device_a_row_at_a_time():
 def test_lora_trains_little():
     setting = dataclasses.replace(SETTING, lora=LoraConfig(rank=2), dtype="bfloat16")
     found = plan_of(setting)
-    assert found.memory["optimizer"] < 0.2 * found.memory["parameters"]
+    # A and B of seven projections are whole on each device: in x 2 and 2 x out, for two layers
+    shapes = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
+    trained = 2 * sum(2 * sum(shape) for shape in shapes)
+    assert found.memory["optimizer"] == 2 * 4 * trained + 4 * 3
     assert found.memory["padding"] == 0
     assert found.flops < plan_of(dataclasses.replace(SETTING, dtype="bfloat16")).flops
 
@@ -110,10 +114,12 @@ def test_micro_batches_do_the_same_work_in_less_memory(compiled):
     whole, parts = plan_of(setting), plan_of(dataclasses.replace(setting, micro_batches=4))
     assert parts.flops == whole.flops
     assert parts.memory["temporaries"] < whole.memory["temporaries"]
+    table = 256 * 32 * 4 / 2  # gathered once: it is the same for all micro-batches
     gathered = [
-        sum(e.count for e in each.collectives if e.kind == "all-gather") for each in (whole, parts)
+        sum(e.count for e in each.collectives if e.kind == "all-gather" and e.num_bytes < table)
+        for each in (whole, parts)
     ]
-    assert gathered[1] == 4 * gathered[0]
+    assert gathered[1] == 4 * gathered[0] > 0
 
 
 def test_json_says_everything(compiled):
