@@ -158,13 +158,15 @@ def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
                 (tiles.before[lead], *sums),
             )
         else:
+
+            def add_within(state):
+                j, back, top, total, acc = state
+                near = distance + back < window
+                return tiles.before[j], back + tile, *add(j, top, total, acc, near)
+
             _, _, *sums = lax.while_loop(
                 lambda state: (state[0] >= 0) & (state[1] - tile + 1 < window),
-                lambda state: (
-                    tiles.before[state[0]],
-                    state[1] + tile,
-                    *add(state[0], *state[2:], distance + state[1] < window),
-                ),
+                add_within,
                 (tiles.before[lead], jnp.full_like(tiles.count, tile), *sums),
             )
         top, total, acc = sums
