@@ -60,7 +60,7 @@ def summarize(plans: list[dict[str, Any]]) -> list[str]:
     """The lines of a table with a row a plan."""
     lines = [
         "| model, task | devices | mesh, rows x tokens | GiB a device | seconds a step | bound by "
-        "| made in | host memory |",
+        "| made in (CPU) | host memory |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for plan in plans:
@@ -75,7 +75,7 @@ def summarize(plans: list[dict[str, Any]]) -> list[str]:
             f"| {plan['model']}, {plan['task']}{' LoRA' if plan['lora'] else ''} "
             f"| {plan['topology']} | {mesh}; {plan['batch']} x {plan['length']} "
             f"| {plan['needed_bytes'] / GIB:.1f} of {capacity:.2f}: {fits} "
-            f"| {speed} | {bound} | {plan['wall_seconds']:.0f} s "
+            f"| {speed} | {bound} | {plan['wall_seconds']:.0f} s ({plan['cpu_seconds']:.0f} s) "
             f"| {plan['peak_host_bytes'] / GIB:.2f} GiB |"
         )
     return lines

@@ -28,7 +28,7 @@ from instructjax.planning.topology import Topology, compiler_missing, parse_topo
 from instructjax.scoring.tables.disk import write_whole
 from instructjax.sharding import parse_mesh
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 # More lines than these say little, and are added up in one.
 _COLLECTIVES, _RANKED = 8, 12
 
@@ -113,7 +113,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     what = "a fine-tuning step of" if setting.task == "finetune" else "scoring with"
     lora = f", LoRA of rank {setting.lora.rank}" if setting.lora else ""
     console.print(
-        f"[bold]{what} {escape_controls(plan.model)}[/] ({plan.num_params / 1e9:,.2f} B{lora}) "
+        f"[bold]{what} {escape_controls(plan.model)}[/] ({_count(plan.num_params)}{lora}) "
         f"on {topology}: {topology.num_devices} x {topology.chip.label}"
     )
     many = f" in {setting.programs} rounds" if setting.programs > 1 else ""
@@ -131,6 +131,15 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(_time_table(plan))
 
 
+def _count(number: int) -> str:
+    """A number of parameters.
+
+    >>> _count(8_030_261_248), _count(134_515_008)
+    ('8.03 B', '134.5 M')
+    """
+    return f"{number / 1e9:,.2f} B" if number >= 1e9 else f"{number / 1e6:,.1f} M"
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for at, column in enumerate(columns):
@@ -139,32 +148,35 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _memory_table(plan: Plan) -> Table:
-    table = _table("memory of a device", "", "GiB")
-    for kind, size in plan.memory.items():
+    unit, size = ("GiB", GIB) if plan.needed > GIB / 8 else ("MiB", MIB)
+    table = _table("memory of a device", "", unit)
+    for kind, held in plan.memory.items():
         note = " (estimated)" if plan.source == "estimated" and kind == "temporaries" else ""
-        if size >= GIB / 2000 or kind in ("parameters", "temporaries"):
-            table.add_row(kind + note, f"{size / GIB:,.3f}")
+        if held >= size / 2000:
+            table.add_row(kind + note, f"{held / size:,.3f}")
     table.add_section()
-    table.add_row("needed", f"{plan.needed / GIB:,.2f}")
+    table.add_row("needed", f"{plan.needed / size:,.2f}")
     if plan.capacity:
-        table.add_row("there is", f"{plan.capacity / GIB:,.2f}")
+        table.add_row("there is", f"{plan.capacity / size:,.2f}")
     return table
 
 
 def _talk_table(collectives: Sequence[Collective]) -> Table:
-    table = _table("what devices say in a step", "", "axes", "devices", "MiB", "times", "GiB sent")
+    unit, size = ("GiB", GIB) if collectives[0].sent > GIB / 8 else ("MiB", MIB)
+    columns = ("", "axes", "devices", "MiB", "times", f"{unit} sent")
+    table = _table("what devices say in a step", *columns)
     for each in collectives[:_COLLECTIVES]:
         kind = f"{each.kind}, {each.where}" if each.where else each.kind
         table.add_row(
             kind,
             ", ".join(each.axes),
             str(each.group),
-            f"{each.num_bytes / (1 << 20):,.1f}",
+            f"{each.num_bytes / MIB:,.1f}",
             f"{each.count:,.0f}",
-            f"{each.sent / GIB:,.2f}",
+            f"{each.sent / size:,.2f}",
         )
     if rest := collectives[_COLLECTIVES:]:
-        sent = sum(each.sent for each in rest) / GIB
+        sent = sum(each.sent for each in rest) / size
         count = sum(each.count for each in rest)
         table.add_row(f"{len(rest)} more kinds", "", "", "", f"{count:,.0f}", f"{sent:,.2f}")
     return table
@@ -193,7 +205,7 @@ def show_verdict(plan: Plan, nearest: Plan | None, console: Console) -> None:
     """One or two lines that say it."""
     needed, capacity = plan.needed / GIB, plan.capacity / GIB
     if plan.fits is None:
-        console.print(f"needs {needed:,.2f} GiB a device (what there is is not known)")
+        console.print(f"needs {needed:,.3f} GiB a device; how much there will be is not known")
     elif plan.fits:
         console.print(f"[bold green]fits:[/] {needed:,.2f} GiB of {capacity:,.2f}")
     else:

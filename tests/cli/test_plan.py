@@ -69,7 +69,7 @@ def test_a_search_prints_a_ranked_table(tmp_path):
     ("words", "says"),
     [
         (("lama-3.1-8b", "--topology", "v5e:4x4"), "did you mean llama-3.1-8b"),
-        (("llama-3.1-8b", "--topology", "v9:4x4"), "v5e:16x16"),
+        (("llama-3.1-8b", "--topology", "v9:4x4"), "v6e:8x8"),
         (("llama-3.1-8b", "--topology", "v5e:4x4", "--mesh", "fsdp=3"), "product is 16"),
         (("llama-3.1-8b", "--topology", "v5e:4x4", "--mesh", "tensor=16"), "tensor of 1, 2, 4, 8"),
         (("llama-3.1-8b", "--topology", "v5e:4x4", "--batch", "63"), "a --batch of 48 or 64"),
