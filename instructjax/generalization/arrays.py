@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 AnyArray = Array | np.ndarray
 
@@ -16,7 +16,8 @@ def is_known_true(condition: Any) -> bool:
 
     So that values are checked where they are at hand, and functions stay jit-able.
 
+    >>> import jax
     >>> is_known_true(np.array([False, True])), jax.jit(lambda x: is_known_true(x > 0))(1.0).item()
     (True, False)
     """
-    return not isinstance(condition, jax.core.Tracer) and bool(np.any(condition))
+    return not isinstance(condition, Tracer) and bool(np.any(condition))

@@ -36,7 +36,7 @@ def dense(sd: np.ndarray, y: np.ndarray, same: list[np.ndarray]) -> tuple[float,
     log_det = np.linalg.slogdet(v)[1] + np.log(information)
     square = (y - mean) @ inverse @ (y - mean)
     value = -0.5 * ((len(y) - 1) * np.log(2 * np.pi) + log_det + square)
-    return value, mean, 1 / information
+    return float(value), float(mean), float(1 / information)
 
 
 def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
