@@ -25,6 +25,7 @@ class Finetune(FinetuneConfig, ProcessOptions):
     goes on with the same command, and ends with the same parameters bit for bit.
     """
 
+    STOPS_TOGETHER: ClassVar[bool] = True
     EXAMPLE: ClassVar[str] = "instructjax finetune config.toml --learning-rate 1e-4"
 
     config: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[CONFIG]")] = None

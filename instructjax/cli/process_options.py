@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -17,7 +17,13 @@ STOPPED = 143
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """How this process finds the others; without any of them, it is alone."""
+    """How this process finds the others; without any of them, it is alone.
+
+    Attributes:
+      STOPS_TOGETHER: whether the verb heeds SIGTERM, in all processes after the same step.
+    """
+
+    STOPS_TOGETHER: ClassVar[bool] = False
 
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Compute together with other processes that run the same command; on a TPU pod, SLURM,
@@ -58,6 +64,7 @@ def run_together(options: ProcessOptions, run: Callable[[], int]) -> int:
         timeout=options.join_timeout,
         lost_after=options.lost_after,
         stalled_after=options.stalled_after,
+        heed_sigterm=options.STOPS_TOGETHER,
     )
     with processes.together():
         code = run()

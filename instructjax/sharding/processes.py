@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
@@ -35,6 +37,7 @@ def start(
     timeout: float = 300.0,
     lost_after: float = 30.0,
     stalled_after: float = 1800.0,
+    heed_sigterm: bool = False,
 ) -> None:
     """Begins to work together with other processes; before anything touches a device.
 
@@ -46,6 +49,7 @@ def start(
       timeout: seconds to wait for the others.
       lost_after: seconds without a sign of life after which a process is lost, and all stop.
       stalled_after: seconds without progress after which a process hangs, and all stop.
+      heed_sigterm: SIGTERM is only noted, for `told_to_stop`; by default it ends the process.
 
     Raises:
       UsageError: some of the three are given, or none and there is no cluster to be found.
@@ -93,6 +97,9 @@ def start(
         )
     except (RuntimeError, ValueError) as error:
         raise InstructJaxError(f"the processes cannot work together: {error}") from error
+    if not heed_sigterm and threading.current_thread() is threading.main_thread():
+        # Jax has begun to note it in the place of the system.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _detect(timeout: float) -> tuple[str, int, int, Any]:

@@ -60,10 +60,11 @@ def test_a_stopped_process_does_not_hold_the_others_for_ever(start, rows, victim
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_at_once(start, rows, victim) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_ends_the_others_at_once(start, rows, victim, sent) -> None:
     together = start(score(rows), count=3, devices=1, before=SLOW)
     together.wait_for(lambda: some_kept(rows))
-    killed = together.signal(victim, signal.SIGKILL)
+    killed = together.signal(victim, sent)
     for end in together.ends(of=[n for n in range(3) if n != victim]):
         assert end.code == 1, end
         assert end.when - killed < 10
