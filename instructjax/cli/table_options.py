@@ -36,8 +36,8 @@ class DataOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations; float32 is exact."""
     mesh: str | None = None
-    """How the devices are arranged, such as data=2,fsdp=4 (also tensor, expert); by default
-    fsdp over all of them. The numbers do not depend on it."""
+    """How the devices are arranged, such as data=2,fsdp=4 (also tensor, expert, context); by
+    default fsdp over all of them. The numbers do not depend on it."""
     format: str | None = None
     """Of the data: contract, alpaca, dolly, superni, messages, ifeval, flan, bigbench; else
     detected."""

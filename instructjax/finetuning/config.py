@@ -139,10 +139,10 @@ class RunOptions:
     wandb: str | None = None
     """Project of Weights & Biases to send the metrics to (needs wandb)."""
     mesh: str | None = None
-    """How the devices are arranged, such as data=2,fsdp=4 (also tensor, expert,
-    context); by default fsdp
-    over all of them. Rows are split over data and fsdp, parameters and the optimizer's state over
-    fsdp, tensor and expert. A run may go on on another mesh."""
+    """How the devices are arranged, such as data=2,fsdp=4 (also tensor, expert, context); by
+    default fsdp over all of them. Rows are split over data and fsdp, their tokens over context,
+    parameters and the optimizer's state over fsdp, tensor and expert. A run may go on on another
+    mesh."""
     overwrite: bool = False
     """Drop what an earlier run has left in OUT and start afresh."""
 
