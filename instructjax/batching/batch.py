@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,12 @@ from jaxtyping import Array, Int
 
 from instructjax.errors import UsageError
 
-# Numbers, or what a program is compiled for in their place.
-Values = Array | np.ndarray | jax.ShapeDtypeStruct
+# Numbers, or what a program is compiled for in their place. No one computes with the latter, so a
+# type checker need not know.
+if TYPE_CHECKING:
+    Values = Array | np.ndarray
+else:
+    Values = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 @jax.tree_util.register_dataclass

@@ -7,6 +7,7 @@ The forward pass keeps one log-normalizer a scored token; the backward pass is t
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,8 @@ def _log_prob_bwd(softcap, split, saved, d_log_prob):
         head.differentiate, softcap=softcap, rows=ROWS, columns=COLUMNS, axes=split.axes
     )
     specs = (PartitionSpec(), PartitionSpec(split.axes))
-    grads = _on_parts(backward, split, specs)(*saved, d_log_prob)
+    parts: Any = _on_parts(backward, split, specs)
+    grads = parts(*saved, d_log_prob)
     return *grads, None, None, None
 
 

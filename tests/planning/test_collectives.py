@@ -21,7 +21,9 @@ def mesh():
 
 
 def compile_text(function, mesh, *arrays):
-    return jax.jit(function).lower(*arrays).compile().as_text()
+    text = jax.jit(function).lower(*arrays).compile().as_text()
+    assert text is not None
+    return text
 
 
 def make_step(mesh, rounds):
@@ -107,6 +109,7 @@ def test_runs_multiply_through_loops_within_loops():
         .compile()
         .as_text()
     )
+    assert text is not None
     computations, entry = parse_hlo(text)
     runs = count_runs(computations, entry)
     sines = [

@@ -1,5 +1,7 @@
 """FLOPs in closed form against a count of every product that an interpreter carries out."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,7 +199,7 @@ def test_xla_counts_the_same_where_nothing_loops(random_model):
         gate, up = x @ layer["mlp"]["gate"]["kernel"], x @ layer["mlp"]["up"]["kernel"]
         return (gate * up) @ layer["mlp"]["down"]["kernel"] @ table.T
 
-    cost = jax.jit(unrolled).lower(x).compile().cost_analysis()
+    cost: Any = jax.jit(unrolled).lower(x).compile().cost_analysis()
     found = count_forward(model.config, model.params, rows=1, length=64, form="whole").total
     # beside products XLA counts the softmax and the gate's product
     assert found < cost["flops"] < 1.01 * found
