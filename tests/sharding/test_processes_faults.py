@@ -168,7 +168,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_all(start, config, tmp_path) 
     full += "resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))\n"
     for victim in (1, 0):
         together = start([*config, "--mesh", "fsdp=2"], devices=1, before={victim: full})
-        ends = together.ends(timeout=180)
+        ends = together.ends(timeout=500)
         assert [end.code for end in ends] == [1, 1], ends
         for end in ends:
             (error,) = end.errors
