@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from instructjax.errors import DataError, InstructJaxError
 from instructjax.finetuning.state import TrainState
-from instructjax.sharding.processes import agree
+from instructjax.sharding.processes import agree, several
 
 _METRIC = "log_prob"
 
@@ -56,6 +57,7 @@ class Checkpoints:
                 preservation_policy=keep.AnyPreservationPolicy(rules),
                 # What a killed run was writing.
                 cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=_make_barrier()),
             ),
         )
 
@@ -172,6 +174,23 @@ class Checkpoints:
                 file=self._folder,
                 remedy="make space and run the same command again; it goes on from the last one",
             ) from error
+
+
+def _make_barrier() -> Callable[..., None] | None:
+    """Where processes wait for each other; one whose part has failed does not.
+
+    By default the library waits there before it says what went wrong, while the others wait in
+    another place for what cannot come.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn() if several() else None
+
+    def barrier(*, key: str, timeout_ms: int) -> None:
+        if (error := sys.exc_info()[1]) is not None:
+            raise error
+        assert wait is not None
+        wait(key=key, timeout_ms=timeout_ms)
+
+    return None if wait is None else barrier
 
 
 def _find_cause(error: Exception) -> str:
