@@ -1,0 +1,123 @@
+"""Which mesh, micro-batches and rematerialization: all of them estimated, the best compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from instructjax.errors import UsageError
+from instructjax.models.config import DecoderConfig
+from instructjax.models.remat import REMAT
+from instructjax.planning.plan import Plan, make_plan
+from instructjax.planning.setting import Setting, check_setting
+from instructjax.planning.topology import Topology, crossing_axis
+
+# An estimate that needs more than this share of a device is not worth compiling.
+_ROOM = 0.95
+
+
+def list_settings(config: DecoderConfig, topology: Topology, setting: Setting) -> Iterator[Setting]:
+    """Every mesh of data, fsdp, expert and tensor that the model and the batch fit, with every
+    number of micro-batches and remat policy that makes a difference.
+
+    Args:
+      config, topology: what and where.
+      setting: the task and the batch; its mesh, micro-batches and remat are not looked at.
+    """
+    for mesh in _meshes(config, topology.num_devices):
+        try:
+            crossing_axis(mesh, topology.slices if topology.chip.platform == "tpu" else 1)
+            first = dataclasses.replace(setting, mesh=mesh, micro_batches=1)
+            check_setting(config, first)
+        except UsageError:
+            continue
+        if setting.task == "score":
+            yield first
+            continue
+        rows = setting.batch // first.parts("batch")
+        for micro in (n for n in range(1, rows + 1) if rows % n == 0 and n & (n - 1) == 0):
+            for remat in REMAT:
+                yield dataclasses.replace(first, micro_batches=micro, remat=remat)
+
+
+def _meshes(config: DecoderConfig, count: int) -> Iterator[dict[str, int]]:
+    for tensor in _divisors(count):
+        for expert in _divisors(count // tensor) if config.num_experts else (1,):
+            rest = count // tensor // expert
+            for fsdp in _divisors(rest):
+                sizes = {"data": rest // fsdp, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+                yield {name: size for name, size in sizes.items() if size > 1} or {"fsdp": 1}
+
+
+def _divisors(count: int) -> list[int]:
+    return [n for n in range(1, count + 1) if count % n == 0]
+
+
+def rank(plans: list[Plan]) -> list[Plan]:
+    """The fastest first; those that do not fit last, by what they need."""
+
+    def order(plan: Plan) -> tuple[bool, float, float]:
+        speed = plan.times.best if plan.times else plan.flops
+        return plan.fits is False, plan.needed if plan.fits is False else speed, plan.needed
+
+    return sorted(plans, key=order)
+
+
+def search(
+    model: str, config: DecoderConfig, topology: Topology, setting: Setting, *, compile: int = 0
+) -> list[Plan]:
+    """Plans of all settings that can be, the best first.
+
+    Args:
+      model, config, topology: what and where.
+      setting: the task and the batch.
+      compile: how many of the best to compile; what does not fit is passed over for the next.
+
+    Raises:
+      UsageError: no mesh fits the model and the batch.
+    """
+    plans = [
+        make_plan(model, config, topology, each, compile=False)
+        for each in list_settings(config, topology, setting)
+    ]
+    if not plans:
+        raise UsageError(
+            f"no mesh of {topology.num_devices} devices fits {setting.batch} rows",
+            remedy=f"a --batch that has a factor of {topology.num_devices}, such as "
+            f"{_next_multiple(setting.batch, topology.num_devices)}",
+        )
+    ranked = rank([_with_room(plan) for plan in plans])
+    compiled: list[Plan] = []
+    left = list(ranked)
+    while left and left[0].fits is not False and len(compiled) < compile:
+        best = left.pop(0)
+        compiled.append(make_plan(model, config, topology, best.setting))
+    return rank(compiled) + left if compile else ranked
+
+
+def _with_room(plan: Plan) -> Plan:
+    return dataclasses.replace(plan, capacity=plan.capacity * _ROOM)
+
+
+def _next_multiple(number: int, of: int) -> int:
+    return math.ceil(number / of) * of
+
+
+def find_nearest(plan: Plan, config: DecoderConfig) -> Plan | None:
+    """Of the settings that are estimated to fit, the one that changes least and is fastest.
+
+    What is changed least: remat and micro-batches, then the mesh. None if nothing fits.
+    """
+    wanted = plan.setting
+    found = [
+        each
+        for each in search(plan.model, config, plan.topology, wanted)
+        if each.fits and each.setting != wanted
+    ]
+
+    def distance(each: Plan) -> tuple[bool, float]:
+        same = dict(each.setting.mesh) == {k: v for k, v in wanted.mesh.items() if v > 1}
+        return not same, each.times.best if each.times else each.flops
+
+    return min(found, key=distance, default=None)
