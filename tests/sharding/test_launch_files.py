@@ -52,7 +52,7 @@ def test_every_command_is_one_of_the_command_line():
 def assert_parses(words: list[str], *, distributed: bool) -> None:
     verb: Any = _parse(words)
     assert isinstance(verb, ProcessOptions) and verb.distributed is distributed
-    sizes = parse_mesh(verb.mesh)
+    sizes = parse_mesh(vars(verb)["mesh"])
     rows = getattr(verb, "rows", None)
     assert rows is None or rows % sizes["fsdp"] == 0
 
