@@ -67,7 +67,7 @@ def test_law_4_for_text(samples: ij.Samples, tiny_model: Any) -> None:
 
 
 def test_without_scoring_the_decoder_reports_what_it_drew_from(tiny_model: Any) -> None:
-    options = {"max_new_tokens": 8, "seed": 3}
+    options: dict[str, Any] = {"max_new_tokens": 8, "seed": 3}
     scored = ij.sample(tiny_model, EXAMPLES, **options)
     plain = ij.sample(tiny_model, EXAMPLES, **options, score=False)
     for one, other in zip(scored, plain, strict=True):
