@@ -46,7 +46,8 @@ def run_report(options: Report) -> int:
             "instructions and inputs are named by their hashes; give the split's split.json too",
             label="note: ",
         )
-    print(escape_controls(page.headline + (f": {page.numbers}" if page.numbers else "")))
+    # No-break spaces are for the page: a terminal would be shown them as escapes.
+    print(escape_controls(page.verdict.replace("\u00a0", " ")))
     told = page.missing.removesuffix(".") if page.missing else "nothing was left out"
     also = f" and {len(figures)} figures to {options.figures}" if figures else ""
     print(escape_controls(f"wrote {options.out}{also}; {told}"))

@@ -41,6 +41,7 @@ from instructjax.report.wording import WordingSection, describe_wording
 from instructjax.scoring.metadata import installed_version
 
 Spell = Callable[[Sequence[int]], list[str]]
+_NO_BREAK = "\u00a0"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -92,6 +93,11 @@ class Page:
     leaks: LeakSection | None
     facts: list[Facts]
     command: str
+
+    @property
+    def verdict(self) -> str:
+        """The headline with its numbers."""
+        return f"{self.headline}: {self.numbers}" if self.numbers else self.headline
 
     def to_html(self) -> str:
         """The page, with all that it needs in it; texts of the data are only ever text."""
@@ -157,7 +163,7 @@ class Page:
 
     def to_markdown(self) -> str:
         """Verdict and tables as Markdown."""
-        verdict = f"{self.headline}: {self.numbers}" if self.numbers else self.headline
+        verdict = self.verdict
         head = [f"**{escape_markdown(verdict[0].upper() + verdict[1:])}**"]
         head += [escape_markdown(text) for text in (self.missing, *self.more) if text]
         return "\n\n".join(head + [table.to_markdown() for table in self.tables()]) + "\n"
@@ -200,7 +206,7 @@ class Page:
         )
 
     def __repr__(self) -> str:
-        return f"Page({self.headline!r}, {self.numbers!r})"
+        return f"Page({self.verdict.replace(_NO_BREAK, ' ')!r})"
 
 
 def check_out(path: Path, *, overwrite: bool) -> Path:

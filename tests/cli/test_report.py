@@ -76,6 +76,21 @@ def test_failures(
     assert not (tmp_path / "report.html").exists()
 
 
+def test_the_verdict_in_a_terminal_has_no_escapes(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_rows(table)
+    for n, row in enumerate(read_rows(table)):
+        row["value"] = row["value"] and str(float(row["value"]) + 0.01 * (n % 5))
+        rows.append(
+            row | {"id": f"{row['id']}x", "instruction_hash": f"{row['instruction_hash']}x"}
+        )
+    out = ["--out", str(tmp_path / "report.md")]
+    assert main(["report", str(write_rows(tmp_path / "r.csv", rows)), *out]) == 0
+    said = capsys.readouterr().out
+    assert " ± " in said and "\\x" not in said and "\u00a0" not in said
+
+
 def read_rows(table: Path) -> list[dict[str, str]]:
     with table.open(newline="") as stream:
         return list(csv.DictReader(stream))

@@ -165,6 +165,11 @@ def test_tables_as_markdown_and_latex(page: Page) -> None:
     assert escape_latex("50% & a_b\\c") == r"50\% \& a\_b\textbackslash{}c"
 
 
+def test_in_a_shell_it_is_its_verdict(page: Page) -> None:
+    assert repr(page).startswith("Page('generalizes over inputs, not over new wordings")
+    assert " ± " in repr(page) and "xa0" not in repr(page)
+
+
 def test_a_notebook_gets_a_frame_of_its_own(page: Page) -> None:
     frame = page._repr_html_()
     assert frame.count("<iframe") == 1 and 'sandbox="allow-scripts"' in frame
