@@ -57,12 +57,14 @@ def run_report(options: Report) -> int:
 def write_command(options: Report) -> str:
     """The command line that makes this page."""
     words = ["instructjax", "report", *map(str, options.results), "--out", str(options.out)]
-    for name in ("metric", "model", "epsilon", "better", "tokenizer"):
+    for name in ("metric", "model", "epsilon", "better", "tokenizer", "figures"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name}", str(value)]
     words += ["--weights", options.weights, "--smallest-gap", str(options.smallest_gap)]
     if options.title != Report.title:
         words += ["--title", options.title]
+    # The page is there when the command is read.
+    words.append("--overwrite")
     return shlex.join(words)
 
 

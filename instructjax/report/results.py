@@ -81,7 +81,9 @@ def read_results(paths: Sequence[Path]) -> Results:
       UsageError: no such file, a file of another kind, or no evaluation table among them.
       DataError: a file is damaged.
     """
-    tables, scores, leaks, files, texts, split = [], [], [], [], {}, None
+    tables, scores, files, texts, split = [], [], [], {}, None
+    # By file, so that the one beside split.json does not count twice where it is named too.
+    leaks: dict[Path, list[dict[str, Any]]] = {}
     origins: list[tuple[Path, Mapping[str, str]]] = []
     for path in map(Path, paths):
         if not path.is_file():
@@ -98,13 +100,15 @@ def read_results(paths: Sequence[Path]) -> Results:
             for beside in (path.with_name("leaks.jsonl"), path.with_name("eval.jsonl")):
                 if beside.is_file():
                     found = _read_json_lines(beside)
-                    leaks += found if beside.name == "leaks.jsonl" else []
-                    texts |= _read_texts(found) if beside.name == "eval.jsonl" else {}
+                    if beside.name == "leaks.jsonl":
+                        leaks[beside.resolve()] = found
+                    else:
+                        texts |= _read_texts(found)
         else:
             names = _read_names(path)
             nothing_leaked = path.name == "leaks.jsonl" and not names
             if {"side", "kinds", "train_id"} <= names or nothing_leaked:
-                leaks += _read_json_lines(path)
+                leaks[path.resolve()] = _read_json_lines(path)
             elif "token_log_probs" in names:
                 scores.append(read_scores(path))
                 metadata = read_metadata(scores[-1])
@@ -134,7 +138,7 @@ def read_results(paths: Sequence[Path]) -> Results:
         cell=_number_cells(columns["cell"]),
         scores=tuple(scores),
         split=split,
-        leaks=tuple(leaks),
+        leaks=tuple(leak for found in leaks.values() for leak in found),
         texts=texts,
         files=tuple(files),
     )

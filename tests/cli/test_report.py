@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tyro
 
 from instructjax.cli.main import main
+from instructjax.cli.report import Report
+from instructjax.cli.report_run import write_command
 from instructjax.evaluation import EVALUATION_SCHEMA
+from instructjax.report import read_results
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,23 @@ def test_the_verdict_in_a_terminal_has_no_escapes(
     assert main(["report", str(write_rows(tmp_path / "r.csv", rows)), *out]) == 0
     said = capsys.readouterr().out
     assert " ± " in said and "\\x" not in said and "\u00a0" not in said
+
+
+def test_leaks_beside_the_split_count_once(table: Path, tmp_path: Path) -> None:
+    split, leaks = tmp_path / "split.json", tmp_path / "leaks.jsonl"
+    split.write_text(json.dumps({"recipe": {"by": "task"}}))
+    leak = {"side": "input", "kinds": ["equal"], "train_id": "b", "id": "a"}
+    leaks.write_text(json.dumps(leak) + "\n")
+    for files in ([table, split, leaks], [table, leaks, split], [table, leaks, leaks]):
+        assert len(read_results(files).leaks) == 1
+
+
+def test_the_command_on_the_page_can_be_run_again(table: Path, tmp_path: Path) -> None:
+    out, figures = tmp_path / "report.html", tmp_path / "figures"
+    first = Report(results=(table,), out=out, figures=figures, epsilon=0.5, title="a b")
+    words = shlex.split(write_command(first))
+    assert words[:2] == ["instructjax", "report"]
+    assert tyro.cli(Report, args=words[2:]) == replace(first, overwrite=True)
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
