@@ -25,10 +25,15 @@ Units: `log_prob` nats, `log_prob_per_token` nats a token, all other metrics 0 t
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from instructjax.errors import DataError
 from instructjax.scoring.tables.reading import read_table
 
 EVALUATION_SCHEMA = pa.schema(
@@ -49,6 +54,8 @@ EVALUATION_SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),
     ]
 )
+_NEEDED = ("model", "id", "metric", "value")
+_REMEDY = "give a table as `instructjax evaluate` writes it"
 
 
 def read_evaluation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -74,7 +81,44 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     >>> read_evaluation(file)["value"]
     array([0.5])
     """
-    return to_columns(read_table(path, EVALUATION_SCHEMA, verb="evaluate"))
+    return to_columns(read_evaluation_table(path))
+
+
+def read_evaluation_table(path: str | os.PathLike[str]) -> pa.Table:
+    """The same as an arrow table, with its metadata.
+
+    Tables of other tools need no more than `model`, `id`, `metric` and `value`: other columns are
+    null where they are missing, `num_references` is then 0 and `status` "".
+
+    Raises:
+      UsageError, DataError: as `read_evaluation`.
+    """
+    path, place = Path(path), count(1)
+
+    def restore(record: Mapping[str, Any]) -> dict[str, Any]:
+        row, values = f"row {next(place)}", dict(record)
+        for field in EVALUATION_SCHEMA:
+            value, is_text = values[field.name], pa.types.is_string(field.type)
+            if isinstance(value, int) and not isinstance(value, bool) and is_text:
+                values[field.name] = str(value)  # as an id may be
+            elif not isinstance(value, None | str if is_text else None | int | float):
+                raise DataError(
+                    f"{field.name} is {value!r:.80}", file=path, row=row, remedy=_REMEDY
+                )
+        return values
+
+    lenient = pa.schema([field.with_nullable(True) for field in EVALUATION_SCHEMA])
+    optional = [name for name in EVALUATION_SCHEMA.names if name not in _NEEDED]
+    table = read_table(path, lenient, optional=optional, verb="evaluate", restore=restore)
+    for name in _NEEDED[:3]:
+        missing = table.column(name).is_null().to_numpy()
+        if missing.any():
+            row = f"row {int(missing.argmax()) + 1}"
+            raise DataError(f"there is no {name}", file=path, row=row, remedy=_REMEDY)
+    for name, value in (("num_references", 0), ("status", "")):
+        column = table.column(name).fill_null(value)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table.cast(EVALUATION_SCHEMA.with_metadata(table.schema.metadata))
 
 
 def to_columns(table: pa.Table) -> dict[str, np.ndarray]:

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Int
 
 from instructjax.errors import DataError, UsageError
-from instructjax.evaluation.table import EVALUATION_SCHEMA, to_columns
+from instructjax.evaluation.table import read_evaluation_table, to_columns
 from instructjax.generalization.split_recipes import CELLS, SplitRecipe
-from instructjax.scoring.tables.reading import read_scores, read_table
+from instructjax.scoring.tables.reading import read_scores
 from instructjax.scoring.tables.table import read_metadata
 
 _TEXTS = ("model", "id", "metric", "task", "category", "cell", "instruction_hash", "input_hash")
@@ -113,7 +113,7 @@ def read_results(paths: Sequence[Path]) -> Results:
                 scores.append(read_scores(path))
                 metadata = read_metadata(scores[-1])
             elif set(_NEEDED) <= names:
-                table = read_table(path, EVALUATION_SCHEMA, verb="evaluate")
+                table = read_evaluation_table(path)
                 tables.append(to_columns(table))
                 metadata = read_metadata(table)
                 origins.append((path, metadata))

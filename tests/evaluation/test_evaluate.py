@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import instructjax as ij
@@ -175,6 +178,36 @@ def test_saved_and_read_again(tiny_model: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="evaluation table"):
         (tmp_path / "bad.jsonl").write_text('{"id": 1}\n')
         read_evaluation(tmp_path / "bad.jsonl")
+
+
+def test_tables_of_other_tools_need_four_columns(tmp_path: Path) -> None:
+    row = {"model": "m", "id": 7, "metric": "f1", "value": 0.5}
+    lines = [row, row | {"id": "b", "value": None, "num_references": None, "status": None}]
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = read_evaluation(path)
+    assert columns["id"].tolist() == ["7", "b"] and columns["task"].tolist() == ["", ""]
+    np.testing.assert_array_equal(columns["value"], [0.5, np.nan])
+    assert columns["num_references"].tolist() == [0, 0] and columns["status"].tolist() == ["", ""]
+    table = pa.Table.from_pylist([row | {"id": "a"}, row | {"id": "b"}])
+    pq.write_table(table, tmp_path / "r.parquet")
+    assert read_evaluation(tmp_path / "r.parquet")["instruction_id"].tolist() == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"value": "good"}, "row 2: value is 'good'"),
+        ({"task": ["a"]}, r"row 2: task is \['a'\]"),
+        ({"model": None}, "row 2: there is no model"),
+    ],
+)
+def test_a_row_that_is_none_is_named(wrong: dict[str, Any], says: str, tmp_path: Path) -> None:
+    row = {"model": "m", "id": "a", "metric": "f1", "value": 0.5}
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | wrong) + "\n")
+    with pytest.raises(DataError, match=rf"r\.jsonl, {says}"):
+        read_evaluation(path)
 
 
 def test_an_example_that_cannot_be_used_is_named(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def read_table(
     schema: pa.Schema,
     *,
     more: Sequence[pa.Field] = (),
+    optional: Collection[str] = (),
     verb: str,
     restore: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> pa.Table:
@@ -46,6 +47,7 @@ def read_table(
       path: a .parquet, .jsonl or .csv file.
       schema: its columns.
       more: columns that it may have or not.
+      optional: columns of the schema that are null where it does not have them.
       verb: who writes such tables, such as "score", to name in messages.
       restore: makes a record of what a .jsonl or .csv file has of it.
 
@@ -64,6 +66,9 @@ def read_table(
             # Not pq.read_table: that takes "key=value" folders of the path for columns.
             table = pq.ParquetFile(path).read()
             schema = _extend(schema, more, table.column_names)
+            for name in set(optional) - set(table.column_names):
+                field = schema.field(name)
+                table = table.append_column(field, pa.nulls(len(table), field.type))
             return table.select(schema.names).cast(schema_with(read_metadata(table), schema))
         sidecar = sidecar_of(path)
         metadata = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
@@ -73,7 +78,7 @@ def read_table(
             first = list(islice(records, 1))
             schema = _extend(schema, more, first[0] if first else ())
             records = chain(first, records)
-            chosen = (_choose(record, schema, every) for record in records)
+            chosen = (_choose(record, schema, every, optional) for record in records)
             return to_table(map(restore, chosen) if restore else chosen, metadata, schema)
     except (OSError, KeyError, TypeError, ValueError, csv.Error, pa.ArrowException) as error:
         raise DataError(
@@ -93,12 +98,14 @@ def _extend(schema: pa.Schema, more: Sequence[pa.Field], found: Iterable[str]) -
     return pa.schema([*schema, *there])
 
 
-def _choose(record: Mapping[str, Any], schema: pa.Schema, every: pa.Schema) -> dict[str, Any]:
+def _choose(
+    record: Mapping[str, Any], schema: pa.Schema, every: pa.Schema, optional: Collection[str]
+) -> dict[str, Any]:
     """A record's values, which must be those of the first one's columns."""
     more = [name for name in every.names if name in record and name not in schema.names]
     if more:
         raise ValueError(f"a row has a {more[0]}, and the first has none")
-    return {name: record[name] for name in schema.names}
+    return {name: record.get(name) if name in optional else record[name] for name in schema.names}
 
 
 def _read_csv(stream: Iterable[str], schema: pa.Schema) -> Iterator[dict[str, Any]]:
