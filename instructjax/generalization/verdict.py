@@ -104,7 +104,8 @@ def analyze(
       key: for bootstrap intervals of the gaps beside the others; they do not enter the decision.
 
     Raises:
-      DataError: lengths differ, a score is not finite, a cell is not 0 to 3; names the row.
+      DataError: lengths differ, a score is not finite, a cell is not 0 to 3, an id is None or NaN;
+        names the row.
       UsageError: no records, an option that means nothing, or "macro" without tasks.
 
     >>> rng = np.random.default_rng(1)  # 16 instructions on 20 inputs, a half of each unseen
@@ -117,14 +118,14 @@ def analyze(
     >>> found.numbers[1]
     'inter-task gap 0.401 +- 0.023'
     """
-    _check_options(level, smallest_gap, threshold, better)
+    _check_options(level, smallest_gap, threshold, better, weights)
     named = {
         "instructions": instruction_id,
         "inputs": input_id,
         "tasks": task_id,
         "categories": category_id,
     }
-    ids = {name: _number(column) for name, column in named.items() if column is not None}
+    ids = {name: _number(name, column) for name, column in named.items() if column is not None}
     values, cells = _read_scores(score, cell, list(ids.values()))
     tasks = ids.get("tasks")
     if weights == "macro" and tasks is None:
@@ -232,7 +233,7 @@ def analyze(
 
 
 def _check_options(
-    level: float, smallest_gap: float, threshold: float | None, better: Better
+    level: float, smallest_gap: float, threshold: float | None, better: Better, weights: Weights
 ) -> None:
     if not (math.isfinite(smallest_gap) and smallest_gap >= 0):
         raise UsageError(
@@ -248,11 +249,28 @@ def _check_options(
         raise UsageError(f"the level is {level}", remedy="give one between 0 and 1, such as 0.95")
     if better not in get_args(Better):
         raise UsageError(f"better is {better!r}", remedy='give "higher" or "lower"')
+    if weights not in get_args(Weights):
+        raise UsageError(f"weights are {weights!r}", remedy='give "micro" or "macro"')
 
 
-def _number(column: Any) -> np.ndarray:
+def _number(name: str, column: Any) -> np.ndarray:
     """Ids from 0 in the order of what was given."""
-    return np.unique(np.asarray(column), return_inverse=True)[1].ravel()
+    values = np.asarray(column)
+    # In numpy's text arrays a missing one has become text: look at what was given.
+    given = column if values.dtype.kind in "US" else values.tolist()
+    missing = [value is None or value != value for value in given]
+    if any(missing):
+        raise DataError(
+            f"there is no id ({name})",
+            row=f"row {missing.index(True) + 1}",
+            remedy="give every row one, or leave the row out",
+        )
+    try:
+        return np.unique(values, return_inverse=True)[1].ravel()
+    except TypeError:
+        raise DataError(
+            f"ids of several kinds ({name})", remedy="give all as numbers, or all as strings"
+        ) from None
 
 
 def _drop_nested(ids: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -281,10 +299,10 @@ def _is_nested(fine: np.ndarray, coarse: np.ndarray) -> bool:
 
 
 def _read_scores(score: Any, cell: Any, ids: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    values, cells = np.asarray(score, np.float64), np.asarray(cell, np.int64)
+    values, places = np.asarray(score, np.float64), np.asarray(cell)
     if not len(values):
         raise UsageError("there are no scores", remedy="give at least one record")
-    lengths = {len(column) for column in (values, cells, *ids)}
+    lengths = {len(column) for column in (values, places, *ids)}
     if len(lengths) > 1:
         raise DataError(
             f"columns have {', '.join(map(str, sorted(lengths)))} rows",
@@ -292,11 +310,11 @@ def _read_scores(score: Any, cell: Any, ids: list[np.ndarray]) -> tuple[np.ndarr
         )
     for wrong, what in (
         (~np.isfinite(values), "a score that is no finite number"),
-        ((cells < 0) | (cells >= CELLS), "a cell that is not 0, 1, 2 or 3"),
+        (~np.isin(places, range(CELLS)), "a cell that is not 0, 1, 2 or 3"),
     ):
         if wrong.any():
             raise DataError(what, row=f"row {int(wrong.argmax()) + 1}", remedy="leave the row out")
-    return values, cells
+    return values, places.astype(np.int64)
 
 
 def _count(ids: np.ndarray, belongs: np.ndarray) -> np.ndarray:

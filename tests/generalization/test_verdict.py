@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,20 @@ def test_errors_name_the_row() -> None:
         analyze([0.1, np.nan, 0.2], ids, ids, None, [0, 1, 2])
     with pytest.raises(DataError, match="row 3: a cell"):
         analyze([0.1, 0.3, 0.2], ids, ids, None, [0, 1, 4])
+    with pytest.raises(DataError, match="row 2: a cell"):
+        analyze([0.1, 0.3, 0.2], ids, ids, None, np.array([0, 1.5, 2]))
+    with pytest.raises(DataError, match=r"row 3: there is no id \(inputs\)"):
+        analyze([0.1, 0.3, 0.2], ids, np.array([0, 1, np.nan]), None, [0, 1, 2])
+    with pytest.raises(DataError, match=r"row 1: there is no id \(tasks\)"):
+        analyze([0.1, 0.3, 0.2], ids, ids, [None, "a", "b"], [0, 1, 2])
+    with pytest.raises(DataError, match=r"row 2: there is no id \(instructions\)"):
+        analyze([0.1, 0.3, 0.2], ["a", float("nan"), "b"], ids, None, [0, 1, 2])
+    with pytest.raises(DataError, match=r"several kinds \(instructions\)"):
+        analyze([0.1, 0.3, 0.2], np.array([1, "a", 2], object), ids, None, [0, 1, 2])
+    # As it is outside tests, where types are not checked.
+    unchecked: Any = inspect.unwrap(analyze)
+    with pytest.raises(UsageError, match="weights are 'foo'"):
+        unchecked([0.1, 0.3, 0.2], ids, ids, ids, [0, 1, 2], weights="foo")
     with pytest.raises(DataError, match="2, 3 rows"):
         analyze([0.1, 0.3], ids, ids, None, [0, 1])
     with pytest.raises(UsageError, match="no scores"):
