@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 from scipy import stats
@@ -163,7 +163,7 @@ def test_bootstrap_and_t_agree() -> None:
     np.testing.assert_allclose(found.bootstrap[1], ends, atol=0.4 * found.gaps.inter.half_width)
 
 
-def test_errors_name_the_row() -> None:
+def test_errors_name_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.arange(3)
     with pytest.raises(DataError, match="row 2: a score that is no finite number"):
         analyze([0.1, np.nan, 0.2], ids, ids, None, [0, 1, 2])
@@ -179,10 +179,9 @@ def test_errors_name_the_row() -> None:
         analyze([0.1, 0.3, 0.2], ["a", float("nan"), "b"], ids, None, [0, 1, 2])
     with pytest.raises(DataError, match=r"several kinds \(instructions\)"):
         analyze([0.1, 0.3, 0.2], np.array([1, "a", 2], object), ids, None, [0, 1, 2])
-    # As it is outside tests, where types are not checked.
-    unchecked: Any = inspect.unwrap(analyze)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is outside tests
     with pytest.raises(UsageError, match="weights are 'foo'"):
-        unchecked([0.1, 0.3, 0.2], ids, ids, ids, [0, 1, 2], weights="foo")
+        analyze([0.1, 0.3, 0.2], ids, ids, ids, [0, 1, 2], weights="foo")  # type: ignore
     with pytest.raises(DataError, match="2, 3 rows"):
         analyze([0.1, 0.3], ids, ids, None, [0, 1])
     with pytest.raises(UsageError, match="no scores"):
