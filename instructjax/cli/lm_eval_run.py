@@ -75,7 +75,8 @@ def run_lm_eval(options: LmEval) -> int:
     print(
         escape_controls(
             f"{limited}scored {lm.num_scored:,} requests{noted}, computed {lm.work.useful:,} "
-            f"tokens, in {seconds:.1f} s; {ending}"
+            f"tokens of {lm.work.requested:,}, {lm.work.distinct:,} distinct among those packed "
+            f"together, in {seconds:.1f} s; {ending}"
         ),
         flush=True,
     )

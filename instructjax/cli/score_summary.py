@@ -109,6 +109,21 @@ def show_summary(counts: Counts, written: Written, out: Path) -> None:
     show_end(f"wrote {scores} of {rows} to {out}", written)
 
 
+def describe_sharing(work: Work) -> list[str]:
+    """How many tokens were computed where some stand in several requests, and how many had to be.
+
+    >>> describe_sharing(Work(requested=1000, useful=1000, distinct=150))
+    ['1,000 computed', '150 distinct among those packed together']
+    """
+    if work.distinct == work.requested:
+        return []
+    why = ", as prefixes are shared" if work.useful < work.requested else ""
+    return [
+        f"{work.useful:,} computed{why}",
+        f"{work.distinct:,} distinct among those packed together",
+    ]
+
+
 def describe_work(work: Work, headway: Headway) -> str:
     """What was asked of the model, what it computed for that, and whether it had to wait."""
     programs = len(work.programs)
@@ -116,10 +131,8 @@ def describe_work(work: Work, headway: Headway) -> str:
         f"{work.requested:,} tokens in {headway.seconds:.1f} s "
         f"({work.requested / max(headway.seconds, 1e-9):,.0f} a second)"
     ]
-    if work.useful < work.requested:
-        parts.append(f"{work.useful:,} computed, as prefixes are shared")
-        parts.append(f"{work.distinct:,} distinct among those packed together")
     parts += [
+        *describe_sharing(work),
         f"{work.useful_share:.0%} of the positions computed held one",
         f"{programs} program{'' if programs == 1 else 's'}",
         f"the model waited for rows {headway.waiting_share:.1%} of the time",

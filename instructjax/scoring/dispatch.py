@@ -41,7 +41,7 @@ def compute_rows(
 
     Args:
       rows: what the caller knows a row by, and the row; taken a few ahead.
-      compute: a jitted function of a batch.
+      compute: a jitted function of a batch; never called by two threads at once.
       together: rows a batch, so that each device of a mesh has one. They are of one shape and the
         caller knows them by the same; where there are fewer, empty rows make up for them.
       split: shorter rows of the same requests, for a row that does not fit into memory; without

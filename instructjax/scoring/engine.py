@@ -124,7 +124,7 @@ def score_requests(
     failures: list[Exception] = []
 
     def compute(batch: Batch) -> TokenScores:
-        if work is not None:
+        if work is not None:  # threads call this, but under the lock of `compute_rows`
             work.computed += batch.tokens.size
         if model.mesh is None:
             return _token_scores(model.graphdef, model.params, batch, top_k=top_k)

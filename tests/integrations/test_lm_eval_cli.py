@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,10 @@ def test_torch_is_not_imported(tasks: Path, tmp_path: Path) -> None:
     assert last == f"0 {tmp_path / 'torch' / '__init__.py'} False", result.stderr
     assert any("acc_mutual_info" in line for line in table)
     assert ending.startswith("scored 22 requests, computed "), ending
+    counts = re.search(r"computed (\S+) tokens of (\S+), (\S+) distinct among", ending)
+    assert counts, ending
+    computed, asked, distinct = (int(count.replace(",", "")) for count in counts.groups())
+    assert distinct <= computed < asked
 
 
 @pytest.mark.parametrize(
