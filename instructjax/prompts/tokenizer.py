@@ -37,6 +37,7 @@ class Tokenizer:
       special_ids: ids of control tokens; by default those the backend calls special, BOS and EOS.
       special_tokens: strings by the names templates know them by (`bos_token`, `eos_token`,
         `pad_token`...); BOS and the primary EOS are filled in where missing.
+      sentencepiece: the `tokenizer.model` that came with it, for those who read no tokenizer.json.
       name: what to call it in messages.
 
     Raises:
@@ -63,6 +64,7 @@ class Tokenizer:
     adds_bos: bool = False
     special_ids: frozenset[int] | None = None
     special_tokens: Mapping[str, str] | None = None
+    sentencepiece: bytes | None = None
     name: str = "tokenizer"
 
     def __post_init__(self) -> None:

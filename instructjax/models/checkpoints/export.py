@@ -76,7 +76,12 @@ def export_folder(
             kind = {"torch_dtype": dtype or model.dtype}
             write_json(staged / "config.json", {**config, **ids, **kind})
             write_json(staged / "generation_config.json", {"_from_model_config": True, **ids})
-            write_tokenizer(model.tokenizer, staged, max_positions=model.config.max_positions)
+            write_tokenizer(
+                model.tokenizer,
+                staged,
+                max_positions=model.config.max_positions,
+                family=model.config.family,
+            )
             _write_shards(staged, shards, total, done)
     except OSError as error:
         raise ModelError(

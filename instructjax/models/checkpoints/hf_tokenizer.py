@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from instructjax.errors import InstructJaxError, ModelError
 from instructjax.models.checkpoints.safetensors import read_json
+from instructjax.models.checkpoints.sentencepiece_out import fits
 from instructjax.prompts.tokenizer import Tokenizer
 
 
@@ -40,10 +42,13 @@ def tokenizer_from_folder(folder: Path, config: Mapping[str, Any], *, name: str)
             "can load without code of the model's own",
         ) from error
     try:
-        return Tokenizer.from_transformers(loaded, eos_ids=_eos_ids(folder, config), name=name)
+        found = Tokenizer.from_transformers(loaded, eos_ids=_eos_ids(folder, config), name=name)
     except InstructJaxError as error:
         error.file = error.file or str(folder)
         raise
+    file = folder / "tokenizer.model"
+    data = file.read_bytes() if file.is_file() else b""
+    return replace(found, sentencepiece=data) if fits(data, found.backend) else found
 
 
 def _auto_tokenizer() -> Any:

@@ -7,18 +7,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import processors
+from tokenizers import decoders, processors
 
+from instructjax.models.checkpoints.sentencepiece_out import sentencepiece_model
 from instructjax.prompts.tokenizer import Tokenizer
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_positions: int) -> None:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_positions: int, family: str) -> None:
     """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and the template.
+
+    And of SentencePiece's, tokenizer.model: llama.cpp's converter reads that.
 
     Args:
       tokenizer: what is written; its rule of BOS becomes a post-processor.
       folder: is there already.
       max_positions: tokens that the model takes.
+      family: the model's `model_type`.
     """
     backend = copy.deepcopy(tokenizer.backend)
     if tokenizer.bos_id is not None and backend.post_processor is None and tokenizer.adds_bos:
@@ -29,6 +33,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_positions: int) -
             special_tokens=[(bos, tokenizer.bos_id)],
         )
     backend.save(str(folder / "tokenizer.json"))
+    pieces = tokenizer.sentencepiece or sentencepiece_model(tokenizer)
+    if pieces is not None:
+        (folder / "tokenizer.model").write_bytes(pieces)
+    # By this name the converter tells Phi-4's tokenizer from Phi-3's.
+    like_gpt2 = family == "phi3" and isinstance(backend.decoder, decoders.ByteLevel)
     names = dict(tokenizer.special_tokens or {})
     added = {
         str(i): {
@@ -44,11 +53,12 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_positions: int) -
     write_json(
         folder / "tokenizer_config.json",
         {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            "tokenizer_class": "GPT2Tokenizer" if like_gpt2 else "PreTrainedTokenizerFast",
             "model_max_length": max_positions,
             "clean_up_tokenization_spaces": False,
             "add_bos_token": tokenizer.adds_bos,
             "added_tokens_decoder": added,
+            **({} if pieces is None else {"add_prefix_space": tokenizer.has_prefix_space}),
             **names,
             **(
                 {}
