@@ -11,6 +11,7 @@ from instructjax.cli.steps import show_step
 from instructjax.errors import InstructJaxError
 from instructjax.report.page import check_out, make_page
 from instructjax.report.results import Results, read_results
+from instructjax.report.score_tables import pick_score_tables
 
 
 def run_report(options: Report) -> int:
@@ -37,7 +38,7 @@ def run_report(options: Report) -> int:
             better=options.better,
             title=options.title,
             command=write_command(options),
-            spell=_load_spelling(results, options.tokenizer),
+            spell=_load_spelling(results, options.model, options.tokenizer),
         )
         page.save(options.out, overwrite=options.overwrite)
         figures = [] if options.figures is None else page.save_figures(options.figures)
@@ -69,7 +70,7 @@ def write_command(options: Report) -> str:
 
 
 def _load_spelling(
-    results: Results, spec: str | None
+    results: Results, model: str | None, spec: str | None
 ) -> Callable[[Sequence[int]], list[str]] | None:
     """What makes texts of the token ids of score tables; None where there are none."""
     if not results.scores:
@@ -77,7 +78,8 @@ def _load_spelling(
     from instructjax.models import load_model
     from instructjax.scoring.tables.table import read_metadata
 
-    named = spec or read_metadata(results.scores[0]).get("model")
+    tables = pick_score_tables(results, model or results.models[0])
+    named = spec or read_metadata(tables[0]).get("model")
     if named is None:
         say_error("the score table names no model; token ids are shown", label="warning: ")
         return None

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from instructjax.report.contributions import (
     Response,
     choose_shown,
-    find_responses,
     summarize_contributions,
 )
 from instructjax.report.heatmap import LAYERS, HeatToken, make_heat_tokens
 from instructjax.report.numbers import show_number, show_with_spread
 from instructjax.report.results import Results
+from instructjax.report.score_tables import pick_score_tables, read_responses
 from instructjax.report.scores import CellScores
 from instructjax.report.tables import Table, make_table
 from instructjax.report.texts import shorten
+from instructjax.scoring.tables.table import read_metadata
 
 _HINT = "Point at a token, or tap it."
 
@@ -46,8 +47,13 @@ def describe_contributions(
     scores: CellScores,
     spell: Callable[[Sequence[int]], list[str]] | None,
 ) -> ContributionSection | None:
-    """Means over all responses that score tables have in four contexts, and maps of some."""
-    responses = [response for table in results.scores for response in find_responses(table)]
+    """Means over all responses that the model's score tables have in four contexts; some maps.
+
+    Raises:
+      UsageError: there are score tables of several models, or a response is there twice.
+    """
+    tables = pick_score_tables(results, scores.model)
+    responses = read_responses(tables)
     if not responses:
         return None
     instruction = dict(zip(scores.id, scores.instruction, strict=True))
@@ -58,6 +64,8 @@ def describe_contributions(
         shared = (instruction.get(id, id), inputs.get(id, id))
         return (*shared, tasks.get(id, id)) if tasks else shared
 
+    named = read_metadata(tables[0]).get("model")
+    of = f", scored by {shorten(named, 80)}" if named else ""
     found = summarize_contributions(responses, name_shared)
     rows = [
         (
@@ -74,7 +82,7 @@ def describe_contributions(
         texts = [shorten(results.texts.get(name, "")) or response.id for name in names]
         maps.append(_make_map(response, texts, spell))
     return ContributionSection(
-        note=f"Means over {len(responses):,} responses y, each scored with instruction and input, "
+        note=f"Means over {len(responses):,} responses y{of}, each with instruction and input, "
         "with either alone, and with neither. Leaving one out is an ablation: the four need not "
         "come from one joint distribution.",
         table=make_table(

@@ -101,3 +101,9 @@ def evil() -> str:
 def tuned_rows() -> list[dict[str, Any]]:
     """Rows of one model."""
     return make_rows(("tuned",))
+
+
+@pytest.fixture(scope="session")
+def score_table() -> pa.Table:
+    """A score table of two responses in four contexts."""
+    return make_scores()
