@@ -70,7 +70,11 @@ def run_convert(options: Convert) -> int:
 def _write_adapter(run: Path, folder: Path, step: int | None) -> int:
     with blaming(folder), new_folder(folder) as staged:
         base = write_trained_adapter(run, staged, step)
+        readme = staged / "README.md"
+        note = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     name = escape_controls(base.name)
     print(f"{folder}: an adapter for {name} as PEFT reads it, {size / 1e6:,.1f} MB")
+    if note:
+        print(escape_controls(note.strip()))
     return 0

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from instructjax.models.checkpoints.hf_tensors_out import Place, put_part
 from instructjax.models.config import DecoderConfig
 from instructjax.models.families import family_of
 from instructjax.models.lora import LoraConfig
+from instructjax.models.spec import parse_spec
 
 _LORA = re.compile(r"(.+)\.lora_([ab])")
 
@@ -29,7 +31,9 @@ _LORA = re.compile(r"(.+)\.lora_([ab])")
 _Pair = dict[str, Float32[np.ndarray, "layers _ _"]]
 
 
-def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder: Path) -> None:
+def write_adapter(
+    model: Model, trainable: nnx.State, config: LoraConfig, folder: Path, *, base: str
+) -> None:
     r"""Writes adapter_config.json and adapter_model.safetensors, in float32.
 
     Projections that a family stores as one matrix (queries, keys and values of GPT-2, GPT-NeoX and
@@ -38,10 +42,12 @@ def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder
     The dense layers and the shared expert of DeepSeek-V3 need PEFT 0.17 or later.
 
     Args:
-      model: the base, whose name PEFT will ask for.
+      model: the base.
       trainable: A [layers, in, rank] and B [layers, rank, out] of every projection.
       config: their scale.
       folder: is made.
+      base: the spec that the base was loaded from. PEFT looks for it by its hub id or, absolute,
+        its folder's path; of another, a README.md says that it has to be exported first.
     """
     pairs: dict[str, _Pair] = {}
     for path, leaf in jax.tree.leaves_with_path(trainable):
@@ -65,7 +71,7 @@ def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder
     described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model.name,
+        "base_model_name_or_path": name_base(base) or model.name,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "rank_pattern": wider,
@@ -81,6 +87,29 @@ def write_adapter(model: Model, trainable: nnx.State, config: LoraConfig, folder
     text = json.dumps(described, indent=2) + "\n"
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    if name_base(base) is None:
+        (folder / "README.md").write_text(f"{explain_base(base)}\n", encoding="utf-8")
+
+
+def name_base(spec: str) -> str | None:
+    """By what PEFT finds a base: a hub id, a folder's absolute path; None for what it cannot read.
+
+    >>> name_base("HuggingFaceTB/SmolLM2-135M"), name_base("smollm2-135m-instruct")
+    ('HuggingFaceTB/SmolLM2-135M', None)
+    """
+    parsed = parse_spec(spec)
+    if parsed.kind == "folder":
+        return str(Path(parsed.target).expanduser().resolve())
+    return parsed.target if parsed.kind == "hub" else None
+
+
+def explain_base(spec: str) -> str:
+    """What to do before PEFT can load an adapter of such a base."""
+    return (
+        f"PEFT cannot read this adapter's base, {spec}, itself. Write it as a folder, "
+        f"`instructjax convert {shlex.quote(spec)} --out FOLDER`, load that with transformers, and "
+        "give it to `PeftModel.from_pretrained` with this adapter."
+    )
 
 
 def _alpha(config: LoraConfig, rank: int) -> float:

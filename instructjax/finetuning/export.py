@@ -44,7 +44,9 @@ def export_result(
     with blaming(done):
         shutil.rmtree(part, ignore_errors=True)
         if config.adapter:
-            write_adapter(model, state.trainable, describe_lora(config), part)
+            write_adapter(
+                model, state.trainable, describe_lora(config), part, base=str(config.model)
+            )
         else:
             export_folder(
                 merged_model(model, graphdef, state),

@@ -62,7 +62,7 @@ def write_trained_adapter(out: str | Path, folder: Path, step: int | None = None
         )
     config, model, _, state = _restore(out, step, None)
     with blaming(folder):
-        write_adapter(model, state.trainable, describe_lora(config), folder)
+        write_adapter(model, state.trainable, describe_lora(config), folder, base=str(config.model))
     return model
 
 

@@ -70,6 +70,11 @@ def test_peft_loads_the_adapter(tmp_path: Path, rank_stabilized: bool) -> None:
     ours = score(model, [Example(**row) for row in ROWS[:6]]).log_prob
     np.testing.assert_allclose(found, np.asarray(ours), atol=5e-4)
     assert np.abs(np.asarray(found) - plain).min() > 0.1  # the adapter does something
+    # on its own, PEFT finds the base
+    alone = peft.AutoPeftModelForCausalLM.from_pretrained(
+        str(tmp_path / "run" / "model"), dtype=torch.float32
+    )
+    np.testing.assert_allclose(log_probs(torch, alone.eval(), model), found, atol=1e-5)
 
 
 def test_transformers_loads_the_merged_folder(tmp_path: Path) -> None:

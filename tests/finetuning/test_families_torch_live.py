@@ -133,7 +133,7 @@ def test_what_was_trained_is_what_pytorch_computes(
     plain = network(write(tmp_path / "base", model, base))
     without = mean_loss(plain)
     assert abs(without - loss) > 1e-3, "the adapter would do nothing"
-    write_adapter(model, lora, options, tmp_path / "adapter")
+    write_adapter(model, lora, options, tmp_path / "adapter", base=str(tmp_path / "base"))
     linear = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
     network_too = peft.get_peft_model(network(tmp_path / "base"), linear)
     wanted = set(peft.utils.get_peft_model_state_dict(network_too))

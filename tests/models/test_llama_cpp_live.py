@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -108,7 +109,7 @@ def test_latent_attention_without_a_rank_of_queries(tmp_path):
     heads, still, turned, rank, value_dim, hidden, wide, count = 2, 8, 4, 12, 6, 16, 8, 4
     writer = gguf.GGUFWriter(tmp_path / "lite.gguf", "deepseek2")
     writer.add_tokenizer_model("none")
-    for add, value in (
+    settings: Any = (
         (writer.add_vocab_size, 80),
         (writer.add_block_count, 27),
         (writer.add_context_length, 128),
@@ -132,7 +133,8 @@ def test_latent_attention_without_a_rank_of_queries(tmp_path):
         (writer.add_expert_weights_norm, True),
         (writer.add_expert_weights_scale, 2.446),
         (writer.add_expert_gating_func, gguf.ExpertGatingFuncType.SIGMOID),
-    ):
+    )
+    for add, value in settings:
         add(value)
     rng = np.random.default_rng(0)
 
