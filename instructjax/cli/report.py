@@ -16,7 +16,7 @@ class Report:
     RESULTS are evaluation tables (`instructjax evaluate`), one or several models; score tables
     (`instructjax score --contexts cz,c,z,none`), for what c and z contribute token by token; and
     split.json or leaks.jsonl of the split. The page holds all it needs: no network. A name that
-    ends in .md or .tex gives the tables alone.
+    ends in .md or .tex gives its text and tables without the pictures.
     """
 
     EXAMPLE: ClassVar[str] = "instructjax report results.parquet split/split.json --out report.html"
@@ -24,7 +24,7 @@ class Report:
     results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")]
     """Evaluation tables, score tables (.parquet, .jsonl, .csv), split.json, leaks.jsonl."""
     out: Path
-    """The page (.html), or the tables (.md, .tex)."""
+    """The page (.html), or its text and tables (.md, .tex)."""
     metric: str | None = None
     """Which metric the verdict is about; by default the first of a table."""
     weights: Literal["micro", "macro"] = "micro"

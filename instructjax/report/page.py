@@ -18,6 +18,7 @@ from instructjax.generalization.verdict_words import Better
 from instructjax.report.attribution import ContributionSection, describe_contributions
 from instructjax.report.comparison import ModelSection, analyze_scores, compare_models
 from instructjax.report.numbers import show_number, show_tick
+from instructjax.report.outline import make_outline, to_latex, to_markdown
 from instructjax.report.results import Results, read_recipe
 from instructjax.report.scores import CellScores, pick_scores
 from instructjax.report.sections import (
@@ -32,8 +33,9 @@ from instructjax.report.sections import (
     list_worst,
     make_grid,
     say_missing,
+    warn_of_leaks,
 )
-from instructjax.report.tables import Table, escape_markdown, make_table
+from instructjax.report.tables import Table
 from instructjax.report.texts import shorten
 from instructjax.report.tracks import Scale, make_scale
 from instructjax.report.variance import VarianceSection, describe_variance
@@ -60,7 +62,7 @@ class Page:
     Attributes:
       analysis: of the model that the verdict is about.
       scores: that it is made of.
-      headline, numbers: the verdict in words, and its numbers.
+      headline, numbers: the verdict in words, with the leaks it suffers from, and its numbers.
       missing: which scores are not in them, and which tasks are not known; "" where all are.
       others: see the functions that make them; None or empty where there is nothing to show.
     """
@@ -126,54 +128,22 @@ class Page:
 
     def tables(self) -> list[Table]:
         """All numbers of the page as tables."""
-        grid = [
-            (
-                f"m{k} {cell.what}",
-                cell.mean,
-                cell.range,
-                f"{cell.rows:,}" + (f" ({cell.missing:,} missing)" if cell.missing else ""),
-                str(cell.instructions),
-                str(cell.inputs),
-            )
-            for k, cell in enumerate(self.cells)
-            if cell.rows or cell.missing
-        ]
-        gaps = [(gap.label, gap.note, gap.text) for gap in self.gaps]
-        tables = [
-            make_table(
-                f"Mean {self.metric} of {shorten(self.model, 80)}",
-                ("cell",),
-                ("mean", f"{self.confidence} interval", "scores", "instructions", "inputs"),
-                grid,
-            ),
-            make_table("Gaps", ("gap", "of"), ("estimate",), gaps),
-            *self.worst,
-        ]
-        if self.wording is not None and self.wording.table is not None:
-            tables.append(self.wording.table)
-        if self.variance is not None:
-            tables.append(self.variance.table)
-        if self.contributions is not None:
-            tables.append(self.contributions.table)
-        if self.models is not None:
-            tables += self.models.tables
-        if self.leaks is not None and self.leaks.table is not None:
-            tables.append(self.leaks.table)
-        return tables
+        return [table for section in make_outline(self) for table in section.tables]
 
     def to_markdown(self) -> str:
-        """Verdict and tables as Markdown."""
-        verdict = self.verdict
-        head = [f"**{escape_markdown(verdict[0].upper() + verdict[1:])}**"]
-        head += [escape_markdown(text) for text in (self.missing, *self.more) if text]
-        return "\n\n".join(head + [table.to_markdown() for table in self.tables()]) + "\n"
+        """Verdict, sentences and tables as Markdown."""
+        return to_markdown(self._lead(), make_outline(self))
 
     def to_latex(self) -> str:
-        """The tables as LaTeX (package booktabs)."""
-        return "\n\n".join(table.to_latex() for table in self.tables()) + "\n"
+        """The same as LaTeX (package booktabs)."""
+        return to_latex(self._lead(), make_outline(self))
+
+    def _lead(self) -> list[str]:
+        verdict = self.verdict[0].upper() + self.verdict[1:]
+        return [verdict, *filter(None, [self.missing])]
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Writes the page (.html) or its tables (.md, .tex), whole or not at all.
+        """Writes the page (.html) or what it says (.md, .tex), whole or not at all.
 
         Raises:
           UsageError: another suffix, or an existing file without `overwrite`.
@@ -274,6 +244,7 @@ def make_page(
     }
     analysis = analyze_scores(scores, options)
     gaps = list_gaps(analysis)
+    leaks = describe_leaks(results.split, results.leaks)
     ends = [end for gap in gaps for end in (gap.low, gap.high)]
     return Page(
         title=shorten(title, 120),
@@ -288,7 +259,7 @@ def make_page(
         analysis=analysis,
         scores=scores,
         better=scores.better,
-        headline=analysis.headline,
+        headline=analysis.headline + warn_of_leaks(leaks),
         numbers=", ".join(analysis.numbers).replace(" +- ", "\u00a0±\u00a0").replace(" -", " −"),
         missing=" ".join(
             filter(
@@ -314,7 +285,7 @@ def make_page(
         variance=describe_variance(scores),
         contributions=describe_contributions(results, scores, spell),
         models=compare_models(results, metric, options, model),
-        leaks=describe_leaks(results.split, results.leaks),
+        leaks=leaks,
         facts=_list_facts(results, scores, options),
         command=shorten(command, 2000),
     )

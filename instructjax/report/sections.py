@@ -218,28 +218,42 @@ def _worst_row(group: Group, texts: Mapping[str, str], is_task: bool, sign: int)
 
 @dataclass(frozen=True, kw_only=True)
 class LeakSection:
-    """What is said about leaks, and the first of them."""
+    """What is said about leaks, how many are left among the unseen, and the first of them."""
 
     note: str
+    left: int
     table: Table | None
+
+
+def warn_of_leaks(leaks: LeakSection | None) -> str:
+    """What the verdict says of them; "" where none is left.
+
+    >>> warn_of_leaks(LeakSection(note="", left=1, table=None))
+    ' (1 leak among the unseen; see Leaks)'
+    """
+    if leaks is None or not leaks.left:
+        return ""
+    return f" ({leaks.left:,} leak{'s' if leaks.left > 1 else ''} among the unseen; see Leaks)"
 
 
 def describe_leaks(
     split: Mapping[str, Any] | None, leaks: Sequence[Mapping[str, Any]], limit: int = 12
 ) -> LeakSection | None:
     """How many texts leak on each side, and the pairs with most in common."""
-    parts = []
+    parts, left = [], 0
     found = (split or {}).get("leaks")
     if isinstance(found, Mapping) and found.get("action") != "off":
         for side in ("instruction", "input"):
             counts = found.get(side)
             if isinstance(counts, Mapping):
+                left += int(counts.get("leaked", 0))
                 parts.append(
                     f"{int(counts.get('leaked', 0)):,} of {int(counts.get('compared', 0)):,} "
                     f"unseen {side}s share much with training {side}s"
                 )
         if found.get("action") == "remove":
             parts.append("their rows were taken out")
+            left = 0
     if not parts and not leaks:
         return None
     rows = []
@@ -260,7 +274,8 @@ def describe_leaks(
     texts = ("unseen", "in training", "how", "rows")
     table = make_table(title, texts, ("words shared", "Jaccard"), rows) if rows else None
     note = "; ".join(parts) or f"{len(leaks):,} unseen texts share much with training texts"
-    return LeakSection(note=note[0].upper() + note[1:] + ".", table=table)
+    left = left if parts else len(leaks)
+    return LeakSection(note=note[0].upper() + note[1:] + ".", left=left, table=table)
 
 
 def _leak_weight(leak: Mapping[str, Any]) -> tuple[bool, float]:

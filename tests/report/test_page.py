@@ -70,7 +70,10 @@ def reader(page: Page) -> Reader:
 
 
 def test_the_verdict_is_on_top_in_words(page: Page, reader: Reader) -> None:
-    assert page.headline == "generalizes over inputs, not over new wordings of known tasks"
+    assert page.headline == (
+        "generalizes over inputs, not over new wordings of known tasks (2 leaks among the unseen; "
+        "see Leaks)"
+    )
     assert re.fullmatch(
         r"intra-task gap −?0\.0\d+\xa0±\xa00\.0\d+, wording gap 0\.(39|40|41)\d*\xa0±\xa00\.0\d+.*",
         page.numbers,
@@ -155,7 +158,8 @@ def test_contrast_is_that_of_wcag_aa() -> None:
 def test_tables_as_markdown_and_latex(page: Page) -> None:
     markdown, latex = page.to_markdown(), page.to_latex()
     assert markdown.startswith(
-        "**Generalizes over inputs, not over new wordings of known tasks: intra"
+        "**Generalizes over inputs, not over new wordings of known tasks \\(2 leaks among the "
+        "unseen; see Leaks\\): intra"
     )
     assert "<script>" not in markdown and "<img" not in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
@@ -163,6 +167,30 @@ def test_tables_as_markdown_and_latex(page: Page) -> None:
     assert r"\input{" not in latex and latex.count(r"\begin{table}") == len(page.tables())
     assert escape_markdown("a|b*<i>") == r"a\|b\*&lt;i&gt;"
     assert escape_latex("50% & a_b\\c") == r"50\% \& a\_b\textbackslash{}c"
+
+
+def test_markdown_and_latex_say_what_the_page_says(page: Page) -> None:
+    markdown, latex = page.to_markdown(), page.to_latex()
+    assert page.variance is not None and page.wording is not None and page.models is not None
+    assert page.contributions is not None and page.leaks is not None
+    assert page.variance.advice and page.variance.plan is not None
+    said = [page.numbers, page.wording.note, page.variance.note, page.variance.advice]
+    said += [page.contributions.note, page.models.note, page.leaks.note, page.variance.plan.title]
+    said += [page.command, "fingerprint", "abc", "seed", *page.more]
+    for text in said:
+        assert escape_markdown(text) in markdown
+        assert escape_latex(text) in latex
+
+
+@pytest.mark.parametrize(("action", "warned"), [("report", True), ("remove", False)])
+def test_leaks_that_are_left_are_in_the_verdict(
+    action: str, warned: bool, tuned_rows: list[dict[str, Any]]
+) -> None:
+    side = {"compared": 50, "leaked": 1500}
+    split = {"recipe": {"by": "paraphrase"}, "leaks": {"action": action, "input": side}}
+    page = make_page(make_results(tuned_rows, split=split))
+    assert ("(1,500 leaks among the unseen; see Leaks)" in page.verdict) == warned
+    assert ("(1,500 leaks" in page.to_html().partition("<section")[0]) == warned
 
 
 def test_in_a_shell_it_is_its_verdict(page: Page) -> None:
