@@ -96,7 +96,8 @@ def pack(
       together: rows that are computed at a time, each on a device of its own, for which there must
         be enough of them.
       longest: positions of a row that several requests share beyond the standard ones, if memory
-        bounds it; below these, of any row that they share.
+        bounds it; below these, of any row that they share. One that must be longer for a single
+        request is shared as far as it goes.
     """
     tree = tree or build_tree(requests)
     kinds = [(tile_for(n), None if apart is None else apart(n)) for n in tree.lengths]
@@ -134,10 +135,17 @@ def _first(run: tuple[range, int]) -> int:
 
 
 def _place(tree: PrefixTree, capacity: int, limit: int) -> list[list[tuple[range, int]]]:
-    """Best fit, decreasing: each subtree goes to the fullest row that still has room."""
+    """Best fit, decreasing: each subtree goes to the fullest row that still has room.
+
+    A request that no row of `capacity` holds gets a longer one, and neighbours fill it.
+    """
+
+    def allow(length: int) -> int:
+        return row_length_for(length) if limit and length > capacity else limit
+
     room: list[tuple[int, int]] = []
     rows: list[list[tuple[range, int]]] = []
-    for run in sorted(cut_tree(tree, limit), key=lambda run: (-run[1], run[0].start)):
+    for run in sorted(cut_tree(tree, allow), key=lambda run: (-run[1], run[0].start)):
         size = run[1]
         at = bisect_left(room, (size, -1))
         if at == len(room):

@@ -8,7 +8,7 @@ common prefixes say it all.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,8 +28,8 @@ class PrefixTree:
       shared: how many of its first tokens each takes over from the one before it. A branch that
         leaves after fewer than `SHORTEST_SHARED` is computed anew, and counts as its own.
       num_distinct: tokens of the tree, each prefix counted once, however short.
-      sizes: what each adds to a row, in positions or scored tokens, whichever is more (a last
-        token is scored without a position of its own).
+      sizes: what each adds to a row at most, in positions or scored tokens, whichever is more (a
+        last token is scored without a position of its own).
     """
 
     order: tuple[int, ...]
@@ -88,10 +88,8 @@ def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None
     for place in range(1, len(order)):
         commons[place] = common_prefix(requests[order[place - 1]], requests[order[place]])
     shared = [worth_sharing(n, length) for n, length in zip(commons, lengths, strict=True)]
-    sizes = tuple(
-        max(length - common, _count_scored(requests[i], common))
-        for i, length, common in zip(order, lengths, shared, strict=True)
-    )
+    # Any of its positions may be scored, by a later request too, but the first of a row.
+    sizes = tuple(n - common + (common > 0) for n, common in zip(lengths, shared, strict=True))
     return PrefixTree(
         order=tuple(order),
         lengths=lengths,
@@ -151,19 +149,18 @@ def _sum_new(*lengths: int) -> int:
     return sum(lengths) - sum(min(a, b) for a, b in pairwise(lengths))
 
 
-def _count_scored(request: Request, shared: int) -> int:
-    return sum(max(stop - max(start, shared), 0) for start, stop in request.spans)
+def cut_tree(tree: PrefixTree, limit: Callable[[int], int]) -> list[tuple[range, int]]:
+    """Runs of neighbours whose subtree is within a limit, each with its size.
 
-
-def cut_tree(tree: PrefixTree, limit: int) -> list[tuple[range, int]]:
-    """Runs of neighbours whose subtree is at most `limit` in size, each with its size.
-
-    A request that is larger than `limit` is a run of its own, so with 0 each one is.
+    Args:
+      tree: what is cut.
+      limit: size of a run whose first request needs so many tokens. One that needs more is a run
+        of its own.
     """
     runs: list[tuple[range, int]] = []
     start = total = 0
     for place, (length, size) in enumerate(zip(tree.lengths, tree.sizes, strict=True)):
-        if place and total + size <= limit:
+        if place and total + size <= limit(tree.lengths[start]):
             total += size
             continue
         if place:

@@ -39,8 +39,8 @@ def bytes_per_position(config: DecoderConfig, dtype: str, *, top_k: int = 0) -> 
 def longest_row(model: Model, *, top_k: int = 0) -> int:
     """Positions of the longest row that requests may share on the model's devices.
 
-    They take half of what the weights leave of a device's memory, or `CPU_BYTES`. A row of one
-    request is as long as that needs.
+    They take half of what the weights leave of a device's memory, or `CPU_BYTES`. A row is longer
+    where one request needs that.
     """
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     room = CPU_BYTES

@@ -12,6 +12,7 @@ from instructjax.batching.packing import (
     ROW_LENGTHS,
     SMALL_TILE,
     pack,
+    row_length_for,
 )
 from instructjax.batching.prefix_tree import build_tree, input_length
 from instructjax.prompts.request import Request
@@ -174,6 +175,30 @@ def test_requests_that_begin_no_branch_share_at_any_length_and_short_branches_ar
     tree = build_tree(fork)
     assert (tree.num_distinct, tree.num_tokens) == (15 + 20, 16 * 20)
     assert sum(row.num_tokens for row in pack(fork)) == tree.num_tokens
+
+
+@pytest.mark.parametrize(("prefix", "longest"), [(400, 128), (1100, 1024), (9500, 9000)])
+def test_a_row_that_one_request_needs_anyway_is_shared_whatever_the_bound(prefix, longest):
+    made = make_choices(1, prefix, 8, 6)
+    (row,) = pack(made, longest=longest)
+    check_rows(made, [row])
+    assert row.num_tokens == prefix + 8 * 5
+    assert row.batch.tokens.size == row_length_for(prefix + 5)
+
+
+def test_no_row_is_longer_than_its_bound_where_prefixes_are_scored_late():
+    rng = np.random.default_rng(5)
+    chain = rng.integers(0, 500, 1900, dtype=np.int32)
+
+    def nested(length):
+        ids = np.append(chain[:length], np.int32(rng.integers(500, 999)))
+        return Request(ids=ids, spans=((length, length + 1),), num_bytes=1)
+
+    made = [nested(length) for length in range(1000, 1900)]
+    made.append(Request(ids=chain, spans=((1, 1900),), num_bytes=1))
+    rows = list(pack(made, longest=2048))
+    assert sum(int(row.batch.num_scored[0]) for row in rows) >= 900 + 1899
+    assert max(row.batch.tokens.shape[1] for row in rows) <= 2048
 
 
 def test_an_instruction_shared_by_a_whole_window_is_seldom_repeated():

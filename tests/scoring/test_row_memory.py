@@ -88,6 +88,19 @@ def test_rows_are_no_longer_than_memory_allows(
         assert max(length for length, _ in work.programs) <= row_length(length)
 
 
+@pytest.mark.parametrize("length", [1024, 300, 128])
+def test_a_bound_below_the_prompt_costs_no_more_positions(
+    model: Any, requests: list[Request], monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    some = [Request(ids=r.ids[:710], spans=((700, 710),), num_bytes=1) for r in requests[:8]]
+    whole, unbounded = run(model, some)
+    per_position = bytes_per_position(model.config, "float32")
+    monkeypatch.setattr(row_memory, "CPU_BYTES", length * per_position)
+    bounded, work = run(model, some)
+    check_equal(bounded, whole)
+    assert work.computed <= unbounded.computed == 1024
+
+
 def row_length(tokens: int) -> int:
     return {2048: 2048, 1100: 1792}[tokens]
 
