@@ -13,7 +13,7 @@ class Estimate:
     Attributes:
       estimate: the number.
       low, high: the interval's ends; infinite where there are 0 degrees of freedom, and where the
-        scores do not vary: they do not say how far others would.
+        scores do not vary and have no bounds: they do not say how far others would.
       se: standard error, robust to clusters of instructions, inputs and tasks; 0 where the scores
         do not vary.
       df: degrees of freedom of Student's t.

@@ -18,6 +18,7 @@ from instructjax.generalization.cells import CELLS, CONTRASTS, Weights
 from instructjax.generalization.contrasts import contrast_se
 from instructjax.generalization.estimate import Estimate
 from instructjax.generalization.measure import measure_cells
+from instructjax.generalization.rare_deviations import bound_half_width
 from instructjax.generalization.split_recipes import SplitRecipe
 from instructjax.generalization.split_words import SplitWords, compare_tasks, describe_split
 from instructjax.generalization.verdict_advice import Needed, find_needed
@@ -63,6 +64,7 @@ def analyze(
     smallest_gap: float = 0.05,
     threshold: float | None = None,
     weights: Weights = "micro",
+    bounds: tuple[float, float] | None = None,
     key: Array | None = None,
 ) -> Analysis:
     """At which level a model generalizes, from its scores on seen and unseen c and z.
@@ -81,7 +83,9 @@ def analyze(
     share their instruction, their input, and their task where tasks are given. Tasks are taken as a
     sample of tasks if there are two or more: instructions and inputs are nested in them, so the
     interval is then about new tasks. To speak of new instructions for these very tasks, leave
-    `task_id` out.
+    `task_id` out. Where (nearly) all scores of the cells are the same, so that there is no spread
+    to go by, intervals are those of `rare_deviations`: twenty unseen instructions that all fail
+    where all seen ones succeed decide.
 
     The words are those of the split (`describe_split`): new wordings of known tasks are no new
     tasks. Without `recipe`, and for one by instruction, the tasks tell.
@@ -101,6 +105,8 @@ def analyze(
       smallest_gap: the smallest gap that matters, in units of the score; 0 or more.
       threshold: the book's epsilon, in units of the score.
       weights: "macro" counts tasks alike, "micro" records.
+      bounds: the lowest and the highest score there can be; by default 0 and 1 where all scores are
+        within, else none.
       key: for bootstrap intervals of the gaps beside the others; they do not enter the decision.
 
     Raises:
@@ -155,8 +161,19 @@ def analyze(
     # left between clusters, there are too few.
     se = np.where(se > 1e-12 * np.abs(measured.means).max(), se, 0.0)
     df = np.where((se == 0) & ((matrix != 0) & varies).any(1), 0.0, df)
+    if bounds is None:
+        is_share = values.min() >= 0 and values.max() <= 1
+        bounds = (0.0, 1.0) if is_share else (-math.inf, math.inf)
+
+    def bound(row: np.ndarray, df: float) -> float | None:
+        if df <= 0 or np.ptp(values) == 0 or not math.isfinite(bounds[0] - bounds[1]):
+            return None
+        return bound_half_width(
+            row, values, measured.belongs, list(ways.values()), seen, bounds=bounds, level=level
+        )
+
     found = [
-        _estimate(row, measured.means, float(se[i]), float(df[i]), level)
+        _estimate(row, measured.means, float(se[i]), float(df[i]), level, bound(row, float(df[i])))
         if row.any() and here[row != 0].all()
         else None
         for i, row in enumerate(matrix)
@@ -333,11 +350,15 @@ def _write_contrast(row: np.ndarray) -> str:
     return f"m{first}" + "".join(rest)
 
 
-def _estimate(row: np.ndarray, means: np.ndarray, se: float, df: float, level: float) -> Estimate:
+def _estimate(
+    row: np.ndarray, means: np.ndarray, se: float, df: float, level: float, bound: float | None
+) -> Estimate:
     value = float(row @ means)
     value = 0.0 if abs(value) < 1e-12 * np.abs(means).max() else value
     known = df > 0 and se > 0
     half = float(stdtrit(min(df, 1e9), (1 + level) / 2)) * se if known else math.inf
+    if bound is not None:
+        half = max(half, bound) if known else bound
     return Estimate(
         estimate=value,
         low=value - half,

@@ -80,7 +80,9 @@ def compare_models(
         a, b = _pair(scores[0], other)
         if len(a):
             # Weighted and clustered as each model alone is.
-            cells = analyze_scores(_subtract(scores[0], other, a, b), options).cells
+            # What the difference of two scores can be at most is not looked for.
+            no_bounds = {**options, "bounds": (-math.inf, math.inf)}
+            cells = analyze_scores(_subtract(scores[0], other, a, b), no_bounds).cells
             differences.append((shorten(other.model, 80), f"{len(a):,}", *map(_show, cells)))
             p_values.append([_find_p_value(cell) for cell in cells])
     note = "An asterisk marks gaps whose interval does not hold 0."
@@ -129,7 +131,7 @@ def _find_p_value(difference: Estimate | None) -> float:
     """Two-sided; NaN without an estimate, 1 where nothing is known of its error."""
     if difference is None:
         return math.nan
-    if not math.isfinite(difference.half_width):
+    if not math.isfinite(difference.half_width) or difference.se == 0:
         return 1.0
     return 2 * float(stdtr(difference.df, -abs(difference.estimate) / difference.se))
 

@@ -210,7 +210,36 @@ def test_a_side_without_variation_is_left_open_and_said_to_be() -> None:
     found = analyze(score, c, z, None, cell)
     assert found.inputs == "unclear"
     assert "scores of new inputs do not vary" in found.headline
-    assert "intra-task gap 0 (no variation)" in found.numbers
+    assert "intra-task gap 0.00 +- 0.46" in found.numbers  # 1 - 0.025 ** (1 / 6)
+
+
+@pytest.mark.parametrize(("size", "answer"), [(2, "unclear"), (20, "no")])
+def test_all_right_against_all_wrong_decides(size: int, answer: str) -> None:
+    """By the rule of three: of 20 instructions none was right, so at most 17% of all are."""
+    c, z = (x.ravel() for x in np.indices((2 * size, 2 * size)))
+    found = analyze((c < size) * 1.0, c, z, None, 2 * (c >= size) + (z >= size))
+    gap = found.gaps.inter
+    assert gap is not None
+    assert (found.instructions, round(gap.estimate, 9)) == (answer, 1.0)
+    assert gap.half_width == pytest.approx(2 * (1 - 0.025 ** (1 / size)))
+    # One of the wrong ones right: Clopper and Pearson's, as scipy has it, and no narrower.
+    score = (c < size) * 1.0
+    score[-1] = 1.0
+    gap = analyze(score, c, z, None, 2 * (c >= size) + (z >= size)).gaps.joint
+    share: Any = stats.binomtest(1, size).proportion_ci(0.95, "exact")
+    assert gap is not None
+    expected = share.high + 1 - 0.025 ** (1 / size)
+    assert gap.half_width == pytest.approx(expected, rel=1e-6) or size == 2
+
+
+def test_scores_without_bounds_have_no_interval_where_they_do_not_vary() -> None:
+    c, z = (x.ravel() for x in np.indices((40, 40)))
+    cell = 2 * (c >= 20) + (z >= 20)
+    wide = [analyze(np.where(c < 20, -1.0, -9.0), c, z, None, cell)]
+    wide.append(analyze((c < 20) * 1.0, c, z, None, cell, bounds=(-np.inf, np.inf)))
+    for found in wide:
+        assert found.instructions == "unclear"
+        assert found.gaps.inter is not None and found.gaps.inter.half_width == np.inf
 
 
 def make_tasks(
