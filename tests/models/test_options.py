@@ -71,3 +71,41 @@ def test_an_option_that_is_changed_is_read_or_refused(file):
 def test_every_family_is_shown():
     kinds = {json.loads(file.read_text())["model_type"] for file in FILES}
     assert kinds == {family.model_type for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    ("fixture", "changes", "named"),
+    [
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("qwen2-tied", {"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention"),
+        ("qwen2-tied", {"use_mrope": True}, "use_mrope"),
+        ("qwen3-moe", {"attn_output_gate": True}, "attn_output_gate"),
+        ("llama-past-linear", {"logit_softcap": 30.0}, "logit_softcap"),
+        ("llama-past-linear", {"scale_emb": 12}, "scale_emb"),
+        ("llama-past-linear", {"compression_config": {"format": "int"}}, "compression_config"),
+        ("qwen2-window-yarn", {"layer_types": [["a"], ["b"], ["c"]]}, "layer_types"),
+        ("llama-past-linear", {"layer_types": 3}, "layer_types"),
+        ("smollm3", {"no_rope_layers": [[1], [1], [1]]}, "no_rope_layers"),
+        ("phi3-past-longrope", {"original_max_position_embeddings": 1}, "original_max_position"),
+    ],
+)
+def test_what_is_refused_is_named(fixture, changes, named):
+    file = FIXTURES / "families" / fixture / "config.json"
+    values = json.loads(file.read_text())
+    if fixture == "smollm3":
+        changes = {"no_rope_layers": [[1]] * values["num_hidden_layers"]}
+    family = family_for_hf(values, file)
+    family.config_from_hf(values, file)
+    with pytest.raises(ModelError, match=named) as caught:
+        family.config_from_hf({**values, **changes}, file)
+    assert caught.value.file == str(file)
+
+
+def test_an_option_that_nobody_knows_is_told(recwarn):
+    file = FIXTURES / "llama-tied" / "config.json"
+    values = json.loads(file.read_text())
+    family = family_for_hf(values, file)
+    family.config_from_hf({**values, "head_mixing": None, "pretraining_tp": 2}, file)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="`head_mixing`, `tail`: passed over"):
+        family.config_from_hf({**values, "head_mixing": 0.5, "tail": 1, "use_cache": True}, file)

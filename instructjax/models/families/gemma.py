@@ -123,7 +123,8 @@ GEMMA3 = Family(
         read_config,
         family="gemma3_text",
         fields=_gemma3,
-        reads=(*_READS_SECOND, "rope"),
+        # transformers passes a cap of its attention over, so which is meant is not known
+        reads=(*(n for n in _READS_SECOND if n != "attn_logit_softcapping"), "rope"),
         defaults={**_SECOND, "max_position_embeddings": 131072},
         activations=_TANH,
     ),

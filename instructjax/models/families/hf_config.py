@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,20 @@ _SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "use_parallel_residual": (False,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
+    # of families that are not here, and of code that comes with a model
+    "dual_chunk_attention_config": (),
+    "use_mrope": (False,),
+    "attn_output_gate": (False,),
+    "logit_softcap": (),
+    "scale_emb": (1, 1.0),
+    "compression_config": (),
+}
+# Of training, generation and bookkeeping, in most files.
+_HARMLESS = {
+    *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map"),
+    *("initializer_range", "attention_dropout", "use_cache", "pretraining_tp", "pad_token_id"),
+    *("bos_token_id", "eos_token_id", "quantization_config", "_name_or_path", "is_llama_config"),
+    *("max_window_layers", "unsloth_version", "unsloth_fixed", "cache_implementation"),
 }
 
 _ACTIVATIONS = {
@@ -100,9 +115,10 @@ def read_config(
     options.refuse({name: known for name, known in _SUPPORTED.items() if name not in reads})
     for name in ("hidden_act", "hidden_activation"):
         options.refuse({name: tuple(activations)})
-    if "layer_types" not in reads and any(
-        kind != "full_attention" for kind in options.get("layer_types", [])
-    ):
+    kinds = options.get("layer_types", [])
+    if not isinstance(kinds, list):
+        raise options.error("layer_types", "must be a list")
+    if "layer_types" not in reads and any(kind != "full_attention" for kind in kinds):
         raise options.error("layer_types", "is not supported, only 'full_attention'")
     num_heads = options.integer("num_attention_heads")
     hidden_size = options.integer("hidden_size")
@@ -136,7 +152,25 @@ def read_config(
             partial="partial_rotary_factor" in reads,
         )
     config = DecoderConfig(**{**base, **fields(options, base)})
+    _warn_of_unknown(values, options, family)
     return check_config(_beyond_context(config), file)
+
+
+def _warn_of_unknown(values: Mapping[str, Any], options: Options, family: str) -> None:
+    """Say which options nobody knows: neither this reader nor transformers' own configuration."""
+    left = {n for n, v in values.items() if v is not None} - options.asked - _HARMLESS
+    if not left - _SUPPORTED.keys():
+        return
+    from transformers import AutoConfig  # here, for it takes a second
+
+    theirs = AutoConfig.for_model(family)
+    left -= {*theirs.to_dict(), *theirs.attribute_map, *_SUPPORTED}
+    if left:
+        warnings.warn(
+            f"{options.file}: {', '.join(f'`{name}`' for name in sorted(left))}: passed over, as "
+            f"transformers does for model_type {family!r}",
+            stacklevel=2,
+        )
 
 
 def _rotary_dim(options: Options, reads: Collection[str], head_dim: int, default: float) -> int:
@@ -188,7 +222,11 @@ def sliding_layers(
     if kinds is None:
         return tuple(default(i) for i in range(num_layers))
     known = {"full_attention": False, "sliding_attention": True}
-    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= set(known):
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != num_layers
+        or not all(isinstance(kind, str) and kind in known for kind in kinds)
+    ):
         raise options.error("layer_types", f"must name {' or '.join(known)} for each layer")
     return tuple(known[kind] for kind in kinds)
 

@@ -28,9 +28,11 @@ class Options:
         self.values = values
         self.file = file
         self.prefix = prefix
+        self.asked: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it is, or the default where it is absent."""
+        self.asked.add(name)
         value = self.values.get(self.prefix + name)
         return default if value is None else value
 

@@ -133,6 +133,9 @@ def rope_from_hf(
             truncate=rope.flag("truncate", True),
             attention_factor=rope.number("attention_factor", _yarn_attention(rope, factor)),
         )
+    if original == 1:
+        at = rope if pretrained is None else options
+        raise at.error("original_max_position_embeddings", "is too few for type 'longrope'")
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return RopeConfig(
         theta=theta,

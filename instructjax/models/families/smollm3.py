@@ -15,7 +15,7 @@ from instructjax.models.families.options import Options
 def _fields(options: Options, base: dict[str, Any]) -> dict[str, Any]:
     count, interval = base["num_layers"], options.integer("no_rope_layer_interval", 4)
     turns = options.get("no_rope_layers") or [(i + 1) % interval != 0 for i in range(count)]
-    if not isinstance(turns, list) or len(turns) != count or not set(turns) <= {0, 1}:
+    if not isinstance(turns, list) or len(turns) != count or not all(t in (0, 1) for t in turns):
         raise options.error("no_rope_layers", "must be 0 or 1 for each layer")
     slides = options.flag("use_sliding_window", False) and options.get("sliding_window") is not None
     sliding = sliding_layers(options, count, lambda i: slides and not turns[i])
