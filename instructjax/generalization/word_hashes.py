@@ -1,8 +1,10 @@
 """Words and n-grams of many texts as 64-bit hashes, without a Python object a word.
 
 A word is a run of letters, digits and underscores of the text after Unicode NFKC and case folding,
-so that punctuation, case and spacing make no difference. A hash is polynomial in the word's bytes
-modulo 2^64, then scrambled; every match that is reported is made sure of on the text itself.
+so that punctuation, case and spacing make no difference. In scripts that put no spaces between
+words (Chinese characters, Japanese kana, Thai, Lao, Burmese, Khmer) every letter is one. A hash is
+polynomial in the word's bytes modulo 2^64, then scrambled; every match that is reported is made
+sure of on the text itself.
 """
 
 from __future__ import annotations
@@ -20,6 +22,11 @@ from instructjax.generalization.identity import mix
 
 _BASE = 0x9E3779B97F4A7C15 | 1
 _NOT_WORD = re.compile(r"\W+")
+# Thai and Lao, Burmese, Khmer, kana with the marks of repetition, Chinese characters.
+_ALONE = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
+)
 _IS_WORD = np.zeros(256, bool)
 _IS_WORD[[*range(48, 58), *range(65, 91), 95, *range(97, 123), *range(128, 256)]] = True
 
@@ -45,11 +52,11 @@ class Words:
 def fold_text(text: str) -> str:
     """The text whose words are compared: NFKC, case folded, one space for all that is no word.
 
-    >>> fold_text("“It’s”  A\\ttest!")
-    'it s a test'
+    >>> fold_text("“It’s”  A\\ttest!"), fold_text("JAX で書く。")
+    ('it s a test', 'jax で 書 く')
     """
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text).casefold()
+        text = _ALONE.sub(r" \1 ", unicodedata.normalize("NFKC", text).casefold())
     return _NOT_WORD.sub(" ", text).strip().lower()
 
 

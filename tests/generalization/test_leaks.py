@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 
 import numpy as np
 import pytest
@@ -164,3 +165,23 @@ def test_the_longest_shared_run(one: list[str], other: list[str]) -> None:
     ]
     longest = max((len(run) for run in runs), default=0)
     assert len(find_shared_run(" ".join(one), " ".join(other)).split()) == longest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "请用一句话概括下面这份合同的主要内容和双方的义务",
+        "次の契約書のおもな内容をひとつの文でまとめてください",
+        "โปรดสรุปเนื้อหาสำคัญของสัญญาฉบับนี้เป็นประโยคเดียว",
+        "ກະລຸນາສະຫຼຸບເນື້ອໃນສຳຄັນຂອງສັນຍາສະບັບນີ້",
+        "សូមសង្ខេបខ្លឹមសារសំខាន់នៃកិច្ចសន្យានេះជាប្រយោគតែមួយ",
+    ],
+)
+def test_scripts_without_spaces_have_leaks_too(text: str) -> None:
+    """Every letter is a word; a text within another one is found."""
+    letters = sum(character.isalnum() for character in unicodedata.normalize("NFKC", text))
+    assert hash_words([text]).counts.tolist() == [letters]
+    with TextStore([f"今日は {text[3:]}", text[:14], f"Заголовок. {text}.", "天气"]) as texts:
+        found = find_leaks(texts, np.array([2, 3]), np.array([0, 1])).leaks
+    assert [(leak.text, leak.source) for leak in found] == [(2, 0)]
+    assert "13-gram" in found[0].kinds and found[0].cover_short > 0.7
