@@ -5,7 +5,7 @@
 Files of 8,000 rows of random ids, each with one of 240 instructions (lengths log-normal around 200,
 400 and 1,200 tokens) and an input and response of its own, as a shuffled file of many tasks has
 them. They are cut into chunks and packed as `instructjax score` does it. Beside it, each row shares
-with the row before it alone.
+with the row before it alone. Then 200 requests of 100 tokens of their own behind one long prefix.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from instructjax.data import Example
 from instructjax.prompts import Request
 from instructjax.scoring.runs.chunks import make_chunks
 
+PREFIXES = sorted([300, *range(500, 12_001, 500), 6150])
+
 
 def make_rows(instructions: int, length: int, rows: int, *, seed: int = 0) -> list[Request]:
     """One request a row."""
@@ -42,6 +44,28 @@ def make_rows(instructions: int, length: int, rows: int, *, seed: int = 0) -> li
         span = (start, stop)
         found.append(Request(ids=np.concatenate(ids), spans=(span,), num_bytes=1, row=row))
     return found
+
+
+def make_branches(prefix: int, *, count: int = 200, own: int = 100, seed: int = 0) -> list[Request]:
+    """Requests that need `own` tokens each behind one prefix."""
+    rng = np.random.default_rng(seed)
+    stem = rng.integers(0, 49_000, prefix)
+    ids = [np.concatenate([stem, rng.integers(0, 49_000, own + 1)]) for _ in range(count)]
+    span = (prefix, prefix + own + 1)
+    return [Request(ids=one.astype(np.int32), spans=(span,), num_bytes=1) for one in ids]
+
+
+def measure_branches(prefix: int) -> dict[str, int]:
+    """Tokens distinct and computed, positions, and the longest row."""
+    requests = make_branches(prefix)
+    lengths = [(row.num_tokens, row.batch.tokens.size) for row in pack(requests)]
+    return {
+        "prefix_tokens": prefix,
+        "distinct": build_tree(requests).num_distinct,
+        "computed": sum(tokens for tokens, _ in lengths),
+        "positions": sum(size for _, size in lengths),
+        "longest_row": max(size for _, size in lengths),
+    }
 
 
 def measure(requests: list[Request]) -> dict[str, float]:
@@ -69,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--instructions", type=int, default=240)
     parser.add_argument("--lengths", type=int, nargs="+", default=[200, 400, 1200])
+    parser.add_argument("--prefixes", type=int, nargs="+", default=PREFIXES)
     parser.add_argument("--rows", type=int, default=8000)
     parser.add_argument("--out", type=Path, default="interleaved.json", help="JSON, and .md beside")
     args = parser.parse_args()
@@ -88,13 +113,25 @@ def main() -> None:
             f"{found['chunks']}",
             *(f"{share / found['distinct']:.2f}" for share in shares),
         )
-    Console().print(table)
+    branches = Table(title="200 requests of 100 tokens behind one prefix, for a distinct token")
+    for name in ("prefix", "distinct tokens", "tokens computed", "positions", "longest row"):
+        branches.add_column(name, justify="right")
+    behind = [measure_branches(prefix) for prefix in args.prefixes]
+    for one in behind:
+        branches.add_row(
+            f"{one['prefix_tokens']:,}",
+            f"{one['distinct']:,}",
+            *(f"{one[name] / one['distinct']:.2f}" for name in ("computed", "positions")),
+            f"{one['longest_row']:,}",
+        )
+    Console().print(table, branches)
     note = (
         "Tokens for each distinct one: requested; left where a row shares with the row before it "
         "alone; and positions computed, padding included."
     )
-    report = {"instructions": args.instructions, "runs": runs}
-    write_report(args.out, report, "Rows of many instructions in random order", [table, note])
+    report = {"instructions": args.instructions, "runs": runs, "behind_one_prefix": behind}
+    parts = [table, note, branches]
+    write_report(args.out, report, "Rows of many instructions in random order", parts)
 
 
 if __name__ == "__main__":

@@ -169,12 +169,24 @@ def test_requests_that_begin_no_branch_share_at_any_length_and_short_branches_ar
     same = [Request(ids=prompt, spans=((10, 11),), num_bytes=1) for _ in range(300)]
     assert sum(row.num_tokens for row in pack(same)) == 10
     fork = [
-        Request(ids=np.array([*range(15), n, 0], np.int32), spans=((16, 17),), num_bytes=1)
+        Request(ids=np.array([1, n, 0], np.int32), spans=((2, 3),), num_bytes=1)
         for n in range(20, 40)
     ]
     tree = build_tree(fork)
-    assert (tree.num_distinct, tree.num_tokens) == (15 + 20, 16 * 20)
+    assert (tree.num_distinct, tree.num_tokens) == (1 + 20, 2 * 20)
     assert sum(row.num_tokens for row in pack(fork)) == tree.num_tokens
+
+
+@pytest.mark.parametrize("prompt", [2, 5, 10, 15])
+def test_candidates_of_a_short_prompt_cost_their_distinct_tokens(prompt):
+    made = make_choices(100, prompt, 10, 4)
+    rows = list(pack(made))
+    check_rows(made, rows)
+    distinct = 100 * (prompt + 10 * 3)
+    assert distinct <= sum(row.num_tokens for row in rows) <= 1.02 * distinct
+    # 40 tokens are scored a prompt, more than it has positions if it is short.
+    filled = max(distinct, 100 * 40)
+    assert sum(row.batch.tokens.size for row in rows) <= 1.1 * filled + ROW_LENGTHS[1]
 
 
 @pytest.mark.parametrize(("prefix", "longest"), [(400, 128), (1100, 1024), (9500, 9000)])
@@ -215,7 +227,7 @@ def test_an_instruction_shared_by_a_whole_window_is_seldom_repeated():
 @pytest.mark.parametrize(
     ("prefix", "requests", "own"),
     [
-        *((prefix, 200, 100) for prefix in (300, 1000, 2000, 3000, 5000, 7000, 12_000)),
+        *((prefix, 200, 100) for prefix in (300, 1000, 2000, 3000, 5000, 5500, 6150, 7000, 12_000)),
         *((3000, 50, 300), (300, 300, 30), (33_000, 40, 60)),
     ],
 )

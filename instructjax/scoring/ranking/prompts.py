@@ -104,9 +104,27 @@ def encode_candidates(
                 row=name,
                 remedy="choose the normalization sum or per_token",
             )
+    count = len(requests)
     for other, context in _other_prompts(example, options, name):
         requests += encode_row(model, encoder, other, row, (context,))
+    if options.normalization == "pmi" and all(map(_same_ids, requests, requests[count:])):
+        raise _premise_error(options.premise, name)
     return requests
+
+
+def _same_ids(request: Request, other: Request) -> bool:
+    return np.array_equal(request.ids, other.ids)
+
+
+def _premise_error(premise: str | Example, name: str) -> DataError:
+    shown: object = premise
+    if isinstance(premise, Example):
+        shown = premise.instruction or premise.input or list(premise.prompt_ids or ())
+    return DataError(
+        f"the premise {shown!r:.80} is the prompt itself",
+        row=name,
+        remedy="choose another premise, or give one as an Example (--premise-text)",
+    )
 
 
 def _other_prompts(
@@ -120,11 +138,7 @@ def _other_prompts(
     elif options.normalization == "pmi" and isinstance(premise, str):
         kept = {"c": example.instruction, "z": example.input, "none": ""}[premise]
         if example.prompt_ids is not None or kept == example.instruction + example.input:
-            raise DataError(
-                f"the premise {premise!r} is the prompt itself",
-                row=name,
-                remedy="choose another premise, or give one as an Example",
-            )
+            raise _premise_error(premise, name)
         yield example, premise
     elif options.normalization == "calibrated":
         if example.prompt_ids is not None or not example.input:

@@ -74,12 +74,6 @@ def test_premises(tiny_model: Any) -> None:
         np.testing.assert_allclose(found.score, own - log_probs(tiny_model, **fields), atol=1e-4)
 
 
-def test_the_prompt_as_its_own_premise_is_uniform_and_ties(tiny_model: Any) -> None:
-    premise = Example(instruction=C, input=Z)
-    (found,) = rank(tiny_model, EXAMPLE, normalization="pmi", premise=premise, progress=False)
-    np.testing.assert_allclose(found.posterior, 1 / 3, atol=1e-4)
-
-
 def test_ties_and_the_first_wins(random_model: Any) -> None:
     # Ids 5 and 9 have the same row of the output table, so whatever comes before them they are
     # equally likely, and with a tied table whatever follows them is too.
@@ -160,6 +154,12 @@ def test_answers_by_index_by_text_and_unknown(tiny_model: Any) -> None:
             {"normalization": "pmi", "premise": "c"},
             DataError,
             "row 2: the premise 'c' is the prompt itself",
+        ),
+        (
+            Example(instruction=C, output=YS),
+            {"normalization": "pmi", "premise": Example(instruction=C)},
+            DataError,
+            f"row 2: the premise {C!r} is the prompt itself",
         ),
         (
             Example(prompt_ids=[1, 5], output_ids=[[3], [4]]),
