@@ -189,10 +189,10 @@ float32, in nats; mean and largest difference of instructjax and another.
 """
 TAIL = """
 llama.cpp on the file itself is the odd one: it multiplies quantized weights as they are, with
-activations rounded to 8 bits. Given the same weights dequantized beforehand ("float32") it agrees with
-the others, and transformers in double precision with us. So a quantized file is taken to mean its
-dequantized weights; llama.cpp's own numbers differ from ours by the last column. What remains on
-Gemma 3, where llama.cpp's GELU is a table of float16, has not been traced further.
+activations rounded to 8 bits. Given the same weights dequantized beforehand ("float32") it agrees
+with the others, and transformers in double precision with us. So a quantized file is taken to mean
+its dequantized weights; llama.cpp's own numbers differ from ours by the last column. What remains
+on Gemma 3, where llama.cpp's GELU is a table of float16, has not been traced further.
 """
 
 

@@ -347,6 +347,12 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3",
         {"head_dim": 8, "num_hidden_layers": 1, "intermediate_size": 48, "attention_bias": True},
     ),
+    # llama.cpp does not load this one with grouped heads
+    "olmoe-each-head": (
+        "Olmoe",
+        {**TINY, "num_key_value_heads": 2, "num_experts": 5, "num_experts_per_tok": 2}
+        | {"norm_topk_prob": True},
+    ),
 }
 CLASSES = {
     "GPT2": ("GPT2Config", "GPT2LMHeadModel"),

@@ -73,7 +73,8 @@ def load_theirs() -> Any:
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     # transformers makes pad the embedding's `padding_idx`, whose gradient PyTorch drops: where pad
     # is eos, an eos inside a sequence would not be learned as an input.
-    model.get_input_embeddings().padding_idx = None
+    embedding: Any = model.get_input_embeddings()
+    embedding.padding_idx = None
     return model
 
 

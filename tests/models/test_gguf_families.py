@@ -29,6 +29,7 @@ UNSAID = {
     "gpt2-untied": {"attention_scale": None},
     "mistral-window": {"family": "llama", "layers": ()},
     "mixtral-window": {"layers": ()},
+    "olmoe-each-head": {"normalize_experts": False},
     "qwen2-window-yarn": {"layers": ()},
 }
 # Where llama.cpp's rule gives every layer of so few a window: what their positions are.
