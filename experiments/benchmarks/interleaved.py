@@ -5,7 +5,8 @@
 Files of 8,000 rows of random ids, each with one of 240 instructions (lengths log-normal around 200,
 400 and 1,200 tokens) and an input and response of its own, as a shuffled file of many tasks has
 them. They are cut into chunks and packed as `instructjax score` does it. Beside it, each row shares
-with the row before it alone. Then 200 requests of 100 tokens of their own behind one long prefix.
+with the row before it alone. Then 200 requests of 100 tokens of their own behind one long prefix, and
+requests that share nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -68,6 +70,17 @@ def measure_branches(prefix: int) -> dict[str, int]:
     }
 
 
+def measure_lengths(low: int, high: int, *, count: int = 400, seed: int = 0) -> float:
+    """Share of positions that hold a token, of requests of uniform lengths that share nothing."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for size in rng.integers(low, high + 1, count).tolist():
+        ids = rng.integers(0, 49_000, size).astype(np.int32)
+        made.append(Request(ids=ids, spans=((size - 5, size),), num_bytes=1))
+    rows = list(pack(made))
+    return sum(row.num_tokens for row in rows) / sum(row.batch.tokens.size for row in rows)
+
+
 def measure(requests: list[Request]) -> dict[str, float]:
     """Tokens asked for, distinct and computed, and positions."""
     example = Example(instruction="c", output="y")
@@ -105,13 +118,13 @@ def main() -> None:
     for length in args.lengths:
         found = measure(make_rows(args.instructions, length, args.rows))
         runs.append({"instruction_tokens": length, **found})
-        shares = (found[x] for x in ("requested", "new_to_the_row_before", "positions"))
+        counts = (found[x] for x in ("requested", "new_to_the_row_before", "positions"))
         table.add_row(
             f"{length:,}",
             f"{found['rows']:,}",
             f"{found['distinct']:,}",
             f"{found['chunks']}",
-            *(f"{share / found['distinct']:.2f}" for share in shares),
+            *(f"{share / found['distinct']:.2f}" for share in counts),
         )
     branches = Table(title="200 requests of 100 tokens behind one prefix, for a distinct token")
     for name in ("prefix", "distinct tokens", "tokens computed", "positions", "longest row"):
@@ -124,13 +137,24 @@ def main() -> None:
             *(f"{one[name] / one['distinct']:.2f}" for name in ("computed", "positions")),
             f"{one['longest_row']:,}",
         )
-    Console().print(table, branches)
+    apart = Table(title="400 requests that share nothing, lengths uniform")
+    for name in ("lengths", "useful share of positions"):
+        apart.add_column(name, justify="right")
+    shares = {bounds: measure_lengths(*bounds) for bounds in ((20, 700), (1030, 2000))}
+    for (low, high), share in shares.items():
+        apart.add_row(f"{low:,} to {high:,}", f"{share:.3f}")
+    Console().print(table, branches, apart)
     note = (
         "Tokens for each distinct one: requested; left where a row shares with the row before it "
         "alone; and positions computed, padding included."
     )
-    report = {"instructions": args.instructions, "runs": runs, "behind_one_prefix": behind}
-    parts = [table, note, branches]
+    report: dict[str, Any] = {
+        "instructions": args.instructions,
+        "runs": runs,
+        "behind_one_prefix": behind,
+    }
+    report["useful_share"] = {f"{low}-{high}": share for (low, high), share in shares.items()}
+    parts = [table, note, branches, apart]
     write_report(args.out, report, "Rows of many instructions in random order", parts)
 
 

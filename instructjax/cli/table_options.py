@@ -34,7 +34,8 @@ class DataOptions:
     max_length: int | None = None
     """Tokens of prompt and y together; by default all that the model takes."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations; float32 is exact."""
+    """Of weights and activations; float32 is exact. bfloat16 takes half the memory and rounds
+    them, so compare its scores with each other only."""
     mesh: str | None = None
     """How the devices are arranged, such as data=2,fsdp=4 (also tensor, expert, context); by
     default fsdp over all of them. The numbers do not depend on it."""

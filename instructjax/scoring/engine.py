@@ -71,7 +71,7 @@ class Work:
       distinct: tokens left when prefixes that requests of a window share are counted once; a prefix
         counts again in each window that has it.
       useful: positions computed that held a token: `distinct`, prefixes that stand in several
-        rows, and those too short to be worth sharing.
+        rows, and a first token that alone is shared.
       computed: positions computed, padding and the empty rows of a mesh included.
       programs: (row length, tile) of every compiled program used.
     """
