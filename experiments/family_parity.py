@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from instructjax.models.families import FAMILIES, Family
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
+README = ROOT / "README.md"
 TABLE = ROOT / "experiments" / "results" / "family_parity.md"
 GOLDEN, LIVE = "tests.models.test_family_parity", "tests.scoring.test_torch_live"
 TRAINED = "tests.finetuning.test_families_torch_live"
@@ -51,8 +53,10 @@ HEAD = (
     "import",
     "export",
     "GGUF",
-    "file",
+    "file (without what families share)",
 )
+SHARED = "`hf_config.py`, `hf_tensors.py`, `rope.py`, `gguf_*.py` and `to_hf*.py`"
+MARK = "<!-- families -->\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +233,8 @@ def write_table(cases: list[Case]) -> str:
         "the largest of any token's log-prob, in nats, and of any gradient of the mean log-prob,",
         "relative to the largest entry of its tensor. Golden: against stored numbers, as CI tests",
         "them without torch, compiled without LLVM's optimizations. Live: random models made in",
-        "PyTorch on the spot, the first of each family compiled as for users.",
+        "PyTorch on the spot, the first of each family compiled as for users. A file's lines are not",
+        f"all that a family needs: {SHARED} are for all of them.",
         "",
         "| " + " | ".join(HEAD) + " |",
         "| " + " | ".join("---" for _ in HEAD) + " |",
@@ -250,6 +255,35 @@ def write_table(cases: list[Case]) -> str:
     return "\n".join(lines)
 
 
+def summarize(table: str) -> str:
+    """The largest differences of all rows of a table, as a line for the README."""
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+
+    def largest(column: str) -> str:
+        return max((row[HEAD.index(column)] for row in rows), key=_as_number)
+
+    return (
+        f"{len(rows)} families, largest difference from PyTorch of a token's log-prob "
+        f"{largest('log-prob, golden')} nats (random models: {largest('log-prob, live')}), of a "
+        f"gradient {largest('gradient, golden')} ({largest('gradient, live')}) of the largest in "
+        f"its tensor: [by family](experiments/results/family_parity.md); three real models beside "
+        f"llama.cpp and transformers: [table](experiments/results/real_models.md)."
+    )
+
+
+def _as_number(cell: str) -> float:
+    """A cell that has no number comes before all others."""
+    return float(cell) if re.fullmatch(r"[\d.]+e[+-]\d+", cell) else float("inf")
+
+
+def write_summary(table: str) -> None:
+    """The line of the README that stands after its mark."""
+    before, _, after = README.read_text().partition(MARK)
+    if after:
+        text = textwrap.fill(summarize(table), 104, break_long_words=False, break_on_hyphens=False)
+        README.write_text(before + MARK + text + "\n" + after[after.index("\n\n") + 1 :])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--results", nargs="+", type=Path, help="JUnit files that pytest wrote")
@@ -260,6 +294,8 @@ def main() -> int:
         cases = list(read_cases(options.results or run_tests(options.keep or Path(folder))))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(write_table(cases))
+    if options.out == TABLE:
+        write_summary(options.out.read_text())
     print(options.out.read_text())
     untested = [line for line in options.out.read_text().splitlines() if "| not run |" in line]
     return int(bool(untested) or any(case.failed for case in cases))

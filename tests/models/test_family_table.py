@@ -53,3 +53,16 @@ def test_what_failed_before_it_was_measured_is_not_passed_over(table):
 )
 def test_what_a_configuration_has_is_told(table, name, words):
     assert table.describe(table.open_folder(table.FIXTURES / "families" / name)[1]) == words
+
+
+def test_the_summary_has_the_largest_of_each_column(table):
+    def row(name, *numbers):
+        return f"| `{name}` | some | {' | '.join(numbers)} | yes | yes | no | file |"
+
+    rows = [
+        row("one", "1.0e-06", "2.0e-05", "3.0e-06", "9.9e-06"),
+        row("two", "9.0e-07", "not run", "FAILED", "1.1e-05"),
+    ]
+    words = table.summarize("\n".join(["| family |", *rows]))
+    assert "2 families" in words and "log-prob 1.0e-06 nats (random models: not run)" in words
+    assert "gradient FAILED (1.1e-05)" in words
