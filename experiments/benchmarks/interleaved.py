@@ -5,8 +5,8 @@
 Files of 8,000 rows of random ids, each with one of 240 instructions (lengths log-normal around 200,
 400 and 1,200 tokens) and an input and response of its own, as a shuffled file of many tasks has
 them. They are cut into chunks and packed as `instructjax score` does it. Beside it, each row shares
-with the row before it alone. Then 200 requests of 100 tokens of their own behind one long prefix, and
-requests that share nothing.
+with the row before it alone. Then 200 requests of 100 tokens of their own behind one long prefix,
+and requests that share nothing.
 """
 
 from __future__ import annotations
