@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructjax.generalization.components import Components
-from instructjax.generalization.decision_study import d_study, optimal_allocation
+from instructjax.generalization.components import NestedComponents
+from instructjax.generalization.decision_in_tasks import (
+    d_study_in_tasks,
+    optimal_allocation_in_tasks,
+)
 from instructjax.generalization.reml import fit_reml
+from instructjax.generalization.reml_in_tasks import fit_reml_in_tasks
 from instructjax.report.grids import make_grids
 from instructjax.report.numbers import show_number, show_percent
 from instructjax.report.scores import CellScores
 from instructjax.report.tables import Table, make_table
 
 # Made once, so that grids of a size that was seen before need no compilation.
-_fit = jax.jit(jax.vmap(fit_reml))
+_fit, _fit_in_tasks = jax.jit(fit_reml), jax.jit(fit_reml_in_tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +56,25 @@ def describe_variance(scores: CellScores) -> VarianceSection | None:
     grids = make_grids(scores, center=True)
     if grids is None:
         return _describe_nested(scores)
-    with jax.enable_x64(True):
-        fits = _fit(jnp.asarray(grids.score), jnp.asarray(grids.mask))
-        parts = np.asarray(jnp.stack(fits.components))
-        means, errors = np.asarray(fits.mean), np.asarray(fits.se)
-    c, z, cz, rest = (float(np.nanmean(row)) for row in parts)
-    between = 0.0
-    if len(grids.tasks) > 1:
-        between = max(0.0, float(means.var(ddof=1) - np.nanmean(errors**2)))
-    named = [
-        ("tasks", "t", between),
-        ("instructions c", "c", c),
-        ("inputs z", "z", z),
-        ("combination c × z, and the rest", "cz", cz + rest),
-    ]
-    named = [one for one in named if one[1] != "t" or len(grids.tasks) > 1]
+    several = len(grids.tasks) > 1
     shape = (grids.mask.any(2).sum(1), grids.mask.any(1).sum(1))
     n_c, n_z = (max(2, round(float(np.median(sizes)))) for sizes in shape)
-    several = len(grids.tasks) > 1
-    advice, plan = _plan(Components(*map(jnp.asarray, (c, z, cz, rest))), n_c, n_z, several)
-    of = f"; mean of {len(grids.tasks)} tasks" if several else ""
+    with jax.enable_x64(True):
+        score, mask = jnp.asarray(grids.score), jnp.asarray(grids.mask)
+        if several:
+            parts = _fit_in_tasks(score, mask).components
+        else:
+            # One task is given: nothing varies between tasks.
+            c, z, cz, rest = _fit(score[0], mask[0]).components
+            parts = NestedComponents(jnp.zeros_like(c), c, z, cz, jnp.zeros_like(c), rest)
+        advice, plan = _plan(parts, len(grids.tasks), n_c, n_z)
+    named = [
+        *([("tasks", "t", float(parts.task))] if several else []),
+        ("instructions c", "c", float(parts.instruction)),
+        ("inputs z", "z", float(parts.input)),
+        ("combination c × z, and the rest", "cz", float(parts.interaction + parts.residual)),
+    ]
+    of = f" over {len(grids.tasks)} tasks, each with its own c and z" if several else ""
     note = f"Components by restricted maximum likelihood{of}, cells' means taken out."
     if grids.cut:
         note += " Of large grids, the fullest part is used."
@@ -110,43 +114,55 @@ def _describe_nested(scores: CellScores) -> VarianceSection | None:
     plan = make_table(
         "Standard error of a mean", ("design",), ("instructions", "scores", "SE"), rows
     )
-    return _make_section(named, note, _advise(now, more_c, more_z), plan)
+    return _make_section(
+        named, note, _advise(now, {"instructions": more_c, "inputs": more_z}), plan
+    )
 
 
-def _plan(parts: Components, n_c: int, n_z: int, several: bool) -> tuple[str, Table]:
-    designs = {
-        f"as now ({n_c} × {n_z})": (n_c, n_z),
-        "twice the instructions": (2 * n_c, n_z),
-        "twice the inputs": (n_c, 2 * n_z),
+def _plan(parts: NestedComponents, n_t: int, n_c: int, n_z: int) -> tuple[str, Table]:
+    """What designs of tasks, instructions and inputs of each would give; one task is given."""
+    several = n_t > 1
+    size = f"{n_t} × {n_c} × {n_z}" if several else f"{n_c} × {n_z}"
+    designs = {f"as now ({size})": (n_t, n_c, n_z)}
+    if several:
+        designs["twice the tasks"] = (2 * n_t, n_c, n_z)
+    designs |= {
+        "twice the instructions": (n_t, 2 * n_c, n_z),
+        "twice the inputs": (n_t, n_c, 2 * n_z),
     }
-    with jax.enable_x64(True):
-        best = optimal_allocation(parts, float(n_c * n_z))
-        best_c, best_z = int(best.instructions), int(best.inputs)
-        if best_c < 1000:
-            designs["best for as many scores"] = (best_c, best_z)
-        errors = [float(d_study(parts, *design)) for design in designs.values()]
+    tried = [float(d_study_in_tasks(parts, *design)) for design in designs.values()]
+    now, gains = tried[0], {}
+    for name, se in zip(list(designs)[1:], tried[1:], strict=True):
+        gains[name.removeprefix("twice the ")] = se
+    best = optimal_allocation_in_tasks(
+        parts, float(n_t * n_c * n_z), most_tasks=1000 if several else 1
+    )
+    found = (int(best.tasks), int(best.instructions), int(best.inputs))
+    if found not in designs.values():
+        designs["best for as many scores"] = found
+        tried.append(float(best.se))
     rows = [
-        (name, f"{c:,}", f"{z:,}", show_number(se, 2))
-        for (name, (c, z)), se in zip(designs.items(), errors, strict=True)
+        (name, *(f"{n:,}" for n in design[0 if several else 1 :]), show_number(se, 2))
+        for (name, design), se in zip(designs.items(), tried, strict=True)
     ]
-    title = f"Standard error of {'a task’s' if several else 'the'} mean"
-    plan = make_table(title, ("design",), ("instructions", "inputs", "SE"), rows)
-    return _advise(*errors[:3]), plan
+    columns = ("tasks", "instructions", "inputs", "SE")[0 if several else 1 :]
+    plan = make_table("Standard error of the mean", ("design",), columns, rows)
+    return _advise(now, gains), plan
 
 
-def _advise(now: float, more_instructions: float, more_inputs: float) -> str:
+def _advise(now: float, then: Mapping[str, float]) -> str:
+    """Of what to take more, by the standard error now and with twice as many."""
     if now <= 0:
         return ""
-    gain_c, gain_z = 1 - more_instructions / now, 1 - more_inputs / now
-    if abs(gain_c - gain_z) < 0.03:
-        return "To be surer, more instructions and more inputs help about alike."
-    what, gain, other = (
-        ("instructions", gain_c, gain_z) if gain_c > gain_z else ("inputs", gain_z, gain_c)
-    )
+    gains = sorted(((1 - se / now, name) for name, se in then.items()), reverse=True)
+    (best, what), *others = gains
+    alike = [name for gain, name in gains if best - gain < 0.03]
+    if len(alike) == len(gains):
+        return f"To be surer, more {' and more '.join(then)} help about alike."
+    rest = ", ".join(f"twice as many {name}, {show_percent(max(x, 0.0))}" for x, name in others)
     return (
-        f"To be surer, add {what}: twice as many make the standard error {show_percent(gain)} "
-        f"smaller; twice as many {'inputs' if what == 'instructions' else 'instructions'}, "
-        f"{show_percent(max(other, 0.0))}."
+        f"To be surer, add {what}: twice as many make the standard error {show_percent(best)} "
+        f"smaller; {rest}."
     )
 
 
