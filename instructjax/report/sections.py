@@ -196,7 +196,8 @@ def list_worst(scores: CellScores, texts: Mapping[str, str]) -> list[Table]:
             rows = [_worst_row(group, texts, title == "Tasks", sign) for group in worst]
             noun = title.lower().removesuffix("s")
             change = "rises" if scores.better == "higher" else "falls"
-            numbers = ("mean", "scores", f"mean of all {change} by")
+            # Whatever the weights of the cells: here every score counts alike.
+            numbers = ("mean", "scores", f"mean of all scores {change} by")
             tables.append(make_table(title, (noun, "in"), numbers, rows))
     return tables
 

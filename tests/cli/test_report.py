@@ -156,7 +156,7 @@ def test_a_metric_of_ones_own_needs_a_direction(
     assert main(["report", str(errors), "--better", "lower", "--out", str(out)]) == 0
     assert "inter-task gap 0.3 (no interval)" in capsys.readouterr().out
     text = out.read_text("utf-8")
-    assert "m2 − m0" in text.replace("\u00a0", " ") and "mean of all falls by" in text
+    assert "m2 − m0" in text.replace("\u00a0", " ") and "mean of all scores falls by" in text
 
 
 def test_infinite_scores_are_counted_where_the_numbers_stand(table: Path, tmp_path: Path) -> None:
