@@ -219,6 +219,11 @@ def analyze(
         headline = f"all scores are {values[0]:g}: where nothing varies there is nothing to tell"
     else:
         headline = put_in_words(decided, inputs, instructions, words=words, needed=open_questions)
+    unseen = different[unit][2:][here[2:]]
+    if instructions in ("yes", "no") and len(unseen) and unseen.min() < 4:
+        # Intervals of two or three clusters hold the truth less often than they say.
+        noun = words.unit if unit == "instructions" else unit
+        headline += f"; with caution, of only {unseen.min()} unseen {noun}"
     matters = interaction_matters(gaps.interaction, smallest_gap)
     if matters == "more" and decided in ("inputs", "instructions", "neither"):
         headline += "; both new at once cost more than the two together"

@@ -85,6 +85,13 @@ def test_seen_ones_in_proportion_where_unseen_ones_alone_would_not_do() -> None:
     assert 0.3 < np.mean(after) / np.mean(before) < 0.7
 
 
+@pytest.mark.parametrize(("unseen", "warned"), [(3, True), (4, False)])
+def test_two_or_three_unseen_instructions_decide_with_caution(unseen: int, warned: bool) -> None:
+    found = simulate(inter=0.6, c=(20, unseen), z=(40, 40))
+    assert found.instructions == "no"
+    assert ("; with caution, of only 3 unseen instructions" in found.headline) == warned
+
+
 def test_one_unseen_instruction_tells_nothing_about_others() -> None:
     found = simulate(inter=0.4, c=(20, 1))
     assert found.gaps.inter is not None
