@@ -63,6 +63,10 @@ _HARMLESS = {
     *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "auto_map"),
     *("initializer_range", "attention_dropout", "use_cache", "pretraining_tp", "pad_token_id"),
     *("bos_token_id", "eos_token_id", "quantization_config", "_name_or_path", "is_llama_config"),
+    # written for every family, whether it reads them or not
+    *("rms_norm_eps", "head_dim", "hidden_act", "num_key_value_heads", "rope_parameters"),
+    *("rope_theta", "rope_scaling", "intermediate_size", "max_position_embeddings"),
+    *("rotary_emb_base", "n_ctx"),  # older spellings, beside those that are read
     *("max_window_layers", "unsloth_version", "unsloth_fixed", "cache_implementation"),
 }
 
