@@ -55,7 +55,7 @@ def test_log_probs_of_pairs_are_those_of_loops_in_numpy(random_model, decode_by_
 def test_the_prompt_stands_once(pairs, batch):
     used = int((batch.batch.ends > 0).sum())
     apart = sum(len(r.ids) - 1 for pair in pairs for r in pair)
-    shared = sum(SHAPES[i][0] + SHAPES[i][1] for i in (0, 1, 3))
+    shared = sum(prompt + common for prompt, common, *_ in SHAPES)
     assert used == apart - shared
 
 
