@@ -76,7 +76,7 @@ def read_evaluation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     >>> from pathlib import Path
     >>> file = Path(tempfile.mkdtemp()) / "results.csv"
     >>> row = {name: "" for name in EVALUATION_SCHEMA.names}
-    >>> row |= {"model": "tiny", "id": "a", "value": "0.5", "num_references": "1", "status": "ok"}
+    >>> row |= {"model": "tiny", "id": "a", "metric": "f1", "value": "0.5", "num_references": "1"}
     >>> _ = file.write_text(",".join(row) + "\\n" + ",".join(row.values()) + "\\n")
     >>> read_evaluation(file)["value"]
     array([0.5])

@@ -125,6 +125,7 @@ def test_forward_is_counted_as_it_is_carried_out(random_model, fields, form):
         assert counter.flops == found.total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "layer", "dots"])
 @pytest.mark.parametrize("form", FORMS)
 def test_backward_is_counted_as_it_is_carried_out(random_model, form, remat):

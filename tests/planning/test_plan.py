@@ -98,6 +98,7 @@ def test_scoring_sends_each_device_a_row_at_a_time():
     assert "optimizer" not in found.memory
 
 
+@pytest.mark.slow
 def test_lora_trains_little():
     setting = dataclasses.replace(SETTING, lora=LoraConfig(rank=2), dtype="bfloat16")
     found = plan_of(setting)
@@ -109,6 +110,7 @@ def test_lora_trains_little():
     assert found.flops < plan_of(dataclasses.replace(SETTING, dtype="bfloat16")).flops
 
 
+@pytest.mark.slow
 def test_micro_batches_do_the_same_work_in_less_memory(compiled):
     setting = dataclasses.replace(SETTING, batch=32, length=256, remat="layer")
     whole, parts = plan_of(setting), plan_of(dataclasses.replace(setting, micro_batches=4))
@@ -223,6 +225,7 @@ def test_search_lists_every_mesh_that_fits():
     assert meshes == wanted
 
 
+@pytest.mark.slow
 def test_search_compiles_the_best():
     found = search("tiny", CONFIG, CPUS, SETTING, compile=1)
     assert [plan.source for plan in found].count("compiled") == 1
