@@ -19,8 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from instructjax.batching.batch import Batch
-from instructjax.batching.packing import PackedRow, pack
+from instructjax.batching.packing import pack
 from instructjax.errors import PromptError, UsageError
 from instructjax.models.decoding import DecodingParts, prepare_decoding
 from instructjax.models.kv_cache import compute_keys
@@ -43,8 +42,6 @@ SLOTS = 16
 # Programs of other numbers of slots round differently. A choice that hangs by less than this is
 # made again by the program of `SLOTS` slots, so that it does not matter which one wrote.
 SAFE_MARGIN = 2e-4
-# A few prompts are the common case: their rows may end sooner than those that are scored.
-PROMPT_ROWS = (64, 256, 768)
 
 _compute_keys = jax.jit(compute_keys)
 
@@ -291,10 +288,9 @@ class Sampler:
         members = sorted({prompt for prompt, _ in pairs})
         requests = [_to_request(prompts[i].ids, i) for i in members]
         for row in pack(requests):
-            batch = _shorten(row)
-            keys = self._put(_compute_keys(self.model.graphdef, self.model.params, batch))
+            keys = self._put(_compute_keys(self.model.graphdef, self.model.params, row.batch))
             self.work.prompt_tokens += row.num_tokens
-            self.work.programs.add(("prompt", batch.tokens.shape[1], batch.tile))
+            self.work.programs.add(("prompt", row.batch.tokens.shape[1], row.batch.tile))
             sources, ends = np.asarray(row.batch.sources[0]), np.asarray(row.batch.ends[0])
             for place, entries in row.members:
                 index, last = members[place], int(sources[entries[-1]])
@@ -327,15 +323,6 @@ def _to_request(ids: np.ndarray, row: int) -> Request:
     ids = np.asarray(ids, np.int32)
     ids = ids if len(ids) > 1 else np.repeat(ids, 2)
     return Request(ids=ids, spans=((len(ids) - 1, len(ids)),), num_bytes=0, row=row)
-
-
-def _shorten(row: PackedRow) -> Batch:
-    """The row without the padding that it need not have."""
-    batch, full = row.batch, row.batch.tokens.shape[1]
-    fits = (n for n in PROMPT_ROWS if row.num_tokens <= n < full and n % batch.tile == 0)
-    length = next(fits, full)
-    cut = {name: getattr(batch, name)[:, :length] for name in ("tokens", "positions", "ends")}
-    return replace(batch, **cut)
 
 
 def _pad(values: np.ndarray, columns: int) -> np.ndarray:
