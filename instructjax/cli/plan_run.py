@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +26,7 @@ from instructjax.planning.search import find_nearest, search
 from instructjax.planning.setting import Setting
 from instructjax.planning.topology import Topology, compiler_missing, parse_topology
 from instructjax.scoring.tables.disk import write_whole
-from instructjax.sharding import parse_mesh
+from instructjax.sharding import size_mesh
 
 MIB, GIB = 1 << 20, 1 << 30
 # More lines than these say little, and are added up in one.
@@ -43,8 +43,7 @@ def run_plan(options: Options) -> int:
     config = read_decoder_config(options.model)
     setting = read_setting(options, topology)
     console = Console(highlight=False)
-    width = min(console.width, 80)
-    console = Console(highlight=False, width=width)
+    console.width = min(console.width, 80)
     missing = compiler_missing(topology) if options.compile else None
     if missing is not None:
         console.print(f"[yellow]estimated, not compiled:[/] to compile for it, {escape(missing)}")
@@ -74,21 +73,10 @@ def read_setting(options: Options, topology: Topology) -> Setting:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}", remedy="give 1 or more")
-    mesh = parse_mesh(options.mesh)
-    given = math.prod(size for size in mesh.values() if size != -1)
-    left = topology.num_devices // given
-    mesh = {name: left if size == -1 else size for name, size in mesh.items()}
-    if math.prod(mesh.values()) != topology.num_devices:
-        words = ",".join(f"{name}={size}" for name, size in mesh.items())
-        raise UsageError(
-            f"mesh {words} has {math.prod(mesh.values())} places, {topology} has "
-            f"{topology.num_devices} devices",
-            remedy=f"sizes whose product is {topology.num_devices}, or -1 for one of them",
-        )
     lora = LoraConfig(rank=options.lora_rank) if options.train == "lora" else None
     setting = Setting(
         task=options.task,
-        mesh=mesh,
+        mesh=size_mesh(options.mesh, topology.num_devices),
         batch=1,
         length=options.length,
         micro_batches=options.micro_batches,
@@ -99,7 +87,7 @@ def read_setting(options: Options, topology: Topology) -> Setting:
     )
     together = setting.parts("batch") * options.micro_batches
     batch = together if options.batch is None else options.batch
-    return Setting(**{**vars(setting), "batch": batch})
+    return dataclasses.replace(setting, batch=batch)
 
 
 def _write(options: Options, values: dict[str, Any]) -> None:

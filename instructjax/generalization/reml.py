@@ -90,17 +90,29 @@ def grid_terms(
     fitted = half.T @ half + (right_z / diagonal) @ right_z.T
     log_det = 2 * jnp.log(jnp.diag(factor)).sum() + jnp.log(diagonal).sum()
     log_det += jnp.where(there, jnp.log(variance), 0).sum()
-    extra = jnp.where(there, count - 1, 0).sum()  # scores beyond the first of a cell
-    # Of those, the density around the cell's mean: their own variance, and the change to means.
-    error = jnp.where(extra > 0, of_e**2, 1.0)
-    log_det += extra * jnp.log(error) + jnp.where(there, jnp.log(jnp.maximum(count, 1)), 0).sum()
+    log_det_within, square_within = repeats_terms(of_e, count, within)
+    log_det += log_det_within
     return GridTerms(
         weight.sum() - fitted[1, 1],
         scaled.sum() - fitted[0, 1],
-        (scaled * y).sum() - fitted[0, 0] + within / error,
+        (scaled * y).sum() - fitted[0, 0] + square_within,
         log_det,
         jnp.where(there, count, 0).sum(),
     )
+
+
+def repeats_terms(
+    of_e: Float[Array, ""], count: Float[AnyArray, "C Z"], within: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """What scores beyond the first of a cell bring to `log_det` and `square`.
+
+    It is their density around the cell's mean: their own variance, and the change to means.
+    """
+    there = count > 0
+    extra = jnp.where(there, count - 1, 0).sum()
+    error = jnp.where(extra > 0, of_e**2, 1.0)
+    to_means = jnp.where(there, jnp.log(jnp.maximum(count, 1)), 0).sum()
+    return extra * jnp.log(error) + to_means, within / error
 
 
 def join_terms(terms: GridTerms) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:

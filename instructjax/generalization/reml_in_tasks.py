@@ -25,7 +25,7 @@ from instructjax.errors import UsageError
 from instructjax.generalization.arrays import AnyArray
 from instructjax.generalization.cluster_se import satterthwaite
 from instructjax.generalization.components import NestedComponents
-from instructjax.generalization.reml import GridTerms, grid_terms, join_terms
+from instructjax.generalization.reml import GridTerms, grid_terms, join_terms, repeats_terms
 from instructjax.generalization.reml_search import maximize, standardize
 
 InputsOf = Literal["tasks", "instructions", "none"]
@@ -125,16 +125,15 @@ def _crossed_terms(sd: Array, grid: Array, count: Array, within: Array) -> GridT
     right = effects.T @ jnp.stack([solved.sum(1), solved_ones.sum(1)], axis=1)
     half = jax.scipy.linalg.solve_triangular(factor, right, lower=True)
     fitted = half.T @ half
-    extra = jnp.where(there, count - 1, 0).sum()
-    error = jnp.where(extra > 0, of_e**2, 1.0)
+    log_det_within, square_within = repeats_terms(of_e, count, within)
     log_det = 2 * jnp.log(jnp.diag(factor)).sum() + jnp.where(there, jnp.log(variance), 0).sum()
     log_det += jnp.log1p(of_tz**2 * information).sum()
     log_det += jnp.log1p(of_z**2 * ones.sum(0)).sum()
-    log_det += extra * jnp.log(error) + jnp.where(there, jnp.log(jnp.maximum(count, 1)), 0).sum()
+    log_det += log_det_within
     return GridTerms(
         solved_ones.sum() - fitted[1, 1],
         solved.sum() - fitted[0, 1],
-        (solved * y).sum() - fitted[0, 0] + within / error,
+        (solved * y).sum() - fitted[0, 0] + square_within,
         log_det,
         jnp.where(there, count, 0).sum(),
     )

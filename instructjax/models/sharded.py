@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from instructjax.errors import ModelError, UsageError
 from instructjax.models.config import DecoderConfig
@@ -85,7 +85,7 @@ def param_spec(
 
 
 def param_shardings(
-    config: DecoderConfig, mesh: Mesh, rules: ShardingRules | None = None
+    config: DecoderConfig, mesh: AnyMesh, rules: ShardingRules | None = None
 ) -> nnx.State:
     """The sharding of every parameter, in a tree like that of `Model.params`.
 
@@ -109,6 +109,19 @@ def param_shardings(
         return NamedSharding(mesh, param_spec(path_of(path), leaf.shape, mesh, rules))
 
     return jax.tree.map_with_path(place, abstract_decoder(config, "float32")[1])
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that a device holds of arrays, or of abstract ones, by shardings, without padding.
+
+    >>> device_bytes({"w": jax.ShapeDtypeStruct((2, 3), "float32")})
+    24
+    """
+    return sum(
+        math.prod(x.shape if x.sharding is None else x.sharding.shard_shape(x.shape))
+        * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def check_mesh(config: DecoderConfig, mesh: AnyMesh, rules: ShardingRules) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from instructjax.finetuning.partition import name_param
 from instructjax.models.attention import WHOLE
 from instructjax.models.config import DecoderConfig
-from instructjax.models.sharded import STACKS, param_spec
+from instructjax.models.sharded import STACKS, device_bytes, param_spec
 from instructjax.planning.collectives import Collective
 from instructjax.planning.flops import (
     Flops,
@@ -27,7 +27,7 @@ from instructjax.planning.flops import (
     kernel_sizes,
 )
 from instructjax.planning.programs import Program
-from instructjax.planning.setting import TILE, Setting, device_bytes
+from instructjax.planning.setting import Setting
 
 
 def attention_form(setting: Setting, platform: str) -> Form:
@@ -45,7 +45,7 @@ def device_flops(
         "rows": rows,
         "length": setting.length,
         "form": "visible" if useful else form,
-        "tile": TILE,
+        "tile": setting.tile,
     }
     if setting.task == "score":
         found = count_forward(config, params, **options)
@@ -71,8 +71,8 @@ def estimate_memory(
     config: DecoderConfig, program: Program, setting: Setting, form: Form
 ) -> dict[str, float]:
     """Bytes a device by kind; "temporaries" and "outputs" are estimates, the others exact."""
-    found = {name: device_bytes(tree) for name, tree in program.state.items()}
-    found["batch"] = device_bytes(program.batch)
+    found = {name: float(device_bytes(tree)) for name, tree in program.state.items()}
+    found["batch"] = float(device_bytes(program.batch))
     found["temporaries"] = _temporaries(config, program, setting, form)
     tokens = setting.rows * setting.length
     found["outputs"] = 20.0 * tokens if setting.task == "score" else 32.0

@@ -25,7 +25,7 @@ from instructjax.planning.flops import head_tiles
 from instructjax.planning.hlo import Loop, count_runs, parse_hlo
 from instructjax.planning.programs import build_program
 from instructjax.planning.roofline import Times, estimate_times, utilization
-from instructjax.planning.setting import TILE, Setting, check_setting
+from instructjax.planning.setting import Setting, check_setting
 from instructjax.planning.topology import Topology, compiler_missing, lay_out, open_devices
 
 
@@ -224,7 +224,7 @@ def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: S
 def _expectation(config: DecoderConfig, setting: Setting):
     """How often loops run whose bound is data, for full rows that are scored throughout."""
     scans = 1 if setting.micro_batches > 1 else 0
-    tiles = -(-setting.length // TILE)
+    tiles = -(-setting.length // setting.tile)
     chunk, _ = head_tiles(setting.task)
 
     def expect(loop: Loop) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -14,16 +14,17 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from instructjax.batching.batch import Batch
 from instructjax.finetuning.batch import SftBatch
-from instructjax.finetuning.optimizers import make_optimizer
+from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
 from instructjax.finetuning.placement import place_state
 from instructjax.finetuning.state import TrainState, make_state
 from instructjax.finetuning.step import make_train_step
 from instructjax.models.config import DecoderConfig
-from instructjax.models.lora import LORA, add_lora
+from instructjax.models.lora import LORA, LoraConfig, add_lora
 from instructjax.models.model import abstract_decoder
-from instructjax.models.sharded import param_spec, path_of
-from instructjax.planning.setting import TILE, Setting
-from instructjax.scoring.engine import _token_scores_on_mesh
+from instructjax.models.sharded import param_shardings
+from instructjax.planning.setting import Setting
+from instructjax.scoring.engine import token_scores_on_mesh
+from instructjax.sharding.rules import ShardingRules
 
 # Steps of a run; the learning rate's schedule is all that depends on it.
 _STEPS = 1000
@@ -89,47 +90,45 @@ def _step(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
 def _train_state(
     config: DecoderConfig, setting: Setting, mesh: Any
 ) -> tuple[nnx.GraphDef, TrainState]:
-    key = (config, mesh, setting.rules, setting.optimizer, setting.lora, setting.dtype)
-    if key not in _states:
-        graphdef, state = _make_train_state(config, setting)
-        _states.clear()  # a search asks for many settings of one mesh after the other
-        _states[key] = graphdef, place_state(state, mesh, setting.rules, put=_abstract)
-    return _states[key]
+    # A search asks for many settings of one mesh after the other: what their state depends on.
+    return _make_train_state(
+        config, mesh, setting.rules, setting.optimizer, setting.lora, setting.dtype
+    )
 
 
-_states: dict[Any, tuple[nnx.GraphDef, TrainState]] = {}
-
-
-def _make_train_state(config: DecoderConfig, setting: Setting) -> tuple[nnx.GraphDef, TrainState]:
-    optimizer = make_optimizer(setting.optimizer, _STEPS)
-    graphdef, params = abstract_decoder(config, setting.dtype if setting.lora else "float32")
-    if setting.lora is not None:
+@lru_cache(maxsize=1)
+def _make_train_state(
+    config: DecoderConfig,
+    mesh: Any,
+    rules: ShardingRules,
+    optimizer: OptimizerConfig,
+    lora: LoraConfig | None,
+    dtype: str,
+) -> tuple[nnx.GraphDef, TrainState]:
+    graphdef, params = abstract_decoder(config, dtype if lora else "float32")
+    if lora is not None:
         found: list[nnx.GraphDef] = []
 
         def adapt(params: nnx.State) -> nnx.State:
-            made, params = add_lora(graphdef, params, setting.lora, jax.random.key(0))  # type: ignore
+            made, params = add_lora(graphdef, params, lora, jax.random.key(0))  # type: ignore
             found.append(made)
             return params
 
         params = jax.eval_shape(adapt, params)
         graphdef = found[0]
-    chosen = ("*",) if setting.lora is None else LORA
-    return graphdef, jax.eval_shape(lambda p: make_state(p, optimizer, trainable=chosen), params)
+    transform, chosen = make_optimizer(optimizer, _STEPS), ("*",) if lora is None else LORA
+    state = jax.eval_shape(lambda p: make_state(p, transform, trainable=chosen), params)
+    return graphdef, place_state(state, mesh, rules, put=_abstract)
 
 
 def _scoring(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
     graphdef, params = abstract_decoder(config, setting.dtype)
-
-    def place(path: Any, leaf: Any) -> Any:
-        spec = param_spec(path_of(path), leaf.shape, mesh, setting.rules)
-        return _abstract(leaf, NamedSharding(mesh, spec))
-
-    params = jax.tree.map_with_path(place, params)
+    params = jax.tree.map(_abstract, params, param_shardings(config, mesh, setting.rules))
     batch = _rows((), setting.parts("batch"), setting, mesh)
 
     def lower() -> Any:
         options: dict[str, Any] = {"mesh": mesh, "rules": setting.rules, "top_k": 0}
-        score = partial(_token_scores_on_mesh, graphdef, **options)
+        score = partial(token_scores_on_mesh, graphdef, **options)
         return _lower(score, (params, batch))
 
     return Program(graphdef=graphdef, state={"parameters": params}, batch=batch, lower=lower)
@@ -159,7 +158,7 @@ def _rows(lead: tuple[int, ...], rows: int, setting: Setting, mesh: Any) -> Batc
         sources=make(*long),
         targets=make(*long),
         num_scored=make(rows),
-        tile=TILE,
+        tile=setting.tile,
     )
 
 

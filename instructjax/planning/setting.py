@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import jax
 from jax.sharding import AbstractMesh, AxisType
 
+from instructjax.batching.packing import tile_for
 from instructjax.errors import UsageError
 from instructjax.finetuning.optimizers import OptimizerConfig
 from instructjax.models.config import DecoderConfig
@@ -17,8 +17,6 @@ from instructjax.models.sharded import check_mesh
 from instructjax.sharding.rules import ShardingRules
 
 Task = Literal["finetune", "score"]
-# What `instructjax finetune` and `score` take for attention's tiles.
-TILE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +58,11 @@ class Setting:
     def parts(self, name: str) -> int:
         """In how many parts an axis of arrays of that name is split."""
         return self.rules.parts(name, self.abstract_mesh)
+
+    @property
+    def tile(self) -> int:
+        """Tokens that attention takes together, as `finetune` and `score` choose them."""
+        return tile_for(self.length)
 
     @property
     def rows(self) -> int:
@@ -113,15 +116,3 @@ def check_setting(config: DecoderConfig, setting: Setting) -> None:
             f"{setting.batch} rows do not divide over {axes}{many}",
             remedy=f"a --batch of {near} or {near + together}, or another mesh",
         )
-
-
-def device_bytes(tree: object) -> float:
-    """Bytes that a device holds of abstract arrays, by their shardings, without padding."""
-    total = 0.0
-    for leaf in jax.tree.leaves(tree):
-        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        count = 1
-        for size in shape:
-            count *= size
-        total += count * leaf.dtype.itemsize
-    return total

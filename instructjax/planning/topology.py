@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh
 
 from instructjax.errors import UsageError
 from instructjax.planning.chips import CHIPS, Chip
-from instructjax.sharding.mesh import AXES, make_mesh
+from instructjax.sharding.mesh import AXES, make_mesh, size_mesh
 
 _ALIASES = {"v5": "v5p", "v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e"}
 _EXAMPLES = {
@@ -175,7 +175,7 @@ def lay_out(topology: Topology, sizes: Mapping[str, int], devices: Sequence[Any]
     """
     if topology.chip.platform != "tpu":
         return make_mesh(sizes, devices)
-    make_mesh(sizes, devices)  # for its message
+    size_mesh(sizes, len(devices))
     from jax.experimental import mesh_utils
 
     shape = tuple(sizes.values())

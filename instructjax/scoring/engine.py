@@ -32,7 +32,7 @@ _token_scores = jax.jit(token_scores, static_argnames="top_k")
 
 
 @partial(jax.jit, static_argnames=("mesh", "rules", "top_k"))
-def _token_scores_on_mesh(graphdef, params, batch, *, mesh, rules, top_k):
+def token_scores_on_mesh(graphdef, params, batch, *, mesh, rules, top_k):
     compute = partial(token_scores, top_k=top_k)
     return over_rows(compute, graphdef, mesh=mesh, rules=rules)(params, batch)
 
@@ -129,7 +129,7 @@ def score_requests(
         if model.mesh is None:
             return _token_scores(model.graphdef, model.params, batch, top_k=top_k)
         options: dict[str, Any] = {"mesh": model.mesh, "rules": model.rules, "top_k": top_k}
-        return _token_scores_on_mesh(model.graphdef, model.params, batch, **options)
+        return token_scores_on_mesh(model.graphdef, model.params, batch, **options)
 
     apart = length_classes(model.config)
     together = model.rows_together

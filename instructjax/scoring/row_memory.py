@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from instructjax.batching.packing import ROW_LENGTHS
 from instructjax.models.config import DecoderConfig
 from instructjax.models.model import Model
+from instructjax.models.sharded import device_bytes
 
 # Bytes of a row's activations where the device does not say how much memory it has, as a CPU.
 CPU_BYTES = 1 << 31
@@ -45,8 +44,6 @@ def longest_row(model: Model, *, top_k: int = 0) -> int:
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     room = CPU_BYTES
     if limit:
-        shapes = [(x, x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(model.params)]
-        weights = sum(math.prod(shape) * x.dtype.itemsize for x, shape in shapes)
-        room = max(limit - weights, 0) // 2
+        room = max(limit - device_bytes(model.params), 0) // 2
     fitting = room // bytes_per_position(model.config, model.dtype, top_k=top_k)
     return max(fitting, ROW_LENGTHS[0])

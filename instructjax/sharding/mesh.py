@@ -49,6 +49,31 @@ def parse_mesh(text: str) -> dict[str, int]:
     return {name: sizes[name] for name in AXES if name in sizes}
 
 
+def size_mesh(shape: str | Mapping[str, int], count: int) -> dict[str, int]:
+    """Sizes of the axes of a mesh of `count` devices.
+
+    Args:
+      shape: as for `parse_mesh`, or its result.
+      count: of the devices.
+
+    Raises:
+      UsageError: the sizes do not multiply to the number of devices.
+
+    >>> size_mesh("data=-1,fsdp=4", 8)
+    {'data': 2, 'fsdp': 4}
+    """
+    sizes = parse_mesh(shape) if isinstance(shape, str) else dict(shape)
+    given = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {name: count // given if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != count:
+        words = ",".join(f"{name}={size}" for name, size in sizes.items())
+        raise UsageError(
+            f"mesh {words} has {math.prod(sizes.values())} places, but there are {count} devices",
+            remedy=f"sizes whose product is {count}, such as {_that_fits(sizes, count)}",
+        )
+    return sizes
+
+
 def make_mesh(shape: str | Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices, over whose axes the compiler splits computations by itself.
 
@@ -62,16 +87,7 @@ def make_mesh(shape: str | Mapping[str, int], devices: Sequence[Any] | None = No
     >>> make_mesh("data=-1").axis_names
     ('data',)
     """
-    sizes = parse_mesh(shape) if isinstance(shape, str) else dict(shape)
-    count = len(jax.devices() if devices is None else devices)
-    given = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {name: count // given if size == -1 else size for name, size in sizes.items()}
-    if math.prod(sizes.values()) != count:
-        words = ",".join(f"{name}={size}" for name, size in sizes.items())
-        raise UsageError(
-            f"mesh {words} has {math.prod(sizes.values())} places, but there are {count} devices",
-            remedy=f"sizes whose product is {count}, such as {_that_fits(sizes, count)}",
-        )
+    sizes = size_mesh(shape, len(jax.devices() if devices is None else devices))
     types = (AxisType.Auto,) * len(sizes)
     if devices is None:
         return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types)

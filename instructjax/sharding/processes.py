@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
@@ -264,7 +265,7 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if _is_of_device(error):
             # Most likely another process is gone, and the watch is about to say which.
-            watch.wait(8.0)
+            time.sleep(8.0)
         watch.stop_others(f"process {jax.process_index()} stopped: {_describe(error)}")
         raise
     watch.finish()

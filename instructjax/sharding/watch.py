@@ -97,10 +97,6 @@ class Watch:
         self._end_together()
         self._over.wait()
 
-    def wait(self, seconds: float) -> None:
-        """Gives the watch time to end this process, if another one is gone."""
-        time.sleep(seconds)
-
     def close(self) -> None:
         """Lets go of the connections."""
         self._over.set()
@@ -165,11 +161,10 @@ class Watch:
                 self._end(message)
 
     def _send(self, message: dict[str, Any]) -> None:
-        line = (json.dumps(message) + "\n").encode()
         with self._sending:
             for peer in self._peers.values():
                 try:
-                    peer.sendall(line)
+                    _tell(peer, message)
                 except OSError:
                     continue  # the one who listens to it will say so
 

@@ -11,13 +11,14 @@ import pytest
 from instructjax.errors import UsageError
 from instructjax.models.config import DecoderConfig
 from instructjax.models.lora import LoraConfig
+from instructjax.models.sharded import device_bytes
 from instructjax.planning import plan as planning
 from instructjax.planning.compiling import Overflow, read_overflow
 from instructjax.planning.models import read_decoder_config
 from instructjax.planning.plan import make_plan
 from instructjax.planning.programs import build_program
 from instructjax.planning.search import find_nearest, list_settings, search
-from instructjax.planning.setting import Setting, check_setting, device_bytes
+from instructjax.planning.setting import Setting, check_setting
 from instructjax.planning.topology import parse_topology
 
 CONFIG = DecoderConfig(

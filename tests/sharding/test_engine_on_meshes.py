@@ -165,7 +165,7 @@ def test_empty_rows_are_computed_and_counted(tiny_model, requests):
 def test_rows_of_a_mesh_that_do_not_fit_are_split(tiny_model, requests, monkeypatch):
     split = on(make_mesh("data=8"), tiny_model)
     whole = [s.token_log_probs.tobytes() for s in score_requests(split, requests)]
-    real, refused = engine._token_scores_on_mesh, []
+    real, refused = engine.token_scores_on_mesh, []
 
     def refuse_once(graphdef, params, batch, **options):
         if not refused:
@@ -173,6 +173,6 @@ def test_rows_of_a_mesh_that_do_not_fit_are_split(tiny_model, requests, monkeypa
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return real(graphdef, params, batch, **options)
 
-    monkeypatch.setattr(engine, "_token_scores_on_mesh", refuse_once)
+    monkeypatch.setattr(engine, "token_scores_on_mesh", refuse_once)
     found = [s.token_log_probs.tobytes() for s in score_requests(split, requests)]
     assert refused and found == whole
