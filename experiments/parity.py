@@ -29,9 +29,10 @@ from written import write_report
 LIMIT = 1e-4
 
 
-def run_transformers(requests: list[ij.Request], dtype: str) -> list[np.ndarray]:
+def run_transformers(model: ij.Model, requests: list[ij.Request], dtype: str) -> list[np.ndarray]:
     """Log-probs of each request's scored tokens, one request at a time."""
-    (found,) = run_peers(requests, tools=["transformers"], batch_sizes=[1], dtype=dtype)
+    options = {"tools": ["transformers"], "batch_sizes": [1], "dtype": dtype}
+    (found,) = run_peers(model.config, requests, **options)["results"]
     return [np.array(scores) for scores in found["scores"]]
 
 
@@ -60,7 +61,7 @@ def main() -> int:
             for request in encoder.encode(example, row=i)
         ]
         ours = [s.token_log_probs for s in ij.score_requests(model, requests)]
-        theirs = run_transformers(requests, "float32")
+        theirs = run_transformers(model, requests, "float32")
         gaps = [np.abs(a - b) for a, b in zip(ours, theirs, strict=True)]
         every = np.concatenate(gaps)
         if not np.isfinite(every).all():
@@ -85,7 +86,8 @@ def main() -> int:
             f"{(every > LIMIT).sum()}",
         )
         again = [i for i, gap in enumerate(gaps) if gap.max() > LIMIT]
-        exact = run_transformers([requests[i] for i in again], "float64") if again else []
+        chosen = [requests[i] for i in again]
+        exact = run_transformers(model, chosen, "float64") if again else []
         for i, reference in zip(again, exact, strict=True):
             for t in np.flatnonzero(gaps[i] > LIMIT):
                 own, other = abs(ours[i][t] - reference[t]), abs(theirs[i][t] - reference[t])

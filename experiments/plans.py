@@ -60,7 +60,7 @@ def summarize(plans: list[dict[str, Any]]) -> list[str]:
     """The lines of a table with a row a plan."""
     lines = [
         "| model, task | devices | mesh, rows x tokens | GiB a device | seconds a step | bound by "
-        "| made in (CPU) | host memory |",
+        "| made in (processor time) | host memory |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for plan in plans:
@@ -108,9 +108,9 @@ def write(plans: list[dict[str, Any]]) -> None:
     head = [
         "# Plans without hardware",
         "",
-        "Made by `python experiments/plans.py`: each is compiled for its devices by libtpu on two",
-        "CPU cores, and nothing is run. Memory is the compiler's; times are the least that the",
-        "chips' rates allow, from all at once to one after the other.",
+        "Made by `python experiments/plans.py`: each is compiled for its devices by libtpu on CPUs",
+        "and nothing is run. Memory is the compiler's; times are the least that the chips' rates",
+        "allow, from all at once to one after the other.",
         "",
         *summarize(plans),
         "",

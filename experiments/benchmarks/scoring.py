@@ -30,7 +30,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from matmul_rate import bare_matmul_flops, layer_flops
+from matmul_rate import ROWS, bare_matmul_flops, layer_flops, layer_shapes
 from rich.console import Console
 from rich.table import Table
 from written import write_report
@@ -127,9 +127,14 @@ def run_ours(model: ij.Model, requests: list[Request], repeats: int) -> dict[str
 
 
 def run_peers(
-    requests: list[Request], *, tools: list[str], batch_sizes: list[int], dtype: str = "float32"
-) -> list[dict]:
-    """Each tool at each batch size, in one fresh process."""
+    config: DecoderConfig,
+    requests: list[Request],
+    *,
+    tools: list[str],
+    batch_sizes: list[int],
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """Each tool at each batch size, and PyTorch's bare matmul, in one fresh process."""
     pairs = [
         (r.ids[: r.spans[0][0]].tolist(), r.ids[r.spans[0][0] : r.spans[0][1]].tolist())
         for r in requests
@@ -140,6 +145,8 @@ def run_peers(
         "dtype": dtype,
         "tools": tools,
         "batch_sizes": batch_sizes,
+        "shapes": layer_shapes(config),
+        "rows": ROWS,
         "pairs": pairs,
     }
     script = Path(__file__).with_name("torch_peers.py")
@@ -166,14 +173,16 @@ def useful_flops(config: DecoderConfig, tree: PrefixTree, scored: int) -> int:
 def run_task(model: ij.Model, requests: list[Request], args: argparse.Namespace) -> dict[str, Any]:
     """All tools in turns: a shared machine changes speed from minute to minute, so bests count."""
     best: dict[tuple[str, object], dict[str, Any]] = {}
-    bare = []
+    bare, torch_bare = [], []
     shown = requests[: args.peer_requests]
     for _ in range(args.rounds):
         bare.append(bare_matmul_flops(model.config))
         found = [run_ours(model, requests, args.repeats)]
         bare.append(bare_matmul_flops(model.config))
         print(f"ours {found[0]['seconds']:.1f} s; the others ...", file=sys.stderr)
-        found += run_peers(shown, tools=PEERS, batch_sizes=args.batch_sizes)
+        peers = run_peers(model.config, shown, tools=PEERS, batch_sizes=args.batch_sizes)
+        torch_bare.append(peers["bare_matmul_flops"])
+        found += peers["results"]
         for result in found:
             key = result["tool"], result["batch_size"]
             if key not in best or result["seconds"] < best[key]["seconds"]:
@@ -201,6 +210,7 @@ def run_task(model: ij.Model, requests: list[Request], args: argparse.Namespace)
         "results": list(best.values()),
         "useful_matmul_flops": useful / ours["seconds"],
         "bare_matmul_flops": bare,
+        "torch_bare_matmul_flops": torch_bare,
         "share_of_bare_matmul": useful / ours["seconds"] / max(bare),
     }
 
@@ -226,8 +236,9 @@ def show(console: Console, name: str, task: dict[str, Any]) -> list[Table | str]
     ours = task["results"][0]
     about = (
         f"max diff in nats a token; useful matmul {task['useful_matmul_flops'] / 1e9:.0f} GFLOP/s "
-        f"= {task['share_of_bare_matmul']:.2f} of a bare matmul; {ours['distinct_tokens']:,} "
-        f"distinct tokens in {ours['computed_positions']:,} positions, "
+        f"= {task['share_of_bare_matmul']:.2f} of a bare matmul (PyTorch's: "
+        f"{max(task['torch_bare_matmul_flops']) / 1e9:.0f} GFLOP/s); "
+        f"{ours['distinct_tokens']:,} distinct tokens in {ours['computed_positions']:,} positions, "
         f"{ours['useful_share_of_positions']:.3f} of them useful; {ours['programs']} programs, "
         f"first pass {ours['first_pass_seconds']:.1f} s"
     )
@@ -245,7 +256,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=200, help="inputs of choices")
     parser.add_argument("--peer-requests", type=int, default=40, help="given to slower tools")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="of the peers")
-    parser.add_argument("--repeats", type=int, default=3, help="timed passes of ours")
+    parser.add_argument("--repeats", type=int, default=2, help="timed passes of ours")
     parser.add_argument("--rounds", type=int, default=2, help="turns that ours and peers take")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -2,11 +2,13 @@
 
 Every tool gets the same token ids and the same weights (the GGUF file, through transformers'
 own reader), float32 unless the job says otherwise, and its best of several batch sizes counts.
+What PyTorch's bare matmul reaches is measured beside them: it says how fast they could be here.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from typing import Any
@@ -61,12 +63,29 @@ def run_transformers(model, tokenizer, pairs, batch_size: int) -> list[list[floa
     return scores
 
 
+def bare_matmul_flops(shapes: list[list[int]], rows: int, *, repeats: int = 7) -> float:
+    """FLOP/s of products of `rows` tokens with matrices of these shapes, each alone, in float32."""
+    import torch
+
+    seconds = 0.0
+    for inner, outer in shapes:
+        x, w = torch.randn(rows, inner), torch.randn(outer, inner)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, w)
+            times.append(time.perf_counter() - start)
+        seconds += statistics.median(times)
+    return 2 * rows * sum(inner * outer for inner, outer in shapes) / seconds
+
+
 TOOLS = {"lm-evaluation-harness hf": run_lm_eval, "transformers": run_transformers}
 
 
 def main() -> None:
     job = json.load(sys.stdin)
     model, tokenizer = load(job["gguf"], job["threads"], job["dtype"])
+    matmul = bare_matmul_flops(job["shapes"], job["rows"])
     results = []
     for name in job["tools"]:
         for batch_size in job["batch_sizes"]:
@@ -76,7 +95,7 @@ def main() -> None:
             results.append(
                 {"tool": name, "batch_size": batch_size, "seconds": seconds, "scores": scores}
             )
-    print("RESULT " + json.dumps(results))
+    print("RESULT " + json.dumps({"results": results, "bare_matmul_flops": matmul}))
 
 
 if __name__ == "__main__":

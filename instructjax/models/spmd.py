@@ -31,22 +31,17 @@ class Gather:
     """Makes parameters whole that are split over the axes of rows.
 
     Attributes:
-      places: of each such parameter, its dotted path within a layer (or the decoder), the axis that
-        is split there, and the axes of the mesh.
-      others: how the same parameters are split over axes that rows are not.
+      splits: of each such parameter, its dotted path within a layer (or the decoder), the axis that
+        is split there, the axes of the mesh, and how it is split over axes that rows are not.
       rows: the axes that rows are split over.
     """
 
-    places: tuple[tuple[str, int, tuple[str, ...]], ...]
-    others: tuple[PartitionSpec, ...]
+    splits: tuple[tuple[str, int, tuple[str, ...], PartitionSpec], ...]
     rows: tuple[str, ...]
 
     def __call__(self, params: nnx.State) -> nnx.State:
         """The same tree with whole arrays."""
-        found = {
-            place[0]: (*place[1:], other)
-            for place, other in zip(self.places, self.others, strict=True)
-        }
+        found = {path: (axis, names, others) for path, axis, names, others in self.splits}
 
         def whole(path: Any, x: jax.Array) -> jax.Array:
             if path_of(path) not in found:
@@ -187,7 +182,7 @@ def _is_spec(leaf: Any) -> bool:
 
 def _find_splits(specs: nnx.State, rows: tuple[str, ...]) -> tuple[Gather, Gather]:
     """What is to be gathered before the function begins, and what within each layer."""
-    outer, inner = {}, {}
+    outer, inner = [], []
     for keys, spec in jax.tree.leaves_with_path(specs, is_leaf=_is_spec):
         path = path_of(keys)
         stack, _, below = path.partition(".")
@@ -198,14 +193,5 @@ def _find_splits(specs: nnx.State, rows: tuple[str, ...]) -> tuple[Gather, Gathe
         )
         for axis, part in enumerate(_only(spec, rows)):
             if part is not None:
-                place = (path, axis, _names(part))
-                (inner if stack in STACKS else outer)[path] = (place, others)
-    return _as_gather(outer, rows), _as_gather(inner, rows)
-
-
-def _as_gather(found: dict[str, Any], rows: tuple[str, ...]) -> Gather:
-    return Gather(
-        places=tuple(place for place, _ in found.values()),
-        others=tuple(others for _, others in found.values()),
-        rows=rows,
-    )
+                (inner if stack in STACKS else outer).append((path, axis, _names(part), others))
+    return Gather(tuple(outer), rows), Gather(tuple(inner), rows)
