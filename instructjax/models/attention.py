@@ -1,4 +1,4 @@
-"""Who attends to whom, and the two forms that compute it.
+"""Who attends to whom, and the forms that compute it.
 
 A batch is rows of tokens. Each token k carries `ends[k]`, the first index of its row that no
 longer sees it, and query q attends to k iff k <= q < ends[k]. One rule covers a causal sequence
@@ -18,9 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from instructjax.models import attention_flash
 from instructjax.models.attention_tiles import attend_tiles
 from instructjax.models.linear import precision_of
 from instructjax.models.tiles import Tiles
+from instructjax.models.varying import WHOLE_HEADS, HeadSplit
 
 # Longest row that is attended to whole. Memory grows with its square, and little of a longer row is
 # seen by any one query where it holds a tree.
@@ -106,32 +108,45 @@ def attend(
     k: Float[Array, "N K D"],
     v: Float[Array, "N K V"],
     ends: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
     tiles: Tiles,
     *,
     tile: int,
-    window: Window | None = None,
+    window: Int[Array, ""] | None = None,
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    split: HeadSplit | None = WHOLE_HEADS,
 ) -> Float[Array, "N H V"]:
     """Attention in the form that the platform runs best, chosen when the program is lowered.
 
-    On CPU, and for rows longer than `WHOLE` everywhere, in tiles, whose memory grows with the row;
-    else whole.
+    On CPU in tiles; on TPU by a kernel, `attention_flash`, where rows divide into its blocks. Else
+    whole, or in tiles where rows are longer than `WHOLE`: their memory grows with the row, not
+    with its square.
 
-    Arguments are those of `attend_dense` and `attend_tiles`.
+    Args:
+      q, k, v, ends, sinks, scale, softcap: as for `attend_dense`.
+      positions: depth of each token in its own sequence.
+      tiles, tile: of `find_tiles`.
+      window: a query sees keys less than so many tokens before it.
+      split: how heads are split; None if tokens of a row are, which no kernel takes.
     """
+    options: dict[str, Any] = {"scale": scale, "softcap": softcap}
 
-    def in_tiles(q, k, v, ends, tiles, window, sinks):
-        width = None if window is None else window.tokens
-        options = {"window": width, "sinks": sinks, "scale": scale, "softcap": softcap}
-        return attend_tiles(q, k, v, tiles, tile=tile, **options)
+    def in_tiles(q, k, v, ends, positions, tiles, window, sinks):
+        return attend_tiles(q, k, v, tiles, tile=tile, window=window, sinks=sinks, **options)
 
-    def whole(q, k, v, ends, tiles, window, sinks):
-        options = {"window": window, "sinks": sinks, "scale": scale, "softcap": softcap}
-        return attend_dense(q, k, v, ends, **options)
+    def whole(q, k, v, ends, positions, tiles, window, sinks):
+        near = None if window is None else Window(window, positions)
+        return attend_dense(q, k, v, ends, window=near, sinks=sinks, **options)
 
-    operands = (q, k, v, ends, tiles, window, sinks)
-    if ends.shape[1] > WHOLE:
-        return in_tiles(*operands)
-    return lax.platform_dependent(*operands, cpu=in_tiles, default=whole)
+    def flash(q, k, v, ends, positions, tiles, window, sinks):
+        own = {"window": window, "sinks": sinks, "split": split or WHOLE_HEADS}
+        return attention_flash.attend_flash(q, k, v, ends, positions, **own, **options)
+
+    operands = (q, k, v, ends, positions, tiles, window, sinks)
+    long = ends.shape[1] > WHOLE
+    forms = {"cpu": in_tiles, "default": in_tiles if long else whole}
+    if split is not None and attention_flash.block_size(ends.shape[1]):
+        forms["tpu"] = flash
+    return lax.platform_dependent(*operands, **forms)

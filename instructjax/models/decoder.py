@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from instructjax.models.attention import Look, Window, attend
+from instructjax.models.attention import Look, attend
 from instructjax.models.config import NO_ROPE, DecoderConfig, RopeConfig
 from instructjax.models.experts import Experts
 from instructjax.models.latent_attention import LatentAttention
@@ -31,7 +31,7 @@ from instructjax.models.rotary import (
     sequence_lengths,
 )
 from instructjax.models.tiles import find_tiles
-from instructjax.models.varying import WHOLE_TABLE
+from instructjax.models.varying import WHOLE_HEADS, WHOLE_TABLE
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -210,6 +210,7 @@ class Decoder(nnx.Module):
     Attributes:
       gather: makes a layer's parameters whole where each device has a part of them; see `spmd`.
       table_split: how the rows of `output_table` are split, for the head.
+      head_split: how heads are, for attention; None if tokens of a row are.
     """
 
     gather: Callable[[nnx.State], nnx.State] | None
@@ -218,6 +219,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.gather = None
         self.table_split = WHOLE_TABLE
+        self.head_split = WHOLE_HEADS
         self.embed = Embedding(config, dtype)
         dense = config.dense_layers
         self.dense_layers = (
@@ -252,10 +254,9 @@ class Decoder(nnx.Module):
         """
         tiles = find_tiles(positions, ends, tile)
 
-        def look(q, k, v, *, window, **options):
-            if window is not None:
-                options["window"] = Window(window, positions)
-            return attend(q, k, v, ends, tiles, tile=tile, **options), None
+        def look(q, k, v, **options):
+            options |= {"tile": tile, "split": self.head_split}
+            return attend(q, k, v, ends, positions, tiles, **options), None
 
         ropes = [self.config.rope, *(kind.rope for kind in self.config.layers)]
         lengths = sequence_lengths(positions, ends) if any(map(by_length, ropes)) else None

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.batching.batch import Batch
-from instructjax.models.attention import Window, attend
+from instructjax.models.attention import attend
 from instructjax.models.config import NO_ROPE, DecoderConfig
 from instructjax.models.decoding import DecodingParts
 from instructjax.models.tiles import find_tiles
@@ -60,10 +60,9 @@ def compute_keys(
     positions, ends = jnp.asarray(batch.positions), jnp.asarray(batch.ends)
     tiles = find_tiles(positions, ends, batch.tile)
 
-    def look(q, k, v, *, window, **options):
-        if window is not None:
-            options["window"] = Window(window, positions)
-        return attend(q, k, v, ends, tiles, tile=batch.tile, **options), (k, v)
+    def look(q, k, v, **options):
+        options |= {"tile": batch.tile, "split": model.head_split}
+        return attend(q, k, v, ends, positions, tiles, **options), (k, v)
 
     depth = positions.reshape(-1)
     return model.scan_layers(jnp.asarray(batch.tokens).reshape(-1), depth, look)[1]

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructjax.models.remat import GATHERED
 from instructjax.models.sharded import STACKS, param_spec, path_of
-from instructjax.models.varying import TableSplit
+from instructjax.models.varying import HeadSplit, TableSplit
 from instructjax.sharding.rules import ShardingRules
 
 
@@ -114,6 +114,7 @@ def over_rows(
         module = nnx.merge(graphdef, params)
         full = _find_specs(params, mesh, rules)
         module.table_split = _find_table_split(full, mesh, rows)._replace(mesh=mesh)
+        module.head_split = _find_head_split(mesh, rules, rows, mesh)
         return function(*nnx.split(module), over_context(batch, NamedSharding(mesh, along)))
 
     if not rows:
@@ -128,6 +129,7 @@ def over_rows(
             module = nnx.merge(graphdef, outer(params))
             module.gather = inner
             module.table_split = _find_table_split(full, mesh, rows)
+            module.head_split = _find_head_split(mesh, rules, rows)
             result = function(*nnx.split(module), over_context(batch, along))
             return lax.psum(result, rows) if total else result
 
@@ -174,6 +176,16 @@ def _find_table_split(specs: nnx.State, mesh: Mesh, rows: tuple[str, ...]) -> Ta
     spec = by_path.get("lm_head.kernel", by_path["embed.embedding"])
     axes = tuple(name for name in _names(spec[0]) if name not in rows)
     return TableSplit(axes, math.prod(mesh.shape[axis] for axis in axes))
+
+
+def _find_head_split(
+    mesh: Mesh, rules: ShardingRules, rows: tuple[str, ...], of: Mesh | None = None
+) -> HeadSplit | None:
+    if rules.parts("sequence", mesh) > 1:
+        return None
+    axes = tuple(name for name in rules.mesh_axes("heads", mesh) if name not in rows)
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    return HeadSplit(axes, parts, frozenset(mesh.shape) - set(rows), of)
 
 
 def _is_spec(leaf: Any) -> bool:

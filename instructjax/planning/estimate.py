@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from instructjax.finetuning.partition import name_param
 from instructjax.models.attention import WHOLE
+from instructjax.models.attention_flash import block_size
 from instructjax.models.config import DecoderConfig
 from instructjax.models.sharded import STACKS, device_bytes, param_spec
 from instructjax.planning.collectives import Collective
@@ -32,6 +33,8 @@ from instructjax.planning.setting import Setting
 
 def attention_form(setting: Setting, platform: str) -> Form:
     """The form that `instructjax.models.attention.attend` takes there."""
+    if platform == "tpu" and block_size(setting.length) and setting.parts("sequence") == 1:
+        return "flash"
     return "tiles" if platform == "cpu" or setting.length > WHOLE else "whole"
 
 
@@ -45,7 +48,7 @@ def device_flops(
         "rows": rows,
         "length": setting.length,
         "form": "visible" if useful else form,
-        "tile": setting.tile,
+        "tile": (block_size(setting.length) or 0) if form == "flash" else setting.tile,
     }
     if setting.task == "score":
         found = count_forward(config, params, **options)

@@ -16,7 +16,7 @@ from instructjax.finetuning.partition import name_param
 from instructjax.models.config import DecoderConfig
 from instructjax.scoring import head, log_prob_head
 
-Form = Literal["visible", "tiles", "whole"]
+Form = Literal["visible", "tiles", "flash", "whole"]
 _EXPERTS = ("mlp.gate", "mlp.up", "mlp.down")
 
 
@@ -53,7 +53,9 @@ def count_pairs(length: int, window: int | None, form: Form, tile: int) -> int:
     Args:
       length: tokens of the row.
       window: how many a query sees, its own included.
-      form: "visible" pairs alone; all of the tiles that hold one; or the "whole" square.
+      form: "visible" pairs alone; all of the "tiles", or blocks of "flash", that hold one; or the
+        "whole" square.
+      tile: tokens of a tile or block.
 
     >>> [count_pairs(4, None, form, 2) for form in ("visible", "tiles", "whole")]
     [10, 12, 16]
@@ -133,10 +135,11 @@ def count_step(
 
     layers = forward.layers + tokens * per_token(lambda path: path in learn)
     key, value = _head_dims(config)
-    # scores and values, twice each; tiles compute scores once more
-    tiled = again and form == "tiles"
+    # scores and values, twice each; tiles compute scores once more; of the kernels, one for queries
+    # and one for keys, each computes scores and the weights' gradient
+    keys, values = {"tiles": (3, 2), "flash": (4, 3)}.get(form, (2, 2)) if again else (2, 2)
     pairs = _pairs(config, length, form, tile) * rows
-    attention = 2.0 * ((3 if tiled else 2) * key + 2 * value) * pairs
+    attention = 2.0 * (keys * key + values * value) * pairs
     # logits once more, the gradient of hidden states, and that of the table
     backward = Flops(layers=layers, attention=attention, head=(3 if again else 2) * forward.head)
     if not again:
@@ -147,7 +150,7 @@ def count_step(
     elif remat == "dots":
         # grouped products of experts are none of those that are kept; nor is the whole square
         experts = per_token(lambda path: path.endswith(_EXPERTS))
-        whole = 0.0 if form == "tiles" else forward.attention
+        whole = forward.attention if form == "whole" else 0.0
         backward += Flops(layers=experts * tokens, attention=whole)
     return forward + backward
 

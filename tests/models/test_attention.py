@@ -110,13 +110,19 @@ def test_both_forms_agree_with_a_loop_over_queries(layout, seed, tile):
     np.testing.assert_allclose(np.asarray(dense(q, k, v, ends))[used], expected[used], atol=2e-5)
 
 
+def by_platform(q, k, v, positions, ends):
+    return attend(q, k, v, ends, positions, find_tiles(positions, ends, 64), tile=64)
+
+
 @pytest.mark.parametrize(("length", "whole"), [(2048, True), (2049, False)])
 def test_no_platform_attends_to_a_long_row_whole(length, whole):
     """Memory by the square of the row would not do: 9 heads of 32,768 tokens are 39 GB."""
     q, k, v = (jnp.zeros((length, heads, 4)) for heads in (2, 1, 1))
     positions, ends = jnp.arange(length)[None], jnp.full((1, length), length)
-    form = partial(in_tiles, attend, tile=64)
-    lowered = jax.jit(form).trace(q, k, v, positions, ends).lower(lowering_platforms=("cuda",))
+
+    lowered = (
+        jax.jit(by_platform).trace(q, k, v, positions, ends).lower(lowering_platforms=("cuda",))
+    )
     assert (f"{length}x{length}xf32" in lowered.as_text()) == whole
 
 
@@ -324,7 +330,7 @@ def test_no_square_of_the_length_exists_in_the_cpu_program():
     length = 331
     q, k, v = tensors(8, length)
     positions, ends = (x[None] for x in lay_out([(length, ())], length))
-    function = weighted(partial(in_tiles, attend, tile=64), positions, ends)
+    function = weighted(by_platform, positions, ends)
     text = compiled_text(jax.grad(function, (0, 1, 2)), q, k, v)
     shapes = [[int(d) for d in m.split(",")] for m in re.findall(r"[a-z]\d+\[([\d,]+)\]", text)]
     assert len(shapes) > 50

@@ -1,0 +1,212 @@
+"""The TPU kernel, operation by operation on CPU, against the reference; and lowered for TPUs."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from instructjax.batching.batch import batch_from_lengths
+from instructjax.models import attention, attention_flash
+from instructjax.models.attention import Window, attend, attend_dense
+from instructjax.models.attention_flash import attend_flash, block_size
+from instructjax.models.spmd import over_rows
+from instructjax.models.tiles import find_tiles
+from instructjax.scoring.log_probs import token_log_probs
+from instructjax.sharding.mesh import make_mesh
+
+interpreted = partial(attend_flash, interpret=True)
+
+
+def lay_out(length, *trees):
+    """`positions` and `ends` of prefixes with branches, one after the other."""
+    positions, ends, start = np.zeros(length, np.int32), np.zeros(length, np.int32), 0
+    for prefix, branches in trees:
+        at = start + prefix
+        for branch in branches:
+            positions[at : at + branch] = np.arange(prefix, prefix + branch)
+            ends[at : at + branch] = at + branch
+            at += branch
+        positions[start : start + prefix] = np.arange(prefix)
+        ends[start : start + prefix] = at
+        start = at
+    assert start <= length
+    return positions, ends
+
+
+def make_rows(length):
+    """A tree that ends within a block and sequences; one sequence that fills the row; nothing."""
+    a, b, c = length // 2 + 5, length // 6, length // 7
+    made = [lay_out(length, (a, [b, c]), (20, [])), lay_out(length, (length, [])), lay_out(length)]
+    return tuple(map(np.stack, zip(*made, strict=True)))
+
+
+def tensors(tokens, heads=4, kv_heads=2, dim=16, values=8, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    shapes = (tokens, heads, dim), (tokens, kv_heads, dim), (tokens, kv_heads, values)
+    return tuple(jnp.asarray(1.5 * rng.standard_normal(shape), dtype) for shape in shapes)
+
+
+def reference(q, k, v, ends, positions, *, window=None, **options):
+    near = None if window is None else Window(window, positions)
+    return attend_dense(q, k, v, ends, window=near, **options)
+
+
+def weighted(form, ends, positions, **options):
+    """(a scalar of what tokens in use receive, what they receive)."""
+    ends, positions = jnp.asarray(ends), jnp.asarray(positions)
+
+    def total(q, k, v, sinks):
+        out = form(q, k, v, ends, positions, sinks=sinks, **options)
+        out = jnp.where(ends.reshape(-1, 1, 1) > 0, out.astype(jnp.float32), 0)
+        return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum(), out
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+
+
+CASES = {
+    "one block": (128, {}),
+    "three blocks": (384, {}),
+    "larger blocks": (512, {}),
+    "window": (384, {"window": 50}),
+    "window of one": (384, {"window": 1}),
+    "cap and scale": (256, {"softcap": 2.0, "scale": 0.7}),
+    "sinks": (256, {"sinks": True}),
+    "all": (384, {"window": 200, "softcap": 2.0, "scale": 0.7, "sinks": True}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_the_reference(case):
+    length, options = CASES[case]
+    positions, ends = make_rows(length)
+    q, k, v = tensors(ends.size)
+    sinks = jnp.array([-1.0, 0.5, 2.0, 4.0]) if options.get("sinks") else None
+    window = {"window": jnp.asarray(options["window"])} if "window" in options else {}
+    rest = {name: options[name] for name in ("softcap", "scale") if name in options} | window
+    (_, expected), slopes = weighted(reference, ends, positions, **rest)(q, k, v, sinks)
+    (_, found), ours = weighted(interpreted, ends, positions, **rest)(q, k, v, sinks)
+    np.testing.assert_allclose(found, expected, atol=3e-6)
+    for a, b in zip(ours, slopes, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+def test_the_gradient_of_a_sink_is_that_of_the_reference():
+    positions, ends = make_rows(128)
+    q, k, v = tensors(ends.size)
+    sinks = jnp.array([-1.0, 0.5, 2.0, 4.0])
+
+    def total(form, sinks):
+        out = form(q, k, v, jnp.asarray(ends), jnp.asarray(positions), sinks=sinks)
+        return jnp.where(ends.reshape(-1, 1, 1) > 0, out, 0).sum()
+
+    expected = jax.grad(partial(total, reference))(sinks)
+    assert jnp.abs(expected).min() > 1e-3
+    np.testing.assert_allclose(jax.grad(partial(total, interpreted))(sinks), expected, rtol=1e-4)
+
+
+def test_padding_gives_zeros_and_no_gradient():
+    positions, ends = lay_out(256, (100, []))
+    q, k, v = tensors(256)
+    marks = jnp.asarray(ends[None]), jnp.asarray(positions[None])
+    out, pull = jax.vjp(lambda q, k, v: interpreted(q, k, v, *marks), q, k, v)
+    assert (out[100:] == 0).all()
+    for slope in pull(jnp.ones_like(out)):
+        assert jnp.isfinite(slope).all() and (slope[100:] == 0).all()
+
+
+def test_bfloat16_is_rounded_once_where_the_reference_is():
+    positions, ends = make_rows(256)
+    q, k, v = tensors(ends.size, dtype=jnp.bfloat16)
+    marks = jnp.asarray(ends), jnp.asarray(positions)
+    found = interpreted(q, k, v, *marks)
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    exact = reference(q, k, v, *marks)
+    used = ends.reshape(-1) > 0
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found[used].astype(jnp.float32), exact[used], atol=0.03)
+
+
+@pytest.fixture
+def as_on(monkeypatch):
+    """A function after whose call everything takes the form of a platform."""
+
+    def choose(platform):
+        lax = SimpleNamespace(platform_dependent=lambda *x, **forms: forms[platform](*x))
+        monkeypatch.setattr(attention, "lax", lax)
+
+    # What interprets kernels inside of a shard_map knows nothing of remat, and so not of gradients
+    # of what gathers layer by layer.
+    interpret = pltpu.InterpretParams()
+    monkeypatch.setattr(attention_flash, "attend_flash", partial(attend_flash, interpret=interpret))
+    return choose
+
+
+MESHES = {"fsdp=2": 2, "tensor=2": 2}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_model_gives_the_same_log_probs_and_gradients(random_model, as_on, mesh):
+    fields = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_size": 32}
+    model = random_model(seed=3, vocab_size=64, **fields)
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(30, 129, 8)
+    tokens = rng.integers(0, 64, (8, 128))
+    batch = batch_from_lengths(
+        *(jnp.asarray(x, jnp.int32) for x in (tokens, lengths // 2, lengths)), tile=64
+    )
+
+    def losses(mesh, params):
+        logs = over_rows(token_log_probs, model.graphdef, mesh=mesh)(params, batch)
+        return logs.mean(), logs
+
+    as_on("default")
+    run = jax.jit(jax.value_and_grad(partial(losses, None), has_aux=True))
+    (_, expected), whole = run(model.params)
+    as_on("tpu")
+    devices = make_mesh(mesh, jax.devices()[: MESHES[mesh]])
+    if "fsdp" in mesh:
+        _, found = jax.jit(partial(losses, devices))(model.params)
+    else:
+        run = jax.jit(jax.value_and_grad(partial(losses, devices), has_aux=True))
+        (_, found), slopes = run(model.params)
+        for a, b in zip(jax.tree.leaves(slopes), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("length", [128, 4096])
+def test_lowered_for_tpus_it_is_the_kernel_that_runs(length, dtype):
+    q, k, v = tensors(length, heads=4, dim=64, values=64, dtype=dtype)
+    positions, ends = jnp.arange(length)[None], jnp.full((1, length), length)
+
+    def call(q, k, v):
+        return attend(q, k, v, ends, positions, find_tiles(positions, ends, 64), tile=64)
+
+    def slopes(q, k, v):
+        return jax.grad(lambda *x: call(*x).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+
+    def lower(function):
+        return jax.jit(function).trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
+
+    forward = lower(call)
+    assert forward.count("tpu_custom_call") == 1 and f"{length}x{length}xf32" not in forward
+    assert lower(slopes).count("tpu_custom_call") == 3
+
+
+def test_a_row_that_is_no_number_of_blocks_has_another_form():
+    assert block_size(1792) == 256 and block_size(1000) is None
+    q, k, v = tensors(1000)
+    positions, ends = jnp.arange(1000)[None], jnp.full((1, 1000), 1000)
+
+    def call(q, k, v):
+        return attend(q, k, v, ends, positions, find_tiles(positions, ends, 64), tile=64)
+
+    lowered = jax.jit(call).trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" not in lowered and "1000x1000xf32" in lowered
