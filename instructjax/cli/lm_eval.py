@@ -8,12 +8,15 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from instructjax.cli.process_options import ProcessOptions
+
 
 @dataclass(frozen=True, kw_only=True)
-class LmEval:
+class LmEval(ProcessOptions):
     """Run tasks of lm-evaluation-harness, scored and written here, without PyTorch.
 
-    Needs the extra `lm-eval`. Prints the harness' own table.
+    Needs the extra `lm-eval`. Prints the harness' own table. Of several processes, the harness runs
+    in the first, and all compute log-likelihoods.
     """
 
     EXAMPLE: ClassVar[str] = "instructjax lm-eval --tasks arc_easy --num-fewshot 5 --limit 100"

@@ -13,6 +13,7 @@ from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import escape_controls
 from instructjax.errors import DataError, UsageError, remedy_for_writing
 from instructjax.models import parse_spec
+from instructjax.sharding.processes import leads
 
 
 def run_lm_eval(options: LmEval) -> int:
@@ -21,7 +22,7 @@ def run_lm_eval(options: LmEval) -> int:
     Raises:
       InstructJaxError: see the message.
     """
-    if options.out is not None:
+    if options.out is not None and leads():
         _check_out(options.out, overwrite=options.overwrite)
     if (options.num_fewshot or 0) < 0 or (options.limit is not None and options.limit <= 0):
         raise UsageError(
@@ -47,6 +48,9 @@ def run_lm_eval(options: LmEval) -> int:
         max_length=options.max_length,
         rolling_bos=options.rolling_bos,
     )
+    if not leads():
+        lm.follow()
+        return 0
     start = time.monotonic()
     results: Any = simple_evaluate(
         model=lm,
@@ -61,6 +65,7 @@ def run_lm_eval(options: LmEval) -> int:
         log_samples=options.out is not None,
         torch_random_seed=None,  # type: ignore[arg-type]
     )
+    lm.release()
     seconds = time.monotonic() - start
     print(make_table(results))
     if results.get("groups"):

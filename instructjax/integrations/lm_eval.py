@@ -40,11 +40,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from instructjax.batching.prefix_tree import GrowingTree
 from instructjax.display.progress import ScoringProgress
 from instructjax.errors import UsageError
+from instructjax.integrations import lm_eval_processes
 from instructjax.integrations.conversations import render_conversation
 from instructjax.integrations.lm_eval_generate import write_responses
 from instructjax.integrations.lm_eval_requests import RequestEncoder
@@ -53,6 +52,7 @@ from instructjax.prompts.options import Boundary, Truncation
 from instructjax.prompts.request import Request
 from instructjax.scoring.engine import ScoredRequest, Work, score_requests
 from instructjax.sharding import choose_mesh
+from instructjax.sharding.processes import several
 
 try:
     from lm_eval.api.instance import Instance
@@ -91,8 +91,11 @@ class InstructJaxLM(LM):
         chooses the device (environment variable JAX_PLATFORMS).
 
     Raises:
-      UsageError: an unknown option or model, or several processes that share devices, each of
-        which would ask and answer everything.
+      UsageError: an unknown option or model.
+
+    Of several processes (`instructjax.sharding.processes`), the harness runs in process 0, which
+    calls `release` at the end; the others call `follow` in its place. They compute log-likelihoods
+    together; responses are for one process.
     """
 
     def __init__(
@@ -109,11 +112,6 @@ class InstructJaxLM(LM):
         max_batch_size: int | None = None,
         device: str | None = None,
     ) -> None:
-        if (processes := jax.process_count()) > 1:
-            raise UsageError(
-                f"lm-evaluation-harness runs here in one process, and there are {processes}",
-                remedy="start one without jax.distributed; it uses all devices of its host",
-            )
         super().__init__()
         # The harness bootstraps in forked processes, and a fork of a process that runs JAX may
         # never end.
@@ -179,6 +177,11 @@ class InstructJaxLM(LM):
         """
         answers = [""] * len(requests)
         wanted: list[Any] = [(*request.args, name_request(request)) for request in requests]
+        if several():
+            raise UsageError(
+                "the harness asks for responses, which one process writes alone",
+                remedy="start one without --distributed; it uses all devices of its host",
+            )
         done = tokens = 0
         with ScoringProgress(len(requests), show=False if disable_tqdm else None) as bar:
 
@@ -251,6 +254,14 @@ class InstructJaxLM(LM):
             answers.commit()
         super().set_cache_hook(cache_hook)
 
+    def follow(self) -> None:
+        """What processes other than 0 do: their part of all that it asks for, until `release`."""
+        lm_eval_processes.follow(self.model)
+
+    def release(self) -> None:
+        """In process 0: lets the others go."""
+        lm_eval_processes.release()
+
     # How it is done.
 
     @cached_property
@@ -305,6 +316,7 @@ class InstructJaxLM(LM):
             rows = (chunk[-1].row + 1 - first) * finished // len(chunk)
             bar.update(first + rows, self.work.useful - before)
 
+        lm_eval_processes.ask(chunk)
         return score_requests(self.model, chunk, work=self.work, on_row=tick)
 
 

@@ -34,13 +34,15 @@ def encode(model: Any, text: str) -> list[int]:
     return model.tokenizer.backend.encode(text, add_special_tokens=False).ids
 
 
-def test_each_of_several_processes_would_answer_everything(
-    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+def test_of_several_processes_one_asks(
+    tiny_model: Any, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`hf` reports rank 0 and world size 1 in each of them, unless accelerate started it."""
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(UsageError, match="one process, and there are 2"):
-        InstructJaxLM(tiny_model)
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    with pytest.raises(UsageError, match="runs in process 0, and this is another"):
+        InstructJaxLM(tiny_model).loglikelihood([ask("a", "b")])
 
 
 def test_one_key_for_two_splits(
