@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructjax.batching.batch import batch_from_lengths
 from instructjax.models import attention, attention_flash
@@ -17,6 +19,8 @@ from instructjax.models.attention import Window, attend, attend_dense
 from instructjax.models.attention_flash import attend_flash, block_size
 from instructjax.models.spmd import over_rows
 from instructjax.models.tiles import find_tiles
+from instructjax.models.varying import HeadSplit
+from instructjax.planning.topology import open_devices, parse_topology
 from instructjax.scoring.log_probs import token_log_probs
 from instructjax.sharding.mesh import make_mesh
 
@@ -210,3 +214,39 @@ def test_a_row_that_is_no_number_of_blocks_has_another_form():
 
     lowered = jax.jit(call).trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" not in lowered and "1000x1000xf32" in lowered
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "values", "dtype", "options"),
+    [
+        (9, 3, 64, 64, "float32", {}),
+        (32, 8, 128, 128, "bfloat16", {}),
+        (8, 4, 256, 256, "bfloat16", {"window": 512, "softcap": 50.0}),
+        (64, 8, 64, 64, "bfloat16", {"window": 128, "sinks": True}),
+        (16, 16, 192, 128, "bfloat16", {}),
+    ],
+)
+def test_compiled_for_a_tpu(heads, kv_heads, dim, values, dtype, options):
+    length = 2048
+    mesh = Mesh(np.array(open_devices(parse_topology("v5e:2x2"))), "x")
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def abstract(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+    sinks = abstract(heads, dtype="float32") if options.pop("sinks", False) else None
+    window = {"window": jnp.int32(options.pop("window"))} if "window" in options else {}
+    marks = [abstract(1, length, dtype="int32")] * 2
+    shapes = (heads, dim), (kv_heads, dim), (kv_heads, values)
+    arrays = [abstract(length, *shape) for shape in shapes]
+
+    def total(q, k, v, ends, positions, sinks):
+        split = HeadSplit(auto=frozenset({"x"}), mesh=mesh)
+        out = attend_flash(q, k, v, ends, positions, sinks=sinks, split=split, **window, **options)
+        return out.astype(jnp.float32).sum()
+
+    step = jax.jit(jax.grad(total, (0, 1, 2)))
+    compiled = step.lower(*arrays, *marks, sinks).compile()
+    assert (compiled.as_text() or "").count('custom_call_target="tpu_custom_call"') == 3
