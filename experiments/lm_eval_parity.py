@@ -13,7 +13,8 @@ ids must agree to 1e-3 nats; those of which they do not are counted by the reaso
 - white space: `hf` scores white space at the end of the context as the first of y;
 - spanned join: `hf` encodes both as one string, and there a token has parts of both;
 - logits cache: same ids, but `hf` gives another number without its cache of logits;
-- windows: a text needs several, and only the first of `hf` has BOS.
+- windows: a text needs several, and only the first of `hf` has BOS;
+- rounding: a long request, of which the number here is within 1e-3 of `hf`'s network in float64.
 
 Of every request, `hf`'s network is also given the ids that instructjax scores, and must agree.
 Exit code 1 if something that must agree does not. Needs the `compare` extra.
@@ -92,7 +93,10 @@ def explain(lm: Recorder, key: str, peer: dict[str, Any]) -> str:
     ours, theirs, strings = lm.pairs[key], peer["pairs"][key], lm.strings[key]
     if [list(pair) for pair in ours] == theirs:
         uncached = peer["uncached"].get(key, peer["found"][key])
-        return "logits cache" if abs(peer["found"][key] - uncached) > LIMIT else ""
+        if abs(peer["found"][key] - uncached) > LIMIT:
+            return "logits cache"
+        exact = peer["float64"].get(key)
+        return "" if exact is None or abs(lm.found[key] - exact) > LIMIT else "rounding"
     if len(strings) == 1:
         return "windows"
     (prompt, response), (context, continuation) = ours[0], theirs[0]
@@ -147,6 +151,8 @@ def main() -> int:
             "batch_size": args.batch_size,
             "threads": os.cpu_count(),
             "pairs": lm.pairs,
+            "found": lm.found,
+            "limit": LIMIT,
         },
     )
     if {key: tuple(strings) for key, strings in peer["strings"].items()} != lm.strings:
@@ -172,13 +178,19 @@ def main() -> int:
         table.add_row(*cells, "\n".join(others), last)
         lines.append((*cells, ", ".join(others), last))
     console.print(table)
-    wrong = {key for key in gaps if on_ids[key] > LIMIT or (gaps[key] > LIMIT and not reasons[key])}
+    wrong = {
+        key
+        for key in gaps
+        if (gaps[key] > LIMIT and not reasons[key])
+        or (on_ids[key] > LIMIT and abs(lm.found[key] - peer["float64"][key]) > LIMIT)
+    }
     for key in sorted(gaps, key=gaps.__getitem__, reverse=True):
         if gaps[key] > LIMIT or key in wrong:
             shown = " | ".join(repr(text[-30:]) for text in lm.strings[key])
             console.print(
                 f"{key}: {lm.found[key]:.4f} here, {peer['found'][key]:.4f} in hf "
-                f"({peer['on_given_ids'][key]:.4f} on our ids): "
+                f"({peer['on_given_ids'][key]:.4f} on our ids, "
+                f"{peer['float64'][key]:.4f} in float64): "
                 f"{reasons[key] or 'UNEXPLAINED'}: {shown}",
                 markup=False,
                 highlight=False,
@@ -200,6 +212,7 @@ def main() -> int:
                     "ours": value,
                     "hf": peer["found"][key],
                     "hf_on_our_ids": peer["on_given_ids"][key],
+                    "float64": peer["float64"].get(key),
                     "reason": reasons[key],
                 }
                 for key, value in lm.found.items()

@@ -1,13 +1,15 @@
 """lm-evaluation-harness' own model `hf` in a process of its own: a job from stdin, JSON out.
 
 Runs the tasks as anyone would, then the same requests without its cache of logits, then its network
-on token ids that are given: those that instructjax scores. Needs PyTorch, and not instructjax.
+on token ids that are given: those that instructjax scores; and once more in float64 those of them
+that come out otherwise than given. Needs PyTorch, and not instructjax.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 Key = str
@@ -73,12 +75,22 @@ def main() -> None:
     again = HFLM.loglikelihood(lm, asked["loglikelihood"], disable_tqdm=True)
     uncached = {name(r): a[0] for r, a in zip(asked["loglikelihood"], again, strict=True)}
 
-    flat = [(key, pair) for key, each in job["pairs"].items() for pair in each]
-    given = [((str(i), ""), *pair) for i, (_, pair) in enumerate(flat)]
-    sums: dict[Key, float] = dict.fromkeys(job["pairs"], 0.0)
-    scored = lm._loglikelihood_tokens(given, disable_tqdm=True)
-    for (key, _), (value, _) in zip(flat, scored, strict=True):
-        sums[key] += value
+    def score(keys: Iterable[Key]) -> dict[Key, float]:
+        flat = [(key, pair) for key in keys for pair in job["pairs"][key]]
+        given = [((str(i), ""), *pair) for i, (_, pair) in enumerate(flat)]
+        sums = dict.fromkeys(keys, 0.0)
+        scored = lm._loglikelihood_tokens(given, disable_tqdm=True)
+        for (key, _), (value, _) in zip(flat, scored, strict=True):
+            sums[key] += value
+        return sums
+
+    on_given = score(job["pairs"])
+    apart = [
+        key
+        for key, value in job["found"].items()
+        if max(abs(value - on_given[key]), abs(value - found[key])) > job["limit"]
+    ]
+    lm._model = lm.model.double()
 
     everything = asked["loglikelihood"] + asked["loglikelihood_rolling"]
     answer = {
@@ -86,7 +98,8 @@ def main() -> None:
         "found": found,
         "uncached": uncached,
         "pairs": pairs,
-        "on_given_ids": sums,
+        "on_given_ids": on_given,
+        "float64": score(apart),
         "results": {task: str(values) for task, values in results["results"].items()},
     }
     print("RESULT " + json.dumps(answer))
