@@ -3,7 +3,8 @@
     python experiments/coverage.py --runs 2000 --out experiments/results
 
 Scores are drawn from mu + c + z + rest with standard deviations 0.05, 0.25 and 0.35 (what grids of
-0/1 scores look like), again and again; an interval of nominal 95% should hold the truth in 93 to
+0/1 scores look like), again and again; where instructions and inputs belong to tasks, those too
+have effects (`coverage_in_tasks.py`). An interval of nominal 95% should hold the truth in 93 to
 97% of the runs. Writes coverage.md and coverage.json. With 2,000 runs the standard error of a share
 is 0.5 points.
 """
@@ -21,6 +22,14 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from coverage_in_tasks import (
+    Sizes,
+    difference_in_tasks,
+    gaps_by_task,
+    gaps_by_wording,
+    mean_of_tasks,
+    mean_of_uneven_tasks,
+)
 from scipy.special import stdtrit
 
 from instructjax.generalization import (
@@ -32,12 +41,12 @@ from instructjax.generalization import (
     decision_study,
     paired,
     reml,
-    reml_in_tasks,
     scaling,
 )
 
 SD_C, SD_Z, SD_REST = 0.05, 0.25, 0.35
 DRAWS = 500
+EQUAL, UNEVEN, VERY_UNEVEN = get_args(Sizes)
 BATCH = 50
 # Rows that are there for comparison, and are not the ones to use.
 NOT_ADVISED = (
@@ -162,46 +171,6 @@ def difference_of_models(c: int, z: int) -> Run:
     return run
 
 
-def difference_in_tasks(t: int, c: int, z: int) -> Run:
-    """Two models on tasks with instructions and inputs of their own; tasks suit one or the other.
-
-    Tasks differ in size; as of cells of a report, with micro and with macro weights.
-    """
-    tasks, of_c, of_z = (jnp.asarray(x.ravel()) for x in np.indices((t, c, z)))
-    kept = of_z < z - 3 * (tasks % 3)  # uneven tasks
-    ways = (tasks * c + of_c, tasks * z + of_z, tasks)
-    cell = jnp.full(len(tasks), 3)
-    share = {
-        kind: cells.cell_weights(cell, tasks, weights=kind, mask=kept)
-        for kind in get_args(cells.Weights)
-    }
-    row, seen = jnp.array([[0.0, 0.0, 0.0, 1.0]]), jnp.zeros((1, 4), bool)
-
-    def run(key):
-        of_task, of_instruction, of_input, rest = jax.random.split(key, 4)
-        apart = 0.1 * jax.random.normal(of_task, (t, 1, 1))
-        apart += 0.05 * jax.random.normal(of_instruction, (t, c, 1))
-        apart += 0.2 * jax.random.normal(of_input, (t, 1, z))
-        apart = (apart + 0.35 * jax.random.normal(rest, (t, c, z))).ravel()
-        zero = jnp.zeros_like(apart)
-        found = {}
-        for name, some in (("without tasks", ways[:2]), ("instructions, inputs, tasks, t", ways)):
-            paired_in = paired.compare_paired(apart, zero, some, kept)
-            found[f"paired, clusters: {name}"] = paired_in[:3]
-        for kind, weight in share.items():
-            e = cells.cell_influence(apart, weight)
-            covariance = contrasts.cell_covariance(e, weight, (tasks,))
-            se, df = contrasts.contrast_se(covariance, row, seen)
-            found[f"report's difference, {kind}, t (default)"] = (
-                weight[:, 3] @ apart,
-                se[0],
-                df[0],
-            )
-        return found
-
-    return run
-
-
 def contributions(c: int, z: int) -> Run:
     """What an instruction adds to log Pr, nats a response: scores in four contexts; minus truth."""
     of_c, of_z = (jnp.asarray(x.ravel()) for x in np.indices((c, z)))
@@ -217,42 +186,6 @@ def contributions(c: int, z: int) -> Run:
             "report's contribution of c, t (default)": _around(
                 added.mean(), *cluster_se.multiway_cluster_se(e, (of_c, of_z))
             ),
-        }
-
-    return run
-
-
-def mean_of_uneven_tasks(t: int, c: int, z: int) -> Run:
-    """Tasks with instructions and inputs of their own, three cells in ten missing."""
-
-    def run(key):
-        of_task, of_c, of_z, rest, holes = jax.random.split(key, 5)
-        score = 0.15 * jax.random.normal(of_task, (t, 1, 1))
-        score += 0.1 * jax.random.normal(of_c, (t, c, 1))
-        score += 0.25 * jax.random.normal(of_z, (t, 1, z))
-        score += 0.35 * jax.random.normal(rest, (t, c, z))
-        there = jax.random.uniform(holes, (t, c, z)) > 0.3
-        fit = reml_in_tasks.fit_reml_in_tasks(score, there)
-        return {"REML in tasks, t": _around(fit.mean, fit.se, fit.df)}
-
-    return run
-
-
-def mean_of_tasks(t: int, i: int) -> Run:
-    """Tasks with inputs of their own, a definition each."""
-    of_task = jnp.repeat(jnp.arange(t), i)
-
-    def run(key):
-        one, two, boot = jax.random.split(key, 3)
-        grid = 0.15 * jax.random.normal(one, (t, 1)) + 0.4 * jax.random.normal(two, (t, i))
-        flat = grid.ravel()
-        mean, e = flat.mean(), cluster_se.mean_influence(flat)
-        drawn = bootstrap.nested_bootstrap(boot, grid, draws=DRAWS)
-        return {
-            "naive": _around(mean, jnp.sqrt((e**2).sum()), jnp.array(float(t * i - 1))),
-            "clusters: tasks, t (default)": _clustered(mean, e, of_task),
-            "percentile, nested bootstrap": bootstrap.percentile_interval(drawn),
-            "nested bootstrap, t (default)": bootstrap.bootstrap_t_interval(mean, drawn, t),
         }
 
     return run
@@ -336,6 +269,17 @@ STUDIES: dict[str, Callable[[], Run]] = {
     },
     "mean, 20 uneven tasks of 3 x 20": lambda: mean_of_uneven_tasks(20, 3, 20),
     "scaling curve, 8 points": lambda: slope_of_curve(8),
+    **{
+        f"gaps, {t}+{u} {sizes} tasks of {c} x 40": lambda s=(t, u, c, 40, sizes): gaps_by_task(*s)
+        for t, u in ((8, 8), (20, 8))
+        for c, sizes in ((1, EQUAL), (1, UNEVEN), (1, VERY_UNEVEN), (3, VERY_UNEVEN))
+    },
+    **{
+        f"gaps, wordings of {t} {sizes} tasks of 4 x 40": lambda s=(t, 4, 40, sizes): (
+            gaps_by_wording(*s)
+        )
+        for t, sizes in ((8, EQUAL), (8, VERY_UNEVEN), (20, VERY_UNEVEN))
+    },
 }
 
 

@@ -95,8 +95,11 @@ def find_needed(
     # The same clusters on both sides: more of them are more on both.
     part = row if shared else row * some
     of_way = min(float(part @ measured.covariance.single[way] @ part), variance)
-    more = clusters_to_halve(variance, of_way, clusters, df, level=level)
+    # Uneven clusters count as fewer equal ones; more of them are as uneven.
+    equal = 1 + float(measured.covariance.df[way][some].min())
+    more = clusters_to_halve(variance, of_way, equal, df, level=level)
     if more is not None:
+        more = math.ceil(more * clusters / equal - 1e-6)
         return Needed(unit=unit, how="both sides" if shared else "unseen", more=more)
     # Both sides grow alike: as if the way had so many clusters as give the degrees of freedom.
     of_way = min(single[way], variance)

@@ -25,7 +25,7 @@ from instructjax.generalization.cluster_se import (
     ratio_influence,
     t_interval,
 )
-from instructjax.generalization.contrasts import cell_covariance, contrast_se
+from instructjax.generalization.contrasts import cell_covariance, cluster_df, contrast_se
 from instructjax.generalization.paired import benjamini_hochberg, compare_paired, holm, max_t
 from instructjax.generalization.quantiles import student_t_cdf, student_t_quantile
 
@@ -216,3 +216,16 @@ def test_max_t_of_independent_estimates_is_sidaks() -> None:
     critical = stats.norm.ppf(0.5 + 0.5 * 0.95 ** (1 / 5))
     np.testing.assert_allclose(high - estimate, critical, rtol=0.03)
     np.testing.assert_allclose(estimate - low, critical, rtol=0.03)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [7, 1, 1, 1], [40, 24, 14, 9, 5, 3], [3, 1]])
+def test_degrees_of_freedom_are_those_of_the_quadratic_form(sizes: list[int]) -> None:
+    """Bell and McCaffrey's, by matrices: scores are independent, clusters are weighed by size."""
+    p = np.array(sizes) / sum(sizes)
+    apart = np.eye(len(p)) - np.outer(np.ones(len(p)), p)  # from the mean
+    form = apart.T @ np.diag(p**2 / (1 - p)) @ apart @ np.diag(1 / p)
+    assert np.trace(form) == pytest.approx(1)  # the variance is unbiased
+    expected = np.trace(form) ** 2 / np.trace(form @ form)
+    absent = np.append(p, 0)  # a cluster without scores counts nothing
+    assert float(cluster_df(jnp.asarray(absent)[:, None])[0]) == pytest.approx(expected, rel=1e-5)
+    assert expected <= len(p) - 1 + 1e-9
