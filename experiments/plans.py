@@ -108,9 +108,9 @@ def write(plans: list[dict[str, Any]]) -> None:
     head = [
         "# Plans without hardware",
         "",
-        "Made by `python experiments/plans.py`: each is compiled for its devices by libtpu on CPUs",
-        "and nothing is run. Memory is the compiler's; times are the least that the chips' rates",
-        "allow, from all at once to one after the other.",
+        "Made by `python experiments/plans.py`: each is compiled by libtpu for its devices,",
+        "on CPUs, and nothing is run. Memory is the compiler's; times are the least that the",
+        "chips' rates allow, from all at once to one after the other.",
         "",
         *summarize(plans),
         "",
