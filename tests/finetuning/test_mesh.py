@@ -23,6 +23,7 @@ from instructjax.sharding import make_mesh
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
 STEPS = 3
+MESHES = ("data=8", "fsdp=8", "data=2,fsdp=4", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2")
 
 
 def train(model, draw, *, lora, optimizer, mesh=None):
@@ -75,9 +76,8 @@ def alone(random_model, draw):
 @pytest.mark.parametrize(
     ("lora", "optimizer", "shape"),
     [
-        (False, "adamw", "data=2,fsdp=2,tensor=2"),
+        *((lora, "adamw", shape) for lora in (False, True) for shape in MESHES),
         (False, "muon", "data=2,fsdp=4"),
-        (True, "adamw", "fsdp=8"),
     ],
 )
 def test_law_3_a_step_on_a_mesh_is_that_of_one_device(
