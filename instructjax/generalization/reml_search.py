@@ -22,43 +22,54 @@ STEPS = 100
 class Unit(NamedTuple):
     """What scores were divided by, so that steps and tolerances fit any score.
 
-    Attributes: centre, scale: of the scores; varies: whether they do; total: how many there are.
+    Attributes: centre: of the scores of each group; scale: of what is left; varies: whether they
+      do; free: how many scores there are beyond the groups' means.
     """
 
     centre: Array
     scale: Array
     varies: Array
-    total: Array
+    free: Array
 
     def restore(self, value: Array, mean: Array, variance: Array) -> tuple[Array, Array, Array]:
-        """Log-likelihood, mean and its variance in units of the score.
+        """Log-likelihood, means and their variances in units of the score.
 
         Scores that do not vary have no density: their log-likelihood is infinite.
         """
-        value = jnp.where(self.varies, value - (self.total - 1) * jnp.log(self.scale), jnp.inf)
+        value = jnp.where(self.varies, value - self.free * jnp.log(self.scale), jnp.inf)
         mean = jnp.where(self.varies, mean * self.scale, 0) + self.centre
         return value, mean, jnp.where(self.varies, variance * self.scale**2, 0)
 
 
 def standardize(
-    values: Float[Array, "*tasks C Z R"], mask: Bool[AnyArray, ...] | None
+    values: Float[Array, "*tasks C Z R"],
+    mask: Bool[AnyArray, ...] | None,
+    design: Float[Array, "K *tasks C Z"],
 ) -> tuple[Float[Array, "*tasks C Z"], Float[Array, "*tasks C Z"], Float[Array, "*tasks"], Unit]:
-    """Means and counts of cells, and a grid's sum of squares in cells, in standard deviations."""
+    """Means and counts of cells, and a grid's sum of squares in cells, in standard deviations.
+
+    Args:
+      values, mask: scores, and which are there.
+      design: indicators of groups; scores are taken from their group's mean.
+    """
     there = jnp.ones(values.shape, bool)
     if mask is not None:
         there = jnp.asarray(mask).reshape(values.shape)
-    total = jnp.maximum(there.sum(), 1).astype(values.dtype)
-    centre = jnp.where(there, values, 0).sum() / total
-    apart = jnp.where(there, values - centre, 0)
-    scale = jnp.sqrt((apart**2).sum() / jnp.maximum(total - 1, 1))
+    known = jnp.where(there, values, 0)
+    sizes = jnp.einsum("k...,...r->k", design, there.astype(values.dtype))
+    sums = jnp.einsum("k...,...r->k", design, known)
+    centre = sums / jnp.maximum(sizes, 1)
+    apart = jnp.where(there, values - jnp.tensordot(centre, design, 1)[..., None], 0)
+    free = jnp.maximum(sizes.sum() - (sizes > 0).sum(), 0)
+    scale = jnp.sqrt((apart**2).sum() / jnp.maximum(free, 1))
     # Equal numbers differ from their mean by rounding.
-    varies = scale > 8 * jnp.finfo(values.dtype).eps * jnp.abs(centre)
+    varies = scale > 8 * jnp.finfo(values.dtype).eps * jnp.abs(centre).max()
     scale = jnp.where(varies, scale, 1)
     apart = jnp.where(varies, apart / scale, 0)
     count = there.sum(-1).astype(values.dtype)
     grid = apart.sum(-1) / jnp.maximum(count, 1)
     within = jnp.where(there, (apart - grid[..., None]) ** 2, 0).sum((-3, -2, -1))
-    return grid, count, within, Unit(centre, scale, varies, total)
+    return grid, count, within, Unit(centre, scale, varies, free)
 
 
 def maximize(
@@ -88,12 +99,18 @@ def maximize(
 
 def _minimize(loss, start):
     """Newton's steps with Levenberg's damping: shorter where the loss would not fall."""
-    gradient, hessian = jax.grad(loss), jax.hessian(loss)
     eye = jnp.eye(len(start), dtype=start.dtype)
+
+    def slope(x):
+        value, g = jax.value_and_grad(loss)(x)
+        return g, (value, g)
+
+    expand = jax.jacfwd(slope, has_aux=True)  # one program for value, gradient and Hessian
 
     def step(state):
         count, x, value, damping, _ = state
-        g, h = gradient(x), hessian(x)
+        h, (value_here, g) = expand(x)
+        value = jnp.where(count == 0, value_here, value)
         values, vectors = jnp.linalg.eigh(jnp.where(jnp.isfinite(h), h, 0) + 1e-9 * eye)
         curvature = jnp.abs(values) + damping
         move = vectors @ ((vectors.T @ g) / curvature)
@@ -116,5 +133,5 @@ def _minimize(loss, start):
         count, _, _, damping, still = state
         return (count < STEPS) & (damping < 1e10) & ~still
 
-    first = (jnp.array(0), start, loss(start), jnp.array(1e-2, start.dtype), jnp.array(False))
-    return lax.while_loop(go_on, step, first)[1]
+    first = (jnp.array(0), start, jnp.zeros((), start.dtype), jnp.array(1e-2, start.dtype))
+    return lax.while_loop(go_on, step, (*first, jnp.array(False)))[1]

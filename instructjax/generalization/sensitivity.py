@@ -119,13 +119,13 @@ def spread_noise(
         top = jnp.where(count > 0, means, -jnp.inf).max()
         return top - jnp.where(count > 0, means, jnp.inf).min()
 
-    places = jnp.argsort(~there, axis=0, stable=True)  # those that are there come first
+    # Of those that are there, in each column: which one it is.
+    rank = jnp.where(there, jnp.cumsum(there, axis=0) - 1, 0)
 
     def permute(key):
         noise = jnp.where(there, jax.random.uniform(key, score.shape), 2.0)
-        taken = jnp.take_along_axis(values, jnp.argsort(noise, axis=0), 0)
-        columns = jnp.arange(score.shape[1])
-        return spread(jnp.zeros_like(values).at[places, columns].set(taken))
+        shuffled = jax.lax.sort((noise, values), dimension=0, num_keys=1)[1]
+        return spread(jnp.where(there, jnp.take_along_axis(shuffled, rank, 0), 0))
 
     observed = spread(values)
     permuted = jax.lax.map(permute, jax.random.split(key, permutations))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 
 from instructjax.report.scores import CellScores
 
@@ -21,6 +21,7 @@ class TaskGrids:
       instructions: of each task, in the order of the rows of its grid.
       score: mean of the rows of each (c, z); 0 where there is none.
       mask: where there is one.
+      cell: of each (c, z), 0 to 3; 0 where there is none.
       cut: whether there was more than is kept: at most 64 instructions, 256 inputs, 64 tasks.
     """
 
@@ -28,22 +29,13 @@ class TaskGrids:
     instructions: tuple[tuple[str, ...], ...]
     score: Float64[np.ndarray, "T C Z"]
     mask: Bool[np.ndarray, "T C Z"]
+    cell: Int[np.ndarray, "T C Z"]
     cut: bool
 
 
-def make_grids(scores: CellScores, *, center: bool) -> TaskGrids | None:
-    """Grids of the inputs that two instructions of a task share; None where there are none.
-
-    Args:
-      scores: of a model.
-      center: take the difference of the cells' means out, so that what seen and unseen differ by
-        is no difference between instructions or inputs.
-    """
-    value = scores.value
-    if center:
-        means = np.bincount(scores.cell, weights=value) / np.maximum(np.bincount(scores.cell), 1)
-        value = value - means[scores.cell] + value.mean()
-    tasks = scores.task if scores.tasks is not None else np.full(len(value), "all rows")
+def make_grids(scores: CellScores) -> TaskGrids | None:
+    """Grids of the inputs that two instructions of a task share; None where there are none."""
+    tasks = scores.task if scores.tasks is not None else np.full(len(scores.value), "all rows")
     found, cut = [], False
     for task in np.unique(tasks.astype(str)):
         mine = np.flatnonzero(tasks == task)
@@ -60,24 +52,29 @@ def make_grids(scores: CellScores, *, center: bool) -> TaskGrids | None:
         if len(c_kept) < 2 or len(z_kept) < 2:
             continue
         total, count = np.zeros((2, len(c_names), len(z_names)))
-        np.add.at(total, (c, z), value[mine])
+        np.add.at(total, (c, z), scores.value[mine])
         np.add.at(count, (c, z), 1)
+        cell = np.zeros(total.shape, int)
+        cell[c, z] = scores.cell[mine]
         pick = np.ix_(c_kept, z_kept)
-        found.append((str(task), tuple(c_names[c_kept].tolist()), total[pick], count[pick]))
+        names = tuple(c_names[c_kept].tolist())
+        found.append((str(task), names, total[pick], count[pick], cell[pick]))
     if not found:
         return None
     cut |= len(found) > MOST_TASKS
     found = found[:MOST_TASKS]
     size = (len(found), *(max(one[2].shape[axis] for one in found) for axis in (0, 1)))
-    score, mask = np.zeros(size), np.zeros(size, bool)
-    for t, (_, _, total, count) in enumerate(found):
+    score, mask, cells = np.zeros(size), np.zeros(size, bool), np.zeros(size, int)
+    for t, (_, _, total, count, cell) in enumerate(found):
         here = np.s_[t, : total.shape[0], : total.shape[1]]
         score[here] = total / np.maximum(count, 1)
         mask[here] = count > 0
+        cells[here] = cell
     return TaskGrids(
         tasks=tuple(one[0] for one in found),
         instructions=tuple(one[1] for one in found),
         score=score,
         mask=mask,
+        cell=cells,
         cut=cut,
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float64, Int
 
 from instructjax.generalization.components import NestedComponents
 from instructjax.generalization.decision_in_tasks import (
+    TaskAllocation,
     d_study_in_tasks,
     optimal_allocation_in_tasks,
 )
@@ -51,21 +54,21 @@ class VarianceSection:
 def describe_variance(scores: CellScores) -> VarianceSection | None:
     """Components of c, z, c x z where inputs have several instructions; else of what there is.
 
-    Differences between the four cells' means are taken out first.
+    Each of the four cells has a mean of its own, which is no variance of instructions or inputs.
     """
-    grids = make_grids(scores, center=True)
+    grids = make_grids(scores)
     if grids is None:
         return _describe_nested(scores)
     several = len(grids.tasks) > 1
     shape = (grids.mask.any(2).sum(1), grids.mask.any(1).sum(1))
     n_c, n_z = (max(2, round(float(np.median(sizes)))) for sizes in shape)
     with jax.enable_x64(True):
-        score, mask = jnp.asarray(grids.score), jnp.asarray(grids.mask)
+        score, mask, cell = map(jnp.asarray, (grids.score, grids.mask, grids.cell))
         if several:
-            parts = _fit_in_tasks(score, mask).components
+            parts = _fit_in_tasks(score, mask, groups=cell).components
         else:
             # One task is given: nothing varies between tasks.
-            c, z, cz, rest = _fit(score[0], mask[0]).components
+            c, z, cz, rest = _fit(score[0], mask[0], cell[0]).components
             parts = NestedComponents(jnp.zeros_like(c), c, z, cz, jnp.zeros_like(c), rest)
         advice, plan = _plan(parts, len(grids.tasks), n_c, n_z)
     named = [
@@ -75,7 +78,7 @@ def describe_variance(scores: CellScores) -> VarianceSection | None:
         ("combination c × z, and the rest", "cz", float(parts.interaction + parts.residual)),
     ]
     of = f" over {len(grids.tasks)} tasks, each with its own c and z" if several else ""
-    note = f"Components by restricted maximum likelihood{of}, cells' means taken out."
+    note = f"Components by restricted maximum likelihood{of}, a mean for each cell."
     if grids.cut:
         note += " Of large grids, the fullest part is used."
     return _make_section(named, note, advice, plan)
@@ -83,25 +86,16 @@ def describe_variance(scores: CellScores) -> VarianceSection | None:
 
 def _describe_nested(scores: CellScores) -> VarianceSection | None:
     """Where no input has two instructions: between instructions, and all that is within."""
-    means = np.bincount(scores.cell, weights=scores.value)
-    means = means / np.maximum(np.bincount(scores.cell), 1)
-    value = scores.value - means[scores.cell]
-    group, count = np.unique(
-        scores.instruction.astype(str), return_inverse=True, return_counts=True
-    )[1:]
-    total, groups = len(value), len(count)
-    if groups < 2 or total <= groups:
+    group = np.unique(scores.instruction.astype(str), return_inverse=True)[1]
+    total, groups = len(scores.value), int(group.max()) + 1
+    found = one_way_in_cells(scores.value, group, scores.cell)
+    if found is None:
         return None
-    of_group = np.bincount(group, weights=value) / count
-    ms_between = float((count * (of_group - value.mean()) ** 2).sum() / (groups - 1))
-    ms_within = float(((value - of_group[group]) ** 2).sum() / (total - groups))
-    # The usual size of a group in unbalanced one-way data (Searle, Casella and McCulloch 1992).
-    size = (total - float((count**2).sum()) / total) / (groups - 1)
-    between = max(0.0, (ms_between - ms_within) / size)
+    between, ms_within = found
     named = [("instructions c", "c", between), ("inputs z, and the rest", "z", ms_within)]
     note = (
         "No input has several instructions, so inputs, their combination with an instruction, and "
-        "the rest cannot be told apart. One-way analysis of variance, cells' means taken out."
+        "the rest cannot be told apart. One-way analysis of variance in each cell, pooled."
     )
     now = math.sqrt(between / groups + ms_within / total)
     more_c = math.sqrt(between / (2 * groups) + ms_within / (2 * total))
@@ -119,6 +113,38 @@ def _describe_nested(scores: CellScores) -> VarianceSection | None:
     )
 
 
+def one_way_in_cells(
+    value: Float64[np.ndarray, " n"], group: Int[np.ndarray, " n"], cell: Int[np.ndarray, " n"]
+) -> tuple[float, float] | None:
+    r"""Variance between groups and within them, where each cell has a mean of its own; unbiased.
+
+    Sums of squares of the one-way analyses of the cells are added up. Between the p groups of a
+    cell of n scores, sizes \(n_g\), it is \((p - 1) \sigma^2_e + (n - \sum n_g^2 / n)
+    \sigma^2_g\) on average (Searle, Casella and McCulloch 1992, 3.6).
+
+    Returns:
+      None where no cell has two groups, or no group two scores in a cell.
+
+    >>> one_way_in_cells(np.array([1.0, 3.0, 5.0, 7.0]), np.array([0, 0, 1, 1]), np.zeros(4, int))
+    (7.0, 2.0)
+    """
+    cells, of_cell = np.unique(cell, return_inverse=True)
+    pairs, of_pair, n = np.unique(
+        group * len(cells) + of_cell, return_inverse=True, return_counts=True
+    )
+    place = pairs % len(cells)
+    free = len(value) - len(pairs)
+    of_cells = np.bincount(of_cell).astype(float)
+    size = float((of_cells - np.bincount(place, weights=n**2) / of_cells).sum())
+    if free < 1 or len(pairs) == len(cells):
+        return None
+    means = np.bincount(of_pair, weights=value) / n
+    overall = np.bincount(of_cell, weights=value) / of_cells
+    within = float(((value - means[of_pair]) ** 2).sum() / free)
+    between = float((n * (means - overall[place]) ** 2).sum())
+    return max(0.0, (between - (len(pairs) - len(cells)) * within) / size), within
+
+
 def _plan(parts: NestedComponents, n_t: int, n_c: int, n_z: int) -> tuple[str, Table]:
     """What designs of tasks, instructions and inputs of each would give; one task is given."""
     several = n_t > 1
@@ -130,13 +156,12 @@ def _plan(parts: NestedComponents, n_t: int, n_c: int, n_z: int) -> tuple[str, T
         "twice the instructions": (n_t, 2 * n_c, n_z),
         "twice the inputs": (n_t, n_c, 2 * n_z),
     }
-    tried = [float(d_study_in_tasks(parts, *design)) for design in designs.values()]
+    numbers = np.array(list(designs.values()), float)
+    errors, best = _try_designs(parts, numbers, 1000 if several else 1)
+    tried = [float(se) for se in errors]
     now, gains = tried[0], {}
     for name, se in zip(list(designs)[1:], tried[1:], strict=True):
         gains[name.removeprefix("twice the ")] = se
-    best = optimal_allocation_in_tasks(
-        parts, float(n_t * n_c * n_z), most_tasks=1000 if several else 1
-    )
     found = (int(best.tasks), int(best.instructions), int(best.inputs))
     if found not in designs.values():
         designs["best for as many scores"] = found
@@ -148,6 +173,15 @@ def _plan(parts: NestedComponents, n_t: int, n_c: int, n_z: int) -> tuple[str, T
     columns = ("tasks", "instructions", "inputs", "SE")[0 if several else 1 :]
     plan = make_table("Standard error of the mean", ("design",), columns, rows)
     return _advise(now, gains), plan
+
+
+@partial(jax.jit, static_argnums=2)
+def _try_designs(
+    parts: NestedComponents, designs: Array, most_tasks: int
+) -> tuple[Array, TaskAllocation]:
+    """Standard errors of designs (tasks, instructions, inputs), and the best of as many scores."""
+    best = optimal_allocation_in_tasks(parts, designs[0].prod(), most_tasks=most_tasks)
+    return d_study_in_tasks(parts, *designs.T), best
 
 
 def _advise(now: float, then: Mapping[str, float]) -> str:

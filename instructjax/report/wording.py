@@ -22,6 +22,7 @@ from instructjax.report.tracks import Scale, make_scale
 _SHOWN = 10
 _PERMUTATIONS = 500
 # Made once, so that grids of a size that was seen before need no compilation.
+_summarize = jax.jit(multi_prompt_summary)
 _find_noise = jax.jit(jax.vmap(partial(spread_noise, permutations=_PERMUTATIONS)))
 
 
@@ -37,14 +38,14 @@ class WordingSection:
 
 def describe_wording(scores: CellScores, texts: Mapping[str, str]) -> WordingSection | None:
     """The spread over wordings of each task; None where no input has two."""
-    grids = make_grids(scores, center=False)
+    grids = make_grids(scores)
     if grids is None:
         return None
     count = grids.mask.sum(2)
     means = np.where(grids.mask, grids.score, 0).sum(2) / np.maximum(count, 1)
     there = count > 0
     with jax.enable_x64(True):
-        summary = multi_prompt_summary(jnp.asarray(means), jnp.asarray(there))
+        summary = _summarize(jnp.asarray(means), jnp.asarray(there))
         keys = jax.random.split(jax.random.key(0), len(grids.tasks))
         noise = _find_noise(keys, grids.score, grids.mask)
     spread, chance, p = (np.asarray(x) for x in (noise.spread, noise.expected, noise.p_value))

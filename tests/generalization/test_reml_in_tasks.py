@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import get_args
 
 import jax
@@ -27,16 +28,25 @@ def same_pairs(there: np.ndarray, inputs_of: InputsOf) -> list[np.ndarray]:
     return [task, instruction, of_input, instruction & column, task_input, np.eye(len(t))]
 
 
-def dense(sd: np.ndarray, y: np.ndarray, same: list[np.ndarray]) -> tuple[float, float, float]:
-    """The textbook's restricted likelihood; the mean; its variance."""
+def dense(
+    sd: np.ndarray, y: np.ndarray, same: list[np.ndarray], x: np.ndarray | None = None
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """The textbook's restricted likelihood with the columns of x; coefficients; variances."""
     v = sum(s**2 * matrix for s, matrix in zip(sd, same, strict=True))
-    inverse, one = np.linalg.inv(v), np.ones(len(y))
-    information = one @ inverse @ one
-    mean = one @ inverse @ y / information
-    log_det = np.linalg.slogdet(v)[1] + np.log(information)
-    square = (y - mean) @ inverse @ (y - mean)
-    value = -0.5 * ((len(y) - 1) * np.log(2 * np.pi) + log_det + square)
-    return float(value), float(mean), float(1 / information)
+    x = np.ones((len(y), 1)) if x is None else x
+    inverse = np.linalg.inv(v)
+    information = x.T @ inverse @ x
+    mean = np.linalg.solve(information, x.T @ inverse @ y)
+    log_det = np.linalg.slogdet(v)[1] + np.linalg.slogdet(information)[1]
+    square = (y - x @ mean) @ inverse @ (y - x @ mean)
+    value = -0.5 * ((len(y) - x.shape[1]) * np.log(2 * np.pi) + log_det + square)
+    return float(value), mean, np.diag(np.linalg.inv(information))
+
+
+def make_groups(shape: tuple[int, ...]) -> np.ndarray:
+    """Cells of seen and unseen c and z: of each task's instructions, and of inputs, a half."""
+    c, z = np.indices(shape[-2:])
+    return np.broadcast_to(2 * (c >= shape[-2] // 2) + (z >= shape[-1] // 2), shape)
 
 
 def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -46,8 +56,9 @@ def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return score + 0.6 * rng.standard_normal((t, c, z, 1)) + 0.5 * rng.standard_normal(shape)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("inputs_of", DESIGNS)
-def test_likelihood_is_the_dense_one(inputs_of: InputsOf) -> None:
+def test_likelihood_is_the_dense_one(inputs_of: InputsOf, grouped: bool) -> None:
     rng = np.random.default_rng(0)
     score, there = draw(rng, (3, 3, 4, 2)), rng.random((3, 3, 4, 2)) > 0.4
     sd = np.array([0.9, 0.7, 0.5, 0.4, 0.3, 1.1])
@@ -55,27 +66,37 @@ def test_likelihood_is_the_dense_one(inputs_of: InputsOf) -> None:
         sd[2] = 0
     if inputs_of != "none":
         sd[4] = 0
-    expected = dense(sd, score[there], same_pairs(there, inputs_of))
+    groups = make_groups((3, 3, 4)) if grouped else None
+    x = (
+        None
+        if groups is None
+        else np.eye(4)[np.broadcast_to(groups[..., None], there.shape)[there]]
+    )
+    expected = dense(sd, score[there], same_pairs(there, inputs_of), x)
     count = there.sum(3)
     means = np.where(there, score, 0).sum(3) / np.maximum(count, 1)
     within = (np.where(there, score - means[..., None], 0) ** 2).sum((1, 2, 3))
     run = jax.jit(reml_log_likelihood_in_tasks, static_argnums=4)
     with jax.enable_x64(True):
         arrays = (jnp.asarray(x, float) for x in (sd, means, count, within))
-        value, (mean, variance) = run(*arrays, inputs_of)
-    np.testing.assert_allclose([value, mean, variance], expected, atol=1e-9)
+        value, (mean, variance) = run(*arrays, inputs_of, groups)
+    assert np.shape(mean) == ((4,) if grouped else ())
+    for found, wanted in zip((value, mean, variance), expected, strict=True):
+        np.testing.assert_allclose(found, np.squeeze(wanted), atol=1e-9)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("inputs_of", DESIGNS)
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize(("repeats", "grouped"), [(1, False), (2, False), (1, True)])
 def test_fit_of_uneven_tasks_is_the_maximum_that_scipy_finds(
-    inputs_of: InputsOf, repeats: int
+    inputs_of: InputsOf, repeats: int, grouped: bool
 ) -> None:
     rng = np.random.default_rng(1)
     shape = (5, 3, 6, repeats)
     score, there = draw(rng, shape), rng.random(shape) > 0.25
     there[1, 2] = there[2, :, 3:] = False  # a task with fewer instructions, one with fewer inputs
+    groups = make_groups(shape[:3]) if grouped else None
+    x = None if groups is None else np.eye(4)[np.broadcast_to(groups[..., None], shape)[there]]
     used = np.array([True, True, inputs_of != "instructions", True, inputs_of == "none", True])
     used[5] = repeats > 1
     same, y = same_pairs(there, inputs_of), score[there]
@@ -85,7 +106,7 @@ def test_fit_of_uneven_tasks_is_the_maximum_that_scipy_finds(
     def loss(some):
         sd = np.zeros(6)
         sd[used] = some
-        return -dense(sd, y, same)[0]
+        return -dense(sd, y, same, x)[0]
 
     starts = [np.full(used.sum(), x) for x in (0.4, 0.9)]
     best = min((optimize.minimize(loss, x, tol=1e-10) for x in starts), key=lambda r: r.fun)
@@ -95,15 +116,15 @@ def test_fit_of_uneven_tasks_is_the_maximum_that_scipy_finds(
         expected[2], expected[3] = expected[3], 0
     with jax.enable_x64(True):
         fit = jax.jit(fit_reml_in_tasks, static_argnames="inputs_of")(
-            score, there, inputs_of=inputs_of
+            score, there, inputs_of=inputs_of, groups=groups
         )
     np.testing.assert_allclose(np.stack(fit.components), expected, rtol=1e-3, atol=1e-4)
     assert float(fit.log_likelihood) == pytest.approx(-best.fun, abs=1e-6)
     full = np.zeros(6)
     full[used] = best.x
-    _, mean, variance = dense(full, y, same)
-    assert float(fit.mean) == pytest.approx(mean, abs=1e-4)
-    assert float(fit.se) == pytest.approx(variance**0.5, rel=1e-3)
+    _, mean, variance = dense(full, y, same, x)
+    np.testing.assert_allclose(fit.mean, np.squeeze(mean), atol=1e-4)
+    np.testing.assert_allclose(fit.se, np.squeeze(variance) ** 0.5, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -140,11 +161,12 @@ def test_statsmodels_agrees_on_uneven_tasks() -> None:
     for task in range(12):
         parts["c"][task] = np.eye(3)[c[t == task]]
         parts["z"][task] = np.eye(6)[z[t == task]]
-    model = sm.MixedLM(y, np.ones((len(y), 1)), groups=t, exog_re=np.ones((len(y), 1)))
-    model = sm.MixedLM(
-        y, np.ones((len(y), 1)), groups=t, exog_re=np.ones((len(y), 1)), exog_vc=parts
-    )
-    fit = model.fit(reml=True, method=["powell", "bfgs"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = sm.MixedLM(
+            y, np.ones((len(y), 1)), groups=t, exog_re=np.ones((len(y), 1)), exog_vc=parts
+        )
+        fit = model.fit(reml=True, method=["powell", "bfgs"])
     with jax.enable_x64(True):
         ours = fit_reml_in_tasks(score, there)
     expected = [float(fit.cov_re[0, 0]), *fit.vcomp, fit.scale]
@@ -168,6 +190,55 @@ def test_constant_grids_have_no_variance() -> None:
         assert [float(x) for x in fit.components] == [0.0] * 4
         assert float(fit.se) == 0
         assert not any(np.isnan(x).any() for x in jax.tree.leaves(fit))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_tasks", [False, True])
+def test_means_of_groups_take_their_degrees_of_freedom(in_tasks: bool) -> None:
+    """Four and six instructions, a half of them new: the variance of instructions is not smaller.
+
+    With the cells' means subtracted before, it is.
+    """
+    # Tasks differ as much as instructions: an estimate that is often cut at 0 would be biased.
+    tasks, c, z = (6, 4, 8) if in_tasks else (1, 6, 10)
+    groups = make_groups((tasks, c, z))
+    fit = fit_reml_in_tasks if in_tasks else fit_reml
+
+    def run(key):
+        keys = jax.random.split(key, 4)
+        score = jax.random.normal(keys[0], (tasks, c, 1)) + groups
+        score += jax.random.normal(keys[3], (tasks, 1, 1))
+        score += 0.7 * jax.random.normal(keys[1], (tasks, 1, z))
+        score += 0.3 * jax.random.normal(keys[2], (tasks, c, z))
+        member = jnp.eye(4)[groups]
+        means = jnp.einsum("tczk,tcz->k", member, score) / member.sum((0, 1, 2))
+        centred = score - member @ means
+        if not in_tasks:
+            return fit(score[0], groups=groups[0]).components, fit(centred[0]).components
+        return fit(score, groups=groups).components, fit(centred).components
+
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 1000)
+        found, centred = jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(keys))
+    for truth, values in ((1.0, found.instruction), (0.49, found.input), (0.09, found.interaction)):
+        assert abs(values.mean() - truth) < 4 * values.std() / 1000**0.5
+    assert centred.instruction.mean() < 1 - 4 * centred.instruction.std() / 1000**0.5
+
+
+@pytest.mark.slow
+def test_what_the_means_of_groups_take_up_is_no_variance() -> None:
+    """One seen and one unseen instruction: how far instructions differ is not known."""
+    score = draw(np.random.default_rng(6), (1, 2, 8, 1))[0, ..., 0] + 5 * np.arange(2)[:, None]
+    groups = 2 * np.arange(2)[:, None] + np.zeros((2, 8), int)
+    with jax.enable_x64(True):
+        fit = fit_reml(score, groups=groups)
+        each = fit_reml(score, groups=np.arange(4).reshape(2, 2).repeat(4, 1))
+    assert float(fit.components.instruction) == 0
+    np.testing.assert_allclose(fit.mean[::2], score.mean(1))
+    assert float(fit.components.input) > 0
+    assert float(each.components.instruction) == 0
+    alone = fit_reml(jnp.eye(2), groups=jnp.arange(4).reshape(2, 2))
+    assert [float(x) for x in alone.components] == [0.0] * 4
 
 
 def test_one_task_is_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 from instructjax.generalization.split_recipes import CELLS
 from instructjax.report.results import make_results
 from instructjax.report.scores import CellScores, pick_scores
-from instructjax.report.variance import describe_variance
+from instructjax.report.variance import describe_variance, one_way_in_cells
 
 TASKS, C, Z = 10, 4, 8
 
@@ -58,3 +58,17 @@ def test_one_task_is_given() -> None:
         "SE",
     ]
     assert found.advice.startswith("To be surer, add instructions: twice as many make")
+
+
+def test_one_way_in_cells_is_unbiased() -> None:
+    """Uneven groups, some in two cells, whose means differ; few groups a cell."""
+    rng = np.random.default_rng(1)
+    group = np.repeat(np.arange(8), [3, 9, 2, 6, 12, 4, 5, 3])
+    cell = np.where(group < 4, np.arange(len(group)) % 2, 3)
+    found = []
+    for _ in range(2000):
+        value = 2.0 * cell + rng.standard_normal(8)[group] + 0.3 * rng.standard_normal(len(group))
+        found.append(one_way_in_cells(value, group, cell))
+    mean, spread = np.mean(found, axis=0), np.std(found, axis=0)
+    assert (np.abs(mean - (1.0, 0.09)) < 4 * spread / 2000**0.5).all()
+    assert one_way_in_cells(np.arange(4.0), np.array([0, 0, 1, 1]), np.array([0, 0, 3, 3])) is None
