@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,3 +288,62 @@ def assert_params():
 @pytest.fixture
 def edit_gguf():
     return rewrite_gguf
+
+
+SENTENCES = [
+    "The capital of France is Paris. hello world peace, hello world.",
+    "Jupiter is the largest planet in the Solar System. good morning, hello there",
+    "Größe, naïve café; the theory of the thing  with  two spaces",
+]
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """What `sentencepiece_file` was trained on."""
+    return SENTENCES
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_file():
+    """Bytes of a `tokenizer.model` that the library trained: BPE with byte fallback, 400 pieces."""
+    spm = pytest.importorskip("sentencepiece")
+    out = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 3),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=1.0,
+        user_defined_symbols=["<user>"],
+        minloglevel=2,
+    )
+    return out.getvalue()
+
+
+def gguf_of_sentencepiece(data: bytes, **changes) -> dict:
+    """The metadata that llama.cpp's converter makes of `sentencepiece_file`; None: without it."""
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_proto=data)
+    size = range(model.get_piece_size())
+    kinds = ((model.is_byte, 6), (model.is_unknown, 2), (model.is_control, 3))
+    types = [next((kind for test, kind in kinds if test(i)), 1) for i in size]
+    types[model.piece_to_id("<user>")] = 4
+    values = {
+        "model": "llama",
+        "tokens": [model.id_to_piece(i) for i in size],
+        "scores": np.array([model.get_score(i) for i in size], np.float32),
+        "token_type": np.array(types),
+        "bos_token_id": model.bos_id(),
+        "eos_token_id": model.eos_id(),
+        **changes,
+    }
+    return {f"tokenizer.ggml.{k}": v for k, v in values.items() if v is not None}
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_metadata():
+    return gguf_of_sentencepiece

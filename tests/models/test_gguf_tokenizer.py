@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from instructjax.models.checkpoints.gguf_pretokenizers import PRE_TOKENIZERS, pr
 from instructjax.models.checkpoints.gguf_tokenizer import tokenizer_from_gguf
 
 FILE = Path("model.gguf")
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 
 
 def byte_level(**changes) -> dict:
@@ -209,87 +208,55 @@ def test_sentencepiece_merges_by_score(text):
     assert [tokens[i] for i in ids] == merge_greedily(text)
 
 
-LINES = [
-    "The capital of France is Paris. hello world peace, hello world.",
-    "Jupiter is the largest planet in the Solar System. good morning, hello there",
-    "Größe, naïve café; the theory of the thing  with  two spaces",
-] * 3
+@pytest.fixture(scope="module")
+def pieces_of(sentencepiece_file):
+    """The library's own tokenizer."""
+    spm = pytest.importorskip("sentencepiece")
+    return spm.SentencePieceProcessor(model_proto=sentencepiece_file)
 
 
 @pytest.fixture(scope="module")
-def sentencepiece_model():
-    spm = pytest.importorskip("sentencepiece")
-    out = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=400,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        character_coverage=1.0,
-        minloglevel=2,
+def from_pieces(sentencepiece_file, sentencepiece_metadata):
+    """Makes our tokenizer of the metadata that llama.cpp's converter makes of that."""
+    return lambda **changes: tokenizer_from_gguf(
+        sentencepiece_metadata(sentencepiece_file, **changes), FILE
     )
-    return spm.SentencePieceProcessor(model_proto=out.getvalue())
 
 
-def sentencepiece_metadata(model, **changes) -> dict:
-    size = model.get_piece_size()
-    types = [
-        BYTE
-        if model.is_byte(i)
-        else UNKNOWN
-        if model.is_unknown(i)
-        else CONTROL
-        if model.is_control(i)
-        else NORMAL
-        for i in range(size)
-    ]
-    values = {
-        "model": "llama",
-        "tokens": [model.id_to_piece(i) for i in range(size)],
-        "scores": np.array([model.get_score(i) for i in range(size)], np.float32),
-        "token_type": np.array(types),
-        "bos_token_id": model.bos_id(),
-        "eos_token_id": model.eos_id(),
-    } | changes
-    return {f"tokenizer.ggml.{k}": v for k, v in values.items() if v is not None}
+WORDS = "The theory of the thing  with  two spaces; capital of Größe, naïve café hello there."
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.one_of(
         st.text(max_size=30),
-        st.lists(st.sampled_from(" ".join(LINES).split()), max_size=8).map(" ".join),
+        st.lists(st.sampled_from(WORDS.split()), max_size=8).map(" ".join),
         st.text(alphabet="the lo wr▁\n日", max_size=30),
     ).filter(lambda text: "\0" not in text)
 )
-def test_sentencepiece_ids_are_those_of_its_library(sentencepiece_model, text):
-    tokenizer = tokenizer_from_gguf(sentencepiece_metadata(sentencepiece_model), FILE)
-    if any(special in text for special in ("<s>", "</s>", "<unk>")):
+def test_sentencepiece_ids_are_those_of_its_library(pieces_of, from_pieces, text):
+    tokenizer = from_pieces()
+    if any(special in text for special in ("<s>", "</s>", "<unk>", "<user>")):
         return  # control tokens written in a text become ids here, as in a chat template
     # sentencepiece gives nothing for nothing; a prefix space alone is no text
-    expected = sentencepiece_model.encode(text) if text else tokenizer.encode("").tolist()
+    expected = pieces_of.encode(text) if text else tokenizer.encode("").tolist()
     assert tokenizer.encode(text).tolist() == expected
 
 
-def test_sentencepiece_without_a_prefix_space(sentencepiece_model):
-    metadata = sentencepiece_metadata(sentencepiece_model, add_space_prefix=False)
-    tokenizer = tokenizer_from_gguf(metadata, FILE)
-    with_prefix = sentencepiece_model.encode_as_pieces("hello hello")
+def test_sentencepiece_without_a_prefix_space(pieces_of, from_pieces):
+    tokenizer = from_pieces(add_space_prefix=False)
+    with_prefix = pieces_of.encode_as_pieces("hello hello")
     assert with_prefix[0].startswith("▁")
     assert not tokenizer.pieces(tokenizer.encode("hello hello"))[0].startswith(" ")
     assert tokenizer.decode(tokenizer.encode("hello hello")) == "hello hello"
 
 
-def test_sentencepiece_control_tokens_and_bos(sentencepiece_model):
-    tokenizer = tokenizer_from_gguf(sentencepiece_metadata(sentencepiece_model), FILE)
+def test_sentencepiece_control_tokens_and_bos(pieces_of, from_pieces):
+    tokenizer = from_pieces()
     assert tokenizer.adds_bos
-    assert tokenizer.encode("</s>").tolist() == [sentencepiece_model.eos_id()]
-    assert tokenizer.token_bytes(sentencepiece_model.piece_to_id("<0x0A>")) == b"\n"
-    silent = sentencepiece_metadata(sentencepiece_model, add_bos_token=False)
-    assert not tokenizer_from_gguf(silent, FILE).adds_bos
+    assert tokenizer.encode("</s>").tolist() == [pieces_of.eos_id()]
+    assert tokenizer.token_bytes(pieces_of.piece_to_id("<0x0A>")) == b"\n"
+    assert not from_pieces(add_bos_token=False).adds_bos
 
 
 @pytest.mark.parametrize(
@@ -300,9 +267,9 @@ def test_sentencepiece_control_tokens_and_bos(sentencepiece_model):
         ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces"),
     ],
 )
-def test_sentencepiece_metadata_that_cannot_be_used(sentencepiece_model, changes, message):
+def test_sentencepiece_metadata_that_cannot_be_used(from_pieces, changes, message):
     with pytest.raises(ModelError, match=message):
-        tokenizer_from_gguf(sentencepiece_metadata(sentencepiece_model, **changes), FILE)
+        from_pieces(**changes)
 
 
 def test_backend_is_that_of_a_tokenizer_json_with_the_same_parts():

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -20,58 +18,25 @@ from instructjax.prompts.tokenizer import Tokenizer
 
 spm = pytest.importorskip("sentencepiece")
 
-LINES = [
-    "The capital of France is Paris. hello world peace, hello world.",
-    "Jupiter is the largest planet in the Solar System. good morning, hello there",
-    "Größe, naïve café; the theory of the thing  with  two spaces",
-] * 3
-TEXTS = [*LINES[:3], " hello  world ", "日本 Größe\n\nthe", "aaaa aaa", "▁the", "x"]
+TEXTS = [" hello  world ", "日本 Größe\n\nthe", "aaaa aaa", "▁the", "x"]
 
 
-@pytest.fixture(scope="module")
-def original():
-    """Bytes of a model that the library trained."""
-    out = io.BytesIO()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=400,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        user_defined_symbols=["<user>"],
-        minloglevel=2,
+@pytest.fixture
+def from_gguf(sentencepiece_metadata):
+    """Makes our tokenizer of the metadata that llama.cpp's converter makes of a model."""
+    return lambda data, **changes: tokenizer_from_gguf(
+        sentencepiece_metadata(data, **changes), Path("m")
     )
-    return out.getvalue()
-
-
-def from_gguf(data, **changes):
-    """Our tokenizer of the metadata that llama.cpp's converter makes of a model."""
-    model = spm.SentencePieceProcessor(model_proto=data)
-    size = range(model.get_piece_size())
-    kinds = ((model.is_byte, 6), (model.is_unknown, 2), (model.is_control, 3))
-    types = [next((kind for test, kind in kinds if test(i)), 1) for i in size]
-    types[model.piece_to_id("<user>")] = 4
-    values = {
-        "model": "llama",
-        "tokens": [model.id_to_piece(i) for i in size],
-        "scores": np.array([model.get_score(i) for i in size], np.float32),
-        "token_type": np.array(types),
-        "bos_token_id": model.bos_id(),
-        "eos_token_id": model.eos_id(),
-        **changes,
-    }
-    return tokenizer_from_gguf({f"tokenizer.ggml.{k}": v for k, v in values.items()}, Path("m"))
 
 
 @pytest.mark.parametrize("prefix", [True, False])
-def test_the_library_gives_a_text_our_ids(original, prefix):
+def test_the_library_gives_a_text_our_ids(sentencepiece_file, sentences, from_gguf, prefix):
+    original = sentencepiece_file
     tokenizer = from_gguf(original, add_space_prefix=prefix)
     data = sentencepiece_model(tokenizer)
     assert data is not None and fits(data, tokenizer.backend)
     again, before = (spm.SentencePieceProcessor(model_proto=d) for d in (data, original))
-    for text in TEXTS:
+    for text in [*sentences, *TEXTS]:
         assert again.encode(text) == tokenizer.encode(text).tolist()
         assert again.encode(text) == before.encode(text) or not prefix
     for what in ("bos_id", "eos_id", "unk_id", "get_piece_size"):
@@ -83,7 +48,8 @@ def test_the_library_gives_a_text_our_ids(original, prefix):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3"])
-def test_a_folder_keeps_the_file_it_came_with(original, family, tmp_path):
+def test_a_folder_keeps_the_file_it_came_with(sentencepiece_file, from_gguf, family, tmp_path):
+    original = sentencepiece_file
     built, tokenizer = tmp_path / "built", from_gguf(original, add_space_prefix=family == "llama")
     for folder in (built, tmp_path / "copied", tmp_path / "other"):
         folder.mkdir()
@@ -131,8 +97,8 @@ def test_byte_level_has_no_such_file_and_the_class_the_converter_asks_for(family
         assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
 
 
-def test_what_sentencepiece_would_cut_otherwise_is_not_written(original):
-    tokenizer = from_gguf(original)
+def test_what_sentencepiece_would_cut_otherwise_is_not_written(sentencepiece_file, from_gguf):
+    tokenizer = from_gguf(sentencepiece_file)
     whole = json.loads(tokenizer.backend.to_str())
     fewer = {**whole, "model": {**whole["model"], "merges": whole["model"]["merges"][1:]}}
     lower = tokenizers.Tokenizer.from_str(json.dumps(whole))
