@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from instructjax.models.checkpoints.gguf_pretokenizers import pretokenizer_for
 from instructjax.models.checkpoints.gguf_tokenizer import tokenizer_from_gguf
 from instructjax.models.checkpoints.hf_tokenizer import tokenizer_from_folder
 from instructjax.models.checkpoints.hf_tokenizer_out import write_tokenizer
@@ -82,6 +83,36 @@ def byte_level():
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<eos>"])
     return Tokenizer(backend, eos_ids=(0,))
+
+
+def test_runs_of_spaces_that_the_user_defined_are_whole(sentencepiece_metadata, sentencepiece_file):
+    """As Gemma has them; GGUF files have their spaces as they are in texts."""
+    metadata = sentencepiece_metadata(sentencepiece_file, add_space_prefix=False)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens[tokens.index("<user>")] = "   "
+    tokenizer = tokenizer_from_gguf(metadata, Path("m"))
+    library = spm.SentencePieceProcessor(model_proto=sentencepiece_model(tokenizer))
+    for text in ("the   thing", "   a", "a  b    c"):
+        assert library.encode(text) == tokenizer.encode(text).tolist()
+        assert (tokens.index("   ") in library.encode(text)) or "   " not in text
+
+
+def test_a_foreign_vocabulary_of_qwen2_is_read_as_written(tmp_path):
+    tokenizer = byte_level()
+    tokenizer.backend.pre_tokenizer = pre_tokenizers.ByteLevel(False)
+    assert tokenizer.pieces(tokenizer.encode("19")) == ["19"]  # Qwen2's digits stay apart
+    with pytest.warns(UserWarning, match="transformers 5 cuts texts as Qwen2 does"):
+        write_tokenizer(tokenizer, tmp_path, max_positions=64, family="qwen2")
+    again = tokenizer_from_folder(tmp_path, {"model_type": "qwen2"}, name="again")
+    for text in ("a 19 a", " 1999", "é日 a"):
+        assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
+
+
+def test_qwen2s_own_cuts_are_written_without_a_word(tmp_path, recwarn):
+    tokenizer = byte_level()
+    tokenizer.backend.pre_tokenizer = pretokenizer_for("qwen2", tmp_path).build()
+    write_tokenizer(tokenizer, tmp_path, max_positions=64, family="qwen2")
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3"])

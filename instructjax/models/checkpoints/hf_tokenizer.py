@@ -13,6 +13,9 @@ from instructjax.models.checkpoints.safetensors import read_json
 from instructjax.models.checkpoints.sentencepiece_out import fits
 from instructjax.prompts.tokenizer import Tokenizer
 
+# Classes of which tokenizer.json says all.
+_AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
 
 def tokenizer_from_folder(folder: Path, config: Mapping[str, Any], *, name: str) -> Tokenizer:
     """Load tokenizer, chat template and the ids that end a response.
@@ -73,6 +76,9 @@ def _brief_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if not file.is_file() or not read_json(file).get("tokenizer_class"):
         return {}
     names = ("model_type", "tokenizer_class", "model_name")
+    if read_json(file)["tokenizer_class"] in _AS_IT_IS:
+        # transformers 5 would cut texts as Qwen2 does for all that have its architecture
+        names = names[1:]
     brief = PreTrainedConfig()
     for name in names:
         if isinstance(config.get(name), str):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from tokenizers import decoders, processors
 
+from instructjax.models.checkpoints.gguf_pretokenizers import PRE_TOKENIZERS
 from instructjax.models.checkpoints.sentencepiece_out import sentencepiece_model
 from instructjax.prompts.tokenizer import Tokenizer
 
@@ -25,6 +28,13 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_positions: int, f
       family: the model's `model_type`.
     """
     backend = copy.deepcopy(tokenizer.backend)
+    if family == "qwen2" and not _cuts_like_qwen2(backend):
+        warnings.warn(
+            "transformers 5 cuts texts as Qwen2 does for all models of its architecture, whatever "
+            f"tokenizer.json says: it may give other ids than {tokenizer.name}, and so may "
+            "llama.cpp's converter, which asks it",
+            stacklevel=3,
+        )
     if tokenizer.bos_id is not None and backend.post_processor is None and tokenizer.adds_bos:
         bos = tokenizer.token_text(tokenizer.bos_id)
         backend.post_processor = processors.TemplateProcessing(
@@ -70,6 +80,12 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_positions: int, f
     write_json(folder / "special_tokens_map.json", names)
     if tokenizer.chat_template is not None:
         (folder / "chat_template.jinja").write_bytes(tokenizer.chat_template.encode())
+
+
+def _cuts_like_qwen2(backend: tokenizers.Tokenizer) -> bool:
+    pre = json.loads(backend.to_str())["pre_tokenizer"] or {}
+    (regex,) = PRE_TOKENIZERS["qwen2"].splits
+    return any(step.get("pattern") == {"Regex": regex} for step in pre.get("pretokenizers", [pre]))
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:

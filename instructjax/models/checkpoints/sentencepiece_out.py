@@ -62,6 +62,8 @@ def sentencepiece_model(tokenizer: Tokenizer) -> bytes | None:
     pieces = []
     for i, kind in enumerate(types):
         text = texts.get(i, f"[PAD{i}]")
+        if kind == _USER_DEFINED:  # matched where spaces are "▁" already
+            text = text.replace(" ", "▁")
         score = -float(ranks.get(text, len(ranks) + i)) if kind == _NORMAL else 0.0
         piece = _text(1, text) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
         pieces.append(_bytes(1, piece))
