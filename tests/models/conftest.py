@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gguf
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
 from safetensors.numpy import save_file
+
+from instructjax.batching.packing import pack
+from instructjax.models.model import abstract_decoder
+from instructjax.prompts.request import Request
+from instructjax.scoring.log_probs import token_log_probs
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, VOCAB = 3, 4, 2, 8, 32, 64, 128
 
@@ -347,3 +353,39 @@ def gguf_of_sentencepiece(data: bytes, **changes) -> dict:
 @pytest.fixture(scope="session")
 def sentencepiece_metadata():
     return gguf_of_sentencepiece
+
+
+@pytest.fixture(scope="session")
+def by_llama_cpp():
+    """log p [n - 1] of every token after the first, by llama.cpp; its cache in float32."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+
+    def run(path, ids):
+        llm = llama_cpp.Llama(
+            str(path), n_ctx=128, logits_all=True, type_k=0, type_v=0, n_threads=1, verbose=False
+        )
+        llm.reset()
+        llm.eval(list(ids))
+        logits = np.asarray(llm.scores[: len(ids) - 1], np.float64)
+        top = logits.max(-1, keepdims=True)
+        logs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+        return np.take_along_axis(logs, np.asarray(ids)[1:, None], axis=1)[:, 0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def by_us():
+    """log p [n - 1] of every token after the first, by a decoder of that configuration."""
+
+    def run(config, params, ids):
+        graphdef, _ = abstract_decoder(config, "float32")
+        request = Request(ids=np.array(ids, np.int32), spans=((1, len(ids)),), num_bytes=0)
+        (row,) = pack([request])
+        quickly = {"xla_backend_optimization_level": "0"}  # the model is run once
+        logs = jax.jit(
+            lambda params: token_log_probs(graphdef, params, row.batch), compiler_options=quickly
+        )
+        return np.asarray(logs(params))[0, : len(ids) - 1]
+
+    return run

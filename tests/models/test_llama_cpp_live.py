@@ -10,16 +10,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from instructjax.batching.packing import pack
 from instructjax.models.checkpoints.gguf import GgufWeights
 from instructjax.models.checkpoints.params import load_params
 from instructjax.models.model import abstract_decoder, fill
-from instructjax.prompts.request import Request
-from instructjax.scoring.log_probs import token_log_probs
 
 pytestmark = [pytest.mark.slow, pytest.mark.llama_cpp, pytest.mark.filterwarnings("ignore")]
 
@@ -53,40 +49,25 @@ def as_llama_cpp_has_it(name, config):
     return config
 
 
-def by_llama_cpp(path, ids):
-    """log p [n - 1] of every token after the first; weights and cache in float32."""
-    llama_cpp = pytest.importorskip("llama_cpp")
-    llm = llama_cpp.Llama(
-        str(path), n_ctx=128, logits_all=True, type_k=0, type_v=0, n_threads=1, verbose=False
-    )
-    llm.reset()
-    llm.eval(list(ids))
-    logits = np.asarray(llm.scores[: len(ids) - 1], np.float64)
-    top = logits.max(-1, keepdims=True)
-    logs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-    return np.take_along_axis(logs, np.asarray(ids)[1:, None], axis=1)[:, 0]
+@pytest.fixture
+def from_file(by_us):
+    """Our log-probs of a file's model."""
 
+    def read(path, ids):
+        weights = GgufWeights(path)
+        params = load_params(weights.family, weights.config, weights, np.float32)
+        config = as_llama_cpp_has_it(path.stem, weights.config)
+        return by_us(config, fill(abstract_decoder(config, "float32")[1], params), ids)
 
-def by_us(path, ids):
-    weights = GgufWeights(path)
-    params = load_params(weights.family, weights.config, weights, np.float32)
-    config = as_llama_cpp_has_it(path.stem, weights.config)
-    graphdef, abstract = abstract_decoder(config, "float32")
-    request = Request(ids=np.array(ids, np.int32), spans=((1, len(ids)),), num_bytes=0)
-    (row,) = pack([request])
-    quickly = {"xla_backend_optimization_level": "0"}  # the model is run once
-    logs = jax.jit(
-        lambda params: token_log_probs(graphdef, params, row.batch), compiler_options=quickly
-    )
-    return np.asarray(logs(fill(abstract, params)))[0, : len(ids) - 1]
+    return read
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_log_probs_are_those_of_llama_cpp(name, tmp_path, edit_gguf):
+def test_log_probs_are_those_of_llama_cpp(name, tmp_path, edit_gguf, by_llama_cpp, from_file):
     ids = np.random.default_rng(0).integers(3, 80, LENGTH)
     path = FOLDER / f"{name}.gguf"
     theirs = by_llama_cpp(edit_gguf(path, tmp_path / path.name), ids)
-    ours = by_us(path, ids)
+    ours = from_file(path, ids)
     apart = np.abs(theirs - ours)
     print(f"{name}: largest {apart.max():.2e}, mean {apart.mean():.2e} nats")
     assert apart.max() < (5e-3 if name.startswith(GELU) else 3e-5)
@@ -102,7 +83,7 @@ def test_the_others_are_not_loaded_by_llama_cpp(name, words, tmp_path, capfd, ed
     assert words in capfd.readouterr().err
 
 
-def test_latent_attention_without_a_rank_of_queries(tmp_path):
+def test_latent_attention_without_a_rank_of_queries(tmp_path, by_llama_cpp, from_file):
     """As Moonlight has it; llama.cpp knows such files by their 27 layers."""
     import gguf
 
@@ -172,6 +153,6 @@ def test_latent_attention_without_a_rank_of_queries(tmp_path):
     writer.close()
     ids = rng.integers(3, 80, LENGTH)
     path = tmp_path / "lite.gguf"
-    theirs, ours = by_llama_cpp(path, ids), by_us(path, ids)
+    theirs, ours = by_llama_cpp(path, ids), from_file(path, ids)
     assert np.abs(theirs - theirs.mean()).max() > 1
     assert np.abs(theirs - ours).max() < 3e-5
