@@ -31,10 +31,27 @@ TEXTS = [
     " leading and trail ",
     "$5.00 <a>^~|`",
     "A'b C'S x's'S",
+    # From the text by whose ids llama.cpp's converter tells pre-tokenizers apart.
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n",
+    "🚀 (normal) 😶\u200d🌫️ (multiple",
+    "✅ 🦙🦙 3 33 333 3333 33333 333333",
+    "3.3 3..3 3...3 ok",
+    "?我想在apple工作1314151天～",
+    "------======= нещо на Бъ",
+    '```````""""......!!!!!!??????',
+    "I've been 'told he's there, 'RE you",
+    "sure? 'M not We'Ve a'lL",
+    # Spaces and letters of other kinds.
+    "\u00a0\u3000x\u2028y\u200b",
+    "עברית العربية ١٢٣",
+    "if x==1:\r\n\t\tpass # é\n\n\n}",
+    "ﬀ№①½𝟙𝒜 a\u00ad_b__c9_9",
+    "ไทย 한글1 ㄱ",
+    "x\ty\u000bz\u000c\u0085w",
 ]
 # Where llama.cpp does not do as the models' own tokenizers: it does not compose characters, and
 # takes capitals and marks beyond ASCII for something else.
-BEYOND = ["e\u0301a\u0308", "ÉCOLE Étude", "नमस्ते"]
+BEYOND = ["e\u0301a\u0308", "ÉCOLE Étude", "नमस्ते", "កាន់តែពិសេសអាច😁"]
 
 
 @pytest.mark.parametrize(
