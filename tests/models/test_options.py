@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -66,6 +67,27 @@ def test_an_option_that_is_changed_is_read_or_refused(file):
             except ModelError:
                 continue
             assert found != config, f"{name} = {other!r} was passed over"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_an_option_that_is_left_out_is_what_transformers_takes(file):
+    """Or refused. Left out, DeepSeek's two counts of heads differ there, so it must be given."""
+    from transformers import AutoConfig
+
+    values = json.loads(file.read_text())
+    values.pop("quantization_config", None)
+    kind = values.pop("model_type")
+    family = family_for_hf({**values, "model_type": kind}, file)
+    for name in values.keys() - {"architectures"}:
+        fewer = {key: value for key, value in values.items() if key != name}
+        try:
+            found = family.config_from_hf(fewer, file)
+        except ModelError:
+            continue
+        if (kind, name) == ("deepseek_v3", "num_key_value_heads"):
+            continue
+        theirs = AutoConfig.for_model(kind, **copy.deepcopy(fewer)).to_dict()
+        assert found == family.config_from_hf(theirs, file), name
 
 
 def test_every_family_is_shown():

@@ -140,7 +140,7 @@ DEEPSEEK_V3 = Family(
         fields=_fields,
         reads=("attention_bias", "n_routed_experts", "num_local_experts"),
         defaults={"max_position_embeddings": 4096, "head_dim": 64, "n_routed_experts": 256}
-        | {"num_experts_per_tok": 8},
+        | {"num_experts_per_tok": 8, "q_lora_rank": 1536},
     ),
     tensors=(
         TensorRule(param="embed.embedding", dims="VE", hf="model.embed_tokens.weight"),

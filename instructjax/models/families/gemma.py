@@ -94,7 +94,7 @@ GEMMA = Family(
         family="gemma",
         fields=_gemma,
         reads=_READS,
-        defaults=_DEFAULTS,
+        defaults={**_DEFAULTS, "num_key_value_heads": 16},
         activations=(*_TANH, "gelu"),
     ),
     tensors=hf_tensors(),

@@ -32,7 +32,9 @@ MISTRAL = Family(
         family="mistral",
         fields=_mistral,
         reads=("sliding_window",),
-        defaults={"max_position_embeddings": _MAX_POSITIONS, "num_key_value_heads": 8},
+        # left out, there is a window; null is none
+        defaults={"max_position_embeddings": _MAX_POSITIONS, "num_key_value_heads": 8}
+        | {"sliding_window": 4096},
     ),
     tensors=hf_tensors(),
     harmless=HARMLESS,

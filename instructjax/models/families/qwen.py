@@ -11,6 +11,7 @@ from instructjax.models.families.hf_tensors import HARMLESS, expert_tensors, hf_
 from instructjax.models.families.options import Options
 
 _DEFAULTS = {"max_position_embeddings": 32768, "max_window_layers": 28, "sliding_window": 4096}
+_DEFAULTS |= {"num_key_value_heads": 32}
 _READS = ("sliding_window", "use_sliding_window", "layer_types")
 
 
