@@ -113,8 +113,8 @@ class Tokenizer:
           name: what to call it in messages; `name_or_path` by default.
 
         Raises:
-          ModelError: a tokenizer without a Rust backend, or several chat templates of which none
-            is called "default".
+          ModelError: a tokenizer without a Rust backend, two tokens with one id, or several chat
+            templates of which none is called "default".
         """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, tokenizers.Tokenizer):
@@ -123,6 +123,7 @@ class Tokenizer:
                 "bytes of its tokens are not known",
                 remedy="convert it to a tokenizer.json",
             )
+        vocabulary.check_ids(backend)
         template = tokenizer.chat_template
         if isinstance(template, dict):
             if "default" not in template:

@@ -9,6 +9,10 @@ from typing import Any
 
 import tokenizers
 
+from instructjax.errors import ModelError
+
+# Ids go into tables, which a single one of two billion would make too large.
+MAX_ID = 2**24
 _SPACE_MARK = "▁"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -51,6 +55,22 @@ def bytes_of_tokens(backend: tokenizers.Tokenizer) -> list[bytes]:
         else:
             table[i] = (token.replace(_SPACE_MARK, " ") if spaces else token).encode()
     return table
+
+
+def check_ids(backend: tokenizers.Tokenizer) -> None:
+    """See that the ids of the vocabulary are each of one token, and none is absurd.
+
+    Of two tokens with one id, `tokenizers` loses either when it copies itself.
+
+    Raises:
+      ModelError: they are not.
+    """
+    token_of: dict[int, str] = {}
+    for token, i in backend.get_vocab(with_added_tokens=False).items():
+        if i > MAX_ID:
+            raise ModelError(f"the token {token!r} has the id {i}, beyond any vocabulary")
+        if token_of.setdefault(i, token) != token:
+            raise ModelError(f"the tokens {token_of[i]!r} and {token!r} have the same id {i}")
 
 
 def without_prefix_space(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -279,6 +279,12 @@ STRING, ARRAY = int(GGUFValueType.STRING), int(GGUFValueType.ARRAY)
         (gguf_bytes(tensors=1, body=tensor(b"t", (), 0, 0) + bytes(99)), "0 dimensions"),
         (gguf_bytes(tensors=1, body=tensor(b"t", (1,) * 9, 0, 0) + bytes(99)), "9 dimensions"),
         (gguf_bytes(tensors=2, body=tensor(b"t", (1,), 0, 0) * 2 + bytes(99)), "t is there twice"),
+        (
+            gguf_bytes(
+                tensors=2, body=tensor(b"t", (9,), 0, 0) + tensor(b"u", (1,), 0, 32) + bytes(99)
+            ),
+            "tensors t and u overlap",
+        ),
     ],
 )
 def test_hostile_files(tmp_path, data, message):

@@ -108,15 +108,33 @@ def test_code_that_comes_with_a_model_is_never_run(tiny, tmp_path):
     assert not witness.exists()
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "half"])
-def test_tokenizers_that_cannot_be_loaded(tiny, tmp_path, damage):
+def edit_model(file, **changes):
+    """Options of the model in a tokenizer.json; of `vocab`, ids of some tokens."""
+    whole = json.loads(file.read_text())
+    whole["model"]["vocab"] |= changes.pop("vocab", {})
+    whole["model"] |= changes
+    file.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "tokenizer cannot be loaded"),
+        (lambda file: file.write_text(""), "tokenizer cannot be loaded"),
+        (lambda file: file.write_text(file.read_text()[:500]), "tokenizer cannot be loaded"),
+        # panics in Rust
+        (
+            lambda file: edit_model(file, continuing_subword_prefix="../../x"),
+            "tokenizer cannot be loaded: range end index",
+        ),
+        (lambda file: edit_model(file, vocab={"d": 19}), "the tokens .* have the same id 19"),
+        (lambda file: edit_model(file, vocab={"d": 2**31}), "'d' has the id 2147483648, beyond"),
+    ],
+)
+def test_tokenizers_that_cannot_be_loaded(tiny, tmp_path, damage, message, capfd):
     folder = tiny().write_hf(tmp_path)
-    file = folder / "tokenizer.json"
-    if damage == "missing":
-        file.unlink()
-    else:
-        file.write_text("" if damage == "empty" else file.read_text()[:500])
-    with pytest.raises(ModelError, match="tokenizer cannot be loaded") as caught:
+    damage(folder / "tokenizer.json")
+    with pytest.raises(ModelError, match=message) as caught:
         load_checkpoint(folder)
     assert caught.value.file == str(folder)
 

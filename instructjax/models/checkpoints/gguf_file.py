@@ -7,6 +7,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import struct
@@ -131,7 +132,20 @@ def _read(path: Path, data: mmap.mmap) -> GgufFile:
         tensors[name] = GgufTensor(
             shape=shape, kind=kind, offset=base + offset, num_bytes=num_bytes
         )
+    _check_apart(tensors, path)
     return GgufFile(path=path, metadata=metadata, tensors=tensors)
+
+
+def _check_apart(tensors: dict[str, GgufTensor], path: Path) -> None:
+    """See that no two tensors share a byte."""
+    ordered = sorted(tensors.items(), key=lambda item: item[1].offset)
+    for (name, tensor), (other, behind) in itertools.pairwise(ordered):
+        if tensor.offset + tensor.num_bytes > behind.offset:
+            raise ModelError(
+                f"tensors {name} and {other} overlap: the file is damaged",
+                file=path,
+                remedy="download or copy it again",
+            )
 
 
 class _Cursor:

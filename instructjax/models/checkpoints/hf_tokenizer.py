@@ -37,18 +37,20 @@ def tokenizer_from_folder(folder: Path, config: Mapping[str, Any], *, name: str)
             local_files_only=True,
             **_brief_config(folder, config),
         )
-    except Exception as error:  # transformers and tokenizers raise nearly everything
+        found = Tokenizer.from_transformers(loaded, eos_ids=_eos_ids(folder, config), name=name)
+    except InstructJaxError as error:
+        error.file = error.file or str(folder)
+        raise
+    except BaseException as error:  # transformers and tokenizers raise nearly everything
+        # what panics in Rust is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(
             f"the tokenizer cannot be loaded: {_first_line(error)}",
             file=folder,
             remedy="the folder needs a tokenizer.json and tokenizer_config.json that transformers "
             "can load without code of the model's own",
         ) from error
-    try:
-        found = Tokenizer.from_transformers(loaded, eos_ids=_eos_ids(folder, config), name=name)
-    except InstructJaxError as error:
-        error.file = error.file or str(folder)
-        raise
     file = folder / "tokenizer.model"
     data = file.read_bytes() if file.is_file() else b""
     return replace(found, sentencepiece=data) if fits(data, found.backend) else found
@@ -97,6 +99,6 @@ def _eos_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
