@@ -109,6 +109,9 @@ def test_every_family_is_shown():
         ("llama-past-linear", {"layer_types": 3}, "layer_types"),
         ("smollm3", {"no_rope_layers": [[1], [1], [1]]}, "no_rope_layers"),
         ("phi3-past-longrope", {"original_max_position_embeddings": 1}, "original_max_position"),
+        # something is said of each layer
+        ("mistral-window", {"num_hidden_layers": 2**31 - 1}, "num_hidden_layers"),
+        ("cohere2", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers"),
     ],
 )
 def test_what_is_refused_is_named(fixture, changes, named):

@@ -95,7 +95,7 @@ def _read(
         "vocab_size": options.integer("vocab_size", shapes.get("token_embd.weight", (1,))[0]),
         "hidden_size": hidden_size,
         "intermediate_size": options.integer("feed_forward_length"),
-        "num_layers": options.integer("block_count"),
+        "num_layers": options.num_layers("block_count"),
         "num_heads": num_heads,
         "num_kv_heads": options.integer("attention.head_count_kv", num_heads),
         "head_dim": head_dim,

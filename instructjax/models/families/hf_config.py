@@ -137,7 +137,7 @@ def read_config(
         "vocab_size": options.integer("vocab_size"),
         "hidden_size": hidden_size,
         "intermediate_size": options.integer("intermediate_size"),
-        "num_layers": options.integer("num_hidden_layers"),
+        "num_layers": options.num_layers("num_hidden_layers"),
         "num_heads": num_heads,
         "num_kv_heads": options.integer("num_key_value_heads", num_heads),
         "head_dim": head_dim,

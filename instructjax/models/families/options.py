@@ -9,6 +9,8 @@ from typing import Any
 
 from instructjax.errors import ModelError
 
+# Far more than any model has.
+MAX_LAYERS = 10_000
 _REQUIRED: Any = object()
 
 
@@ -41,6 +43,13 @@ class Options:
         value = self._present(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
             raise self.error(name, "must be a positive whole number")
+        return value
+
+    def num_layers(self, name: str) -> int:
+        """A number of layers, of each of which something may be said: no billion."""
+        value = self.integer(name)
+        if value > MAX_LAYERS:
+            raise self.error(name, f"is more than {MAX_LAYERS:,}")
         return value
 
     def number(self, name: str, default: float = _REQUIRED) -> float:
