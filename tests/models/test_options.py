@@ -35,6 +35,10 @@ UNUSED = {
 }
 
 
+ENDLESS = {"rope_type": "dynamic", "rope_theta": 1e4}
+ENDLESS |= {"factor": 1e308, "partial_rotary_factor": 1e308}
+
+
 def changed(value):
     """Other values of the same kind."""
     if value is None:
@@ -109,6 +113,10 @@ def test_every_family_is_shown():
         ("llama-past-linear", {"layer_types": 3}, "layer_types"),
         ("smollm3", {"no_rope_layers": [[1], [1], [1]]}, "no_rope_layers"),
         ("phi3-past-longrope", {"original_max_position_embeddings": 1}, "original_max_position"),
+        ("llama-past-linear", {"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ("llama-past-dynamic", {"rope_parameters": ENDLESS}, "factor"),
+        ("gpt-neox", {"rope_parameters": ENDLESS}, "partial_rotary_factor"),
+        ("deepseek-v3", {"rope_parameters": ENDLESS}, "factor"),
         # something is said of each layer
         ("mistral-window", {"num_hidden_layers": 2**31 - 1}, "num_hidden_layers"),
         ("cohere2", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,11 +52,11 @@ class Options:
         return value
 
     def number(self, name: str, default: float = _REQUIRED) -> float:
-        """A positive finite number."""
+        """A positive finite number, of a size that can be computed with."""
         value = self._present(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(name, "must be a number")
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value < 1e18:  # nor NaN
             raise self.error(name, "must be a positive finite number")
         return float(value)
 
