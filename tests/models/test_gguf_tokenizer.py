@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,19 @@ def test_from_a_file(tiny, tmp_path):
     assert tokenizer.pieces(tokenizer.encode("hello 19<eos>")) == ["hello", " ", "1", "9", "<eos>"]
     assert tokenizer.chat_template == "{% for m in messages %}{{ m.content }}<eos>{% endfor %}"
     assert (tokenizer.bos_id, tokenizer.eos_ids) == (0, (1,))
+
+
+def test_a_token_of_a_megabyte_takes_no_minutes():
+    values = {
+        "model": "llama",
+        "tokens": ["<unk>", "a", "▁", "a" * 1_000_000],
+        "scores": np.zeros(4, np.float32),
+        "token_type": np.array([UNKNOWN, NORMAL, NORMAL, NORMAL]),
+    }
+    start = time.perf_counter()
+    tokenizer = tokenizer_from_gguf({f"tokenizer.ggml.{k}": v for k, v in values.items()}, FILE)
+    assert tokenizer.encode("aaa").tolist() == [2, 1, 1, 1]
+    assert time.perf_counter() - start < 20
 
 
 # SentencePiece BPE, against its definition and against the library of that name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,15 @@ def _sentencepiece(fields: _Fields) -> tokenizers.Tokenizer:
     scores = fields.get("scores", np.ndarray)
     if scores.shape != fields.types.shape or not np.isfinite(scores).all():
         raise fields.error("`tokenizer.ggml.scores` are not one finite number a token")
-    normal = {t: i for t, i in fields.vocab.items() if fields.types[i] == TokenType.NORMAL}
+    ids = np.flatnonzero(fields.types == TokenType.NORMAL).tolist()
+    normal = {fields.tokens[i]: i for i in ids}
+    lengths = sorted({len(token) for token in normal})  # a token may be a megabyte
     ranked = []
     for token, i in normal.items():
-        for cut in range(1, len(token)):
-            left, right = normal.get(token[:cut]), normal.get(token[cut:])
-            if left is not None and right is not None:
+        for cut in itertools.takewhile(len(token).__gt__, lengths):
+            left = normal.get(token[:cut])
+            right = None if left is None else normal.get(token[cut:])
+            if right is not None:
                 ranked.append((-float(scores[i]), i, left, right))
     unknown = fields.token_id("unknown_token_id")
     if unknown is None:
