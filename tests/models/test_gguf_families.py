@@ -16,6 +16,7 @@ import pytest
 
 from instructjax.errors import ModelError
 from instructjax.models.checkpoints.gguf import GgufWeights
+from instructjax.models.checkpoints.gguf_file import read_gguf_file
 from instructjax.models.checkpoints.hf_folder import open_folder
 from instructjax.models.checkpoints.params import load_params
 from instructjax.models.config import NO_ROPE, RopeConfig
@@ -93,6 +94,26 @@ def test_a_key_that_is_not_known_is_refused(tmp_path):
     (tmp_path / "m.gguf").write_bytes(data.replace(old, new))
     with pytest.raises(ModelError, match=r"qwen3\.attention\.other_length.*not a supported option"):
         GgufWeights(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("cohere", {"command-r.rope.scaling.type": [True, False]}, "rope.scaling.type"),
+        ("phi3-window", {"phi3.attention.sliding_window": [2, 2, 2]}, "attention.sliding_window"),
+        ("granite", {"granite.attention.head_count_kv": [1, 2]}, "attention.head_count_kv"),
+        ("olmo3", {"olmo2.attention.sliding_window_pattern": [True] * 3}, "pattern"),
+    ],
+)
+def test_values_of_another_kind_are_refused_by_name(name, changes, named, monkeypatch):
+    def read(path):
+        header = read_gguf_file(path)
+        values = {key: np.array(value) for key, value in changes.items()}
+        return dataclasses.replace(header, metadata={**header.metadata, **values})
+
+    monkeypatch.setattr("instructjax.models.checkpoints.gguf.read_gguf_file", read)
+    with pytest.raises(ModelError, match=named):
+        GgufWeights(FIXTURES / "gguf" / f"{name}.gguf")
 
 
 @pytest.mark.parametrize("key", ["general.name", "general.base_model.0.repo_url"])

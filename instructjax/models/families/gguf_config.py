@@ -72,13 +72,9 @@ def _read(
     rope_factors: Float[np.ndarray, " half"] | None,
     file: Path,
 ) -> DecoderConfig:
-    prefix = f"{architecture}."
-    options = Options(metadata, file, prefix=prefix)
+    options = Options(metadata, file, prefix=f"{architecture}.")
+    options.check_names(_KNOWN | reads, arrays=("attention.sliding_window_pattern",))
     options.refuse({"attention.causal": (True,)})
-    for key in metadata:
-        name = key.removeprefix(prefix)
-        if key.startswith(prefix) and name not in _KNOWN and name not in reads:
-            raise options.error(name, "is not a supported option")
     num_heads = options.integer("attention.head_count")
     hidden_size = options.integer("embedding_length")
     head_dim = options.integer("attention.key_length", hidden_size // num_heads)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from instructjax.models.config import NO_ROPE, LayerKind, RopeConfig
 from instructjax.models.families.family import ConfigFromGguf
 from instructjax.models.families.gguf_config import Shapes, read_number, reader
@@ -109,7 +111,7 @@ def _olmo3(options: Options, base: dict[str, Any], shapes: Shapes) -> dict[str, 
     near = RopeConfig(theta=read_number(options, "rope.freq_base_swa", base["rope"].theta))
     layers = _layers(options, base, lambda i: i % 4 < 3, base["rope"], near)
     pattern = options.get("attention.sliding_window_pattern")
-    if pattern is not None and [bool(kind.window) for kind in layers] != list(pattern):
+    if pattern is not None and [bool(kind.window) for kind in layers] != np.ravel(pattern).tolist():
         raise options.error("attention.sliding_window_pattern", "is not supported")
     return {**_olmo2(options, base, shapes), "layers": layers}
 

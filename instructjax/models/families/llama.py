@@ -65,10 +65,8 @@ def _config_from_gguf(
     file: Path,
 ) -> DecoderConfig:
     options = Options(metadata, file, prefix="llama.")
+    options.check_names(_KNOWN_GGUF)
     options.refuse(_HEADER_GGUF)
-    for key in metadata:
-        if key.startswith("llama.") and key.removeprefix("llama.") not in _KNOWN_GGUF:
-            raise options.error(key.removeprefix("llama."), "is not a supported option")
     num_heads = options.integer("attention.head_count")
     hidden_size = options.integer("embedding_length")
     head_dim = options.integer("attention.key_length", hidden_size // num_heads)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from instructjax.errors import ModelError
 
@@ -81,6 +83,22 @@ class Options:
             ):
                 known = " or ".join(["absent", *(repr(v) for v in values)])
                 raise self.error(name, f"is not supported, only {known}")
+
+    def check_names(self, known: Collection[str], arrays: Collection[str] = ()) -> None:
+        """Raise for an option of the prefix that is not known, or an array that should be none.
+
+        Args:
+          known: names, without the prefix.
+          arrays: those that may have a value for each layer.
+        """
+        for key, value in self.values.items():
+            name = key.removeprefix(self.prefix)
+            if not key.startswith(self.prefix):
+                continue
+            if name not in known:
+                raise self.error(name, "is not a supported option")
+            if isinstance(value, list | np.ndarray) and name not in arrays:
+                raise self.error(name, "is an array, which is not supported")
 
     def error(self, name: str, problem: str) -> ModelError:
         """An error about one option, with its name and value."""
