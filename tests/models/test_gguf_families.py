@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -37,9 +39,9 @@ UNSAID = {
 NEAR = {"gemma3": RopeConfig(theta=1000.0)}
 
 
-def from_folder(name):
+def from_folder(name, dtype: Any = np.float32):
     family, config, weights = open_folder(FIXTURES / "families" / name)
-    return config, load_params(family, config, weights, np.float32)
+    return config, load_params(family, config, weights, dtype)
 
 
 def plain(value):
@@ -66,6 +68,16 @@ def test_parameters_and_configuration_are_those_of_the_folder(name):
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_in_bfloat16_are_those_of_the_folder(name):
+    """Gemma's norms lie in the file with 1 added, which bfloat16 would round off."""
+    weights = GgufWeights(FIXTURES / "gguf" / f"{name}.gguf")
+    found = load_params(weights.family, weights.config, weights, ml_dtypes.bfloat16)
+    _, wanted = from_folder(name, ml_dtypes.bfloat16)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
 
 
 def test_every_architecture_is_shown():

@@ -185,6 +185,11 @@ def _fill(
 ) -> None:
     """Reads one tensor into its place; `number` counts those that a layer has of it."""
     name = rule.name(source.spelling, layer, number)
+    if rule.offset:  # before it is rounded to bfloat16
+        values = source.read_rows(name, 0, len(place)).astype(np.float32)
+        place[...] = values - np.float32(rule.offset)
+        _check_finite(place, name, source)
+        return
     place = place.T if rule.transpose else place
     place = place.swapaxes(-1, -2) if rule.transpose_last else place
     if rule.each_stacked and source.spelling == "gguf":
@@ -194,8 +199,10 @@ def _fill(
         place[...] = rule.part_of(stored, config)
     else:
         _copy_rows(rule, config, source, name, place)
-    if rule.offset:
-        place -= np.asarray(rule.offset, place.dtype)
+    _check_finite(place, name, source)
+
+
+def _check_finite(place: Shaped[np.ndarray, "*piece"], name: str, source: TensorSource) -> None:
     if not _all_finite(place):
         raise ModelError(f"tensor {name} holds NaN or infinity", file=source.file_of(name))
 
