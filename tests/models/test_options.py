@@ -117,6 +117,7 @@ def test_every_family_is_shown():
         ("llama-past-dynamic", {"rope_parameters": ENDLESS}, "factor"),
         ("gpt-neox", {"rope_parameters": ENDLESS}, "partial_rotary_factor"),
         ("deepseek-v3", {"rope_parameters": ENDLESS}, "factor"),
+        ("phi3-window", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "longrope"),
         # something is said of each layer
         ("mistral-window", {"num_hidden_layers": 2**31 - 1}, "num_hidden_layers"),
         ("cohere2", {"num_hidden_layers": 2**31 - 1, "layer_types": None}, "num_hidden_layers"),
@@ -132,6 +133,23 @@ def test_what_is_refused_is_named(fixture, changes, named):
     with pytest.raises(ModelError, match=named) as caught:
         family.config_from_hf({**values, **changes}, file)
     assert caught.value.file == str(file)
+
+
+@pytest.mark.parametrize("name", ["su", "yarn"])
+def test_the_first_names_of_longrope_in_phi3(name):
+    from transformers import AutoConfig
+
+    file = FIXTURES / "families" / "phi3-past-longrope" / "config.json"
+    values = json.loads(file.read_text())
+    family = family_for_hf(values, file)
+    rope = values.pop("rope_parameters")
+    theta, _ = rope.pop("rope_theta"), rope.pop("rope_type")
+    values |= {"rope_theta": theta, "rope_scaling": {**rope, "type": name}}
+    found = family.config_from_hf(values, file)
+    assert found.rope.kind == "longrope"
+    kind = values.pop("model_type")
+    theirs = AutoConfig.for_model(kind, **copy.deepcopy(values)).to_dict()
+    assert found == family.config_from_hf(theirs, file)
 
 
 def test_an_option_that_nobody_knows_is_told(recwarn):
