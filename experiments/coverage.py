@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from coverage_in_tasks import (
+    DRAWS,
+    Run,
     Sizes,
     difference_in_tasks,
     gaps_by_task,
@@ -45,7 +47,6 @@ from instructjax.generalization import (
 )
 
 SD_C, SD_Z, SD_REST = 0.05, 0.25, 0.35
-DRAWS = 500
 EQUAL, UNEVEN, VERY_UNEVEN = get_args(Sizes)
 BATCH = 50
 # Rows that are there for comparison, and are not the ones to use.
@@ -58,9 +59,6 @@ NOT_ADVISED = (
     "percentile bootstrap",
     "without tasks",
 )
-
-# Of each interval its ends, or estimate, standard error and degrees of freedom.
-Run = Callable[[jax.Array], dict[str, tuple[jax.Array, ...]]]
 
 
 def draw_grid(key: jax.Array, c: int, z: int, sd_c: float = SD_C) -> jax.Array:

@@ -18,6 +18,7 @@ eliminated, so an evaluation costs C^2 Z.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -149,6 +150,25 @@ def join_terms(terms: GridTerms) -> tuple[Float[Array, ""], tuple[Float[Array, "
     return value, (mean, jnp.where(used, jnp.diag(inverse), 0))
 
 
+def join_centred(
+    terms: Callable[[Array, Array], GridTerms],
+    grid: Float[AnyArray, "... C Z"],
+    count: Float[Array, "... C Z"],
+    groups: Int[AnyArray, "... C Z"] | None,
+) -> tuple[Float[Array, ""], tuple[Float[Array, "*_"], ...]]:
+    """What `join_terms` gives, for digits of scores without their mean, which is put back.
+
+    Args:
+      terms: of such scores and a design, summed over the grids.
+      grid, count, groups: as for `reml_log_likelihood`.
+    """
+    centre = (count * jnp.where(count > 0, grid, 0)).sum() / jnp.maximum(count.sum(), 1)
+    apart = jnp.where(count > 0, grid - centre, 0)
+    value, found = join_terms(terms(apart, make_design(groups, apart)))
+    mean, variance = found if groups is not None else (x[0] for x in found)
+    return value, (mean + centre, variance)
+
+
 def reml_log_likelihood(
     sd: Float[AnyArray, " 4"],
     grid: Float[AnyArray, "C Z"],
@@ -172,13 +192,10 @@ def reml_log_likelihood(
     >>> float(mean), round(float(variance), 4)
     (2.0, 0.5)
     """
-    sd, count = jnp.asarray(sd), jnp.asarray(count)
-    centre = (count * jnp.where(count > 0, grid, 0)).sum() / jnp.maximum(count.sum(), 1)
-    apart = jnp.where(count > 0, grid - centre, 0)
-    design = make_design(groups, apart)
-    value, found = join_terms(grid_terms(sd, apart, count, jnp.asarray(within), design))
-    mean, variance = found if groups is not None else (x[0] for x in found)
-    return value, (mean + centre, variance)
+    sd, count, within = jnp.asarray(sd), jnp.asarray(count), jnp.asarray(within)
+    return join_centred(
+        lambda apart, design: grid_terms(sd, apart, count, within, design), grid, count, groups
+    )
 
 
 def fit_reml(

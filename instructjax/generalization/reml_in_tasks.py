@@ -29,6 +29,7 @@ from instructjax.generalization.components import NestedComponents
 from instructjax.generalization.reml import (
     GridTerms,
     grid_terms,
+    join_centred,
     join_terms,
     make_design,
     repeats_terms,
@@ -83,13 +84,13 @@ def reml_log_likelihood_in_tasks(
     >>> float(mean), float(variance)
     (2.0, 1.0)
     """
-    sd, count = jnp.asarray(sd), jnp.asarray(count)
-    centre = (count * jnp.where(count > 0, grid, 0)).sum() / jnp.maximum(count.sum(), 1)
-    apart = jnp.where(count > 0, grid - centre, 0)
-    design = make_design(groups, apart)
-    value, found = join_terms(_terms(sd, apart, count, jnp.asarray(within), design, inputs_of))
-    mean, variance = found if groups is not None else (x[0] for x in found)
-    return value, (mean + centre, variance)
+    sd, count, within = jnp.asarray(sd), jnp.asarray(count), jnp.asarray(within)
+    return join_centred(
+        lambda apart, design: _terms(sd, apart, count, within, design, inputs_of),
+        grid,
+        count,
+        groups,
+    )
 
 
 def _terms(
@@ -113,8 +114,8 @@ def _crossed_terms(sd: Array, grid: Array, count: Array, within: Array, design: 
     """Where inputs are crossed with tasks: rows are the instructions of all tasks."""
     of_t, of_c, of_z, of_cz, of_tz, of_e = sd
     tasks, each, inputs = grid.shape
-    there = count.reshape(-1, inputs) > 0
     count = count.reshape(-1, inputs)
+    there = count > 0
     of_task = jnp.repeat(jnp.eye(tasks, dtype=grid.dtype), each, axis=0)  # [T C, T]
     variance = of_cz**2 + of_e**2 / jnp.where(there, count, 1)
     weight = jnp.where(there, 1 / variance, 0)

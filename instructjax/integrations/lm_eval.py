@@ -77,6 +77,10 @@ _IDENTITY = "instructjax"
 class InstructJaxLM(LM):
     """log Pr(continuation | context), and responses, for lm-evaluation-harness.
 
+    Of several processes (`instructjax.sharding.processes`), the harness runs in process 0, which
+    calls `release` at the end; the others call `follow` in its place. They compute log-likelihoods
+    together; responses are for one process.
+
     Args:
       pretrained: a model spec as `load_model` takes it, or a `Model`.
       dtype: of parameters and activations, for a spec.
@@ -92,10 +96,6 @@ class InstructJaxLM(LM):
 
     Raises:
       UsageError: an unknown option or model.
-
-    Of several processes (`instructjax.sharding.processes`), the harness runs in process 0, which
-    calls `release` at the end; the others call `follow` in its place. They compute log-likelihoods
-    together; responses are for one process.
     """
 
     def __init__(
@@ -175,13 +175,13 @@ class InstructJaxLM(LM):
           UsageError: `generation_kwargs` that cannot be done here.
           PromptError: a context cannot be encoded faithfully; names task and document.
         """
-        answers = [""] * len(requests)
-        wanted: list[Any] = [(*request.args, name_request(request)) for request in requests]
         if several():
             raise UsageError(
                 "the harness asks for responses, which one process writes alone",
                 remedy="start one without --distributed; it uses all devices of its host",
             )
+        answers = [""] * len(requests)
+        wanted: list[Any] = [(*request.args, name_request(request)) for request in requests]
         done = tokens = 0
         with ScoringProgress(len(requests), show=False if disable_tqdm else None) as bar:
 

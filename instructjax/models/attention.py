@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.models import attention_flash
 from instructjax.models.attention_tiles import attend_tiles
+from instructjax.models.flash_kernels import block_size
 from instructjax.models.linear import precision_of
 from instructjax.models.tiles import Tiles
 from instructjax.models.varying import WHOLE_HEADS, HeadSplit
@@ -140,13 +141,15 @@ def attend(
         near = None if window is None else Window(window, positions)
         return attend_dense(q, k, v, ends, window=near, sinks=sinks, **options)
 
-    def flash(q, k, v, ends, positions, tiles, window, sinks):
-        own = {"window": window, "sinks": sinks, "split": split or WHOLE_HEADS}
-        return attention_flash.attend_flash(q, k, v, ends, positions, **own, **options)
-
     operands = (q, k, v, ends, positions, tiles, window, sinks)
     long = ends.shape[1] > WHOLE
     forms = {"cpu": in_tiles, "default": in_tiles if long else whole}
-    if split is not None and attention_flash.block_size(ends.shape[1]):
+    if split is not None and block_size(ends.shape[1]):
+        own = {**options, "split": split}
+
+        def flash(q, k, v, ends, positions, tiles, window, sinks):
+            marks = {"window": window, "sinks": sinks}
+            return attention_flash.attend_flash(q, k, v, ends, positions, **marks, **own)
+
         forms["tpu"] = flash
     return lax.platform_dependent(*operands, **forms)

@@ -1,50 +1,23 @@
-"""Attention for TPUs: a Pallas kernel that keeps scores of a block of queries and keys on the chip.
+"""Attention for TPUs: the kernels of `flash_kernels` as a differentiable function, on a mesh too.
 
-Blocks of keys are visited in order, with a running softmax (Dao et al. 2022, FlashAttention), and
-those that no query of a block sees are skipped: later ones, other sequences of the row, branches
-that have ended, and tokens outside the window. The backward pass computes the probabilities again
-from the saved log-normalizers. Memory grows with the row, not with its square.
+Memory grows with the row, not with its square.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from instructjax.models.attention_tiles import ATTENDED
-from instructjax.models.linear import precision_of
+from instructjax.models.flash_kernels import Marks, Options, backward, forward
 from instructjax.models.varying import WHOLE_HEADS, HeadSplit, vary_alike
-
-_BLOCKS = (512, 256, 128)
-MASKED = -1e30
-_EVERYTHING = 1 << 30
-
-
-class _Options(NamedTuple):
-    scale: float
-    softcap: float | None
-    windowed: bool
-    split: HeadSplit
-    interpret: Any
-
-
-def block_size(length: int) -> int | None:
-    """Queries and keys a block for rows of `length` tokens; None if they do not divide into any.
-
-    >>> block_size(2048), block_size(1792), block_size(100)
-    (512, 256, None)
-    """
-    return next((size for size in _BLOCKS if length % size == 0), None)
 
 
 def attend_flash(
@@ -73,17 +46,16 @@ def attend_flash(
     """
     rows, length = ends.shape
     q, k, v = (x.reshape(rows, length, *x.shape[1:]).swapaxes(1, 2) for x in (q, k, v))
-    options = _Options(
+    options = Options(
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         softcap=softcap,
         windowed=window is not None,
-        split=split,
         interpret=interpret,
     )
-    width = jnp.full(split.parts, _EVERYTHING if window is None else window, jnp.int32)
+    width = jnp.full(split.parts, 0 if window is None else window, jnp.int32)
     q, k, v, ends, positions, width = vary_alike(q, k, v, ends, positions, width)
-    marks = (_Marks.of(x, split.parts) for x in (ends, positions))
-    both: Any = _flash(q, k, v, *marks, width, options)
+    marks = (Marks.of(x, split.parts) for x in (ends, positions))
+    both: Any = _flash(q, k, v, *marks, width, options, split)
     out, log_norm = both
     if sinks is not None:  # one more term of the normalizer, without a value
         sinks = sinks.astype(jnp.float32)[:, None, None]
@@ -91,31 +63,18 @@ def attend_flash(
     return out.swapaxes(1, 2).reshape(rows * length, -1, v.shape[-1])
 
 
-class _Marks(NamedTuple):
-    """A number a token, along either axis of the scores; again for each part of the heads."""
-
-    row: Int[Array, "B P T"]
-    column: Int[Array, "B P T 1"]
-
-    @classmethod
-    def of(cls, x: Int[Array, "B T"], parts: int) -> _Marks:
-        row = jnp.broadcast_to(x[:, None], (len(x), parts, x.shape[1]))
-        return cls(row, row[..., None])
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _flash(q, k, v, ends: _Marks, depth: _Marks, width, options: _Options):
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _flash(q, k, v, ends: Marks, depth: Marks, width, options: Options, split: HeadSplit):
     """([B, H, T, V], log-normalizers [B, H, T, 1]) of queries, keys and values by head."""
-    return _flash_fwd(q, k, v, ends, depth, width, options)[0]
+    return _flash_fwd(q, k, v, ends, depth, width, options, split)[0]
 
 
-def _over_heads(call: Callable[..., Any], options: _Options) -> Callable[..., Any]:
+def _over_heads(call: Callable[..., Any], split: HeadSplit) -> Callable[..., Any]:
     """Each device calls it on its heads, since a compiler cannot split a kernel.
 
     Every argument has its part for each of them, so that nothing is computed within but the kernel:
     what a backward pass could keep of that is not for an inner shard_map to hand over.
     """
-    call, split = partial(call, options=options), options.split
     if not split.auto:
         return call
     axes = split.axes or None
@@ -129,290 +88,20 @@ def _over_heads(call: Callable[..., Any], options: _Options) -> Callable[..., An
     return run
 
 
-class _Blocks(NamedTuple):
-    """Sizes, and where the blocks of arrays lie.
-
-    The grid is (row, head, block of queries, block of keys); for the gradient of keys (row, head of
-    keys, block of keys, step over its heads of queries and their blocks). Blocks that see nothing
-    for being too early or late are not read: the neighbour is asked for again.
-    """
-
-    size: int
-    count: int
-    group: int
-
-    @classmethod
-    def of(cls, q, k) -> _Blocks:
-        length = q.shape[2]
-        size = block_size(length)
-        assert size is not None, f"rows of {length} tokens"
-        return cls(size, length // size, q.shape[1] // k.shape[1])
-
-    def queries(self, b, h, i, j, _):
-        return b, h, i
-
-    def their_keys(self, b, h, i, j, _):
-        return b, lax.div(h, self.group), jnp.minimum(i, j)
-
-    def keys(self, b, h, j, step, _):
-        return b, h, j
-
-    def their_queries(self, b, h, j, step, _):
-        head, i = lax.div(step, self.count), lax.rem(step, self.count)
-        return b, h * self.group + head, jnp.maximum(i, j)
-
-    def by_head(self, width: int, at: Any) -> pl.BlockSpec:
-        return pl.BlockSpec((1, 1, self.size, width), lambda *g: (*at(*g), 0))
-
-    def column(self, at: Any) -> pl.BlockSpec:
-        """Of [B, 1, T, 1]: a number a row of the scores."""
-        return pl.BlockSpec((1, 1, self.size, 1), lambda *g: (at(*g)[0], 0, at(*g)[2], 0))
-
-    def row(self, at: Any) -> pl.BlockSpec:
-        """Of [B, 1, T]: a number a column of the scores."""
-        return pl.BlockSpec((1, 1, self.size), lambda *g: (at(*g)[0], 0, at(*g)[2]))
-
-    def row_by_head(self, at: Any) -> pl.BlockSpec:
-        """Of [B, H, 1, T]."""
-        return pl.BlockSpec((1, 1, 1, self.size), lambda *g: (*at(*g)[:2], 0, at(*g)[2]))
-
-
-def _dot(a, b, contract: tuple[int, int]):
-    dims = (((contract[0],), (contract[1],)), ((), ()))
-    precision = precision_of(a.dtype)
-    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _scores(left, right, options: _Options):
-    """(scores, their slope by the cap or None) of rows against rows."""
-    scores = _dot(left, right, (1, 1)) * options.scale
-    if options.softcap is None:
-        return scores, None
-    bend = jnp.tanh(scores / options.softcap)
-    return options.softcap * bend, 1 - bend * bend
-
-
-def _sees(q_block, k_block, size, ends, q_depth, k_depth, width, *, keys_first: bool = False):
-    """[size, size]: which query sees which key; queries first, or keys first."""
-    shape = (size, size)
-    q_axis, k_axis = (1, 0) if keys_first else (0, 1)
-    query = q_block * size + lax.broadcasted_iota(jnp.int32, shape, q_axis)
-    key = k_block * size + lax.broadcasted_iota(jnp.int32, shape, k_axis)
-    seen = (key <= query) & (query < ends)
-    return seen if width is None else seen & (q_depth - k_depth < width)
-
-
-def _any_seen(q_block, k_block, size, ends, q_depth, k_depth, width):
-    """Whether the blocks may hold a pair that sees each other."""
-    some = (k_block <= q_block) & (jnp.max(ends) > q_block * size)
-    if width is None:
-        return some
-    # Within a sequence depths grow with the place; over several, this may keep too much.
-    return some & (jnp.min(q_depth) - jnp.max(k_depth) < width)
-
-
-def _forward_kernel(width, q, k, v, ends, q_depth, k_depth, out, norm, top, total, acc, *, options):
-    i, j = pl.program_id(2), pl.program_id(3)
-    size = q.shape[2]
-    width = width[0] if options.windowed else None
-    marks = ends[0], q_depth[0, 0], k_depth[0], width
-
-    @pl.when(j == 0)
-    def _():
-        top[...] = jnp.full(top.shape, MASKED, jnp.float32)
-        total[...] = jnp.zeros(total.shape, jnp.float32)
-        acc[...] = jnp.zeros(acc.shape, jnp.float32)
-
-    @pl.when(_any_seen(i, j, size, *marks))
-    def _():
-        scores, _ = _scores(q[0, 0], k[0, 0], options)
-        seen = _sees(i, j, size, *marks)
-        scores = jnp.where(seen, scores, MASKED)
-        new_top = jnp.maximum(top[...], scores.max(-1, keepdims=True))
-        weights = jnp.where(seen, jnp.exp(scores - new_top), 0)
-        keep = jnp.exp(top[...] - new_top)
-        total[...] = total[...] * keep + weights.sum(-1, keepdims=True)
-        acc[...] = acc[...] * keep + _dot(weights.astype(v.dtype), v[0, 0], (1, 0))
-        top[...] = new_top
-
-    @pl.when(j == pl.num_programs(3) - 1)
-    def _():
-        whole = jnp.where(total[...] == 0, 1, total[...])
-        out[0, 0] = (acc[...] / whole).astype(out.dtype)
-        norm[0, 0] = top[...] + jnp.log(whole)
-
-
-def _call(kernel, grid, width, arguments, specs, outputs, scratch, options: _Options):
-    """The kernel over a grid; `width` is handed over before all else, as a scalar."""
-    varying = jax.typeof(arguments[0]).manual_axis_type
-    return pl.pallas_call(
-        partial(kernel, options=options),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=grid,
-            in_specs=specs,
-            out_specs=[spec for spec, _, _ in outputs],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-        ),
-        out_shape=[
-            jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying)
-            for _, shape, dtype in outputs
-        ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
-        ),
-        interpret=options.interpret,
-    )(width, *arguments)
-
-
-def _forward(q, k, v, ends: _Marks, depth: _Marks, width, options: _Options):
-    blocks = _Blocks.of(q, k)
-    rows, heads, length, dim = q.shape
-    values, of_q, of_k = v.shape[-1], blocks.queries, blocks.their_keys
-    return _call(
-        _forward_kernel,
-        (rows, heads, blocks.count, blocks.count),
-        width,
-        (q, k, v, ends.row, depth.column, depth.row),
-        [
-            blocks.by_head(dim, of_q),
-            blocks.by_head(dim, of_k),
-            blocks.by_head(values, of_k),
-            blocks.row(of_k),
-            blocks.column(of_q),
-            blocks.row(of_k),
-        ],
-        [
-            (blocks.by_head(values, of_q), (rows, heads, length, values), q.dtype),
-            (blocks.by_head(1, of_q), (rows, heads, length, 1), jnp.float32),
-        ],
-        [(blocks.size, 1), (blocks.size, 1), (blocks.size, values)],
-        options,
-    )
-
-
-def _flash_fwd(q, k, v, ends, depth, width, options):
-    out, norm = _over_heads(_forward, options)(q, k, v, ends, depth, width)
+def _flash_fwd(q, k, v, ends, depth, width, options, split):
+    run = _over_heads(partial(forward, options=options), split)
+    out, norm = run(q, k, v, ends, depth, width)
     out, norm = checkpoint_name(out, ATTENDED), checkpoint_name(norm, ATTENDED)
     return (out, norm), (q, k, v, ends, depth, width, out, norm)
 
 
-def _slopes(weights, d_weights, delta, slope, scale):
-    d_scores = weights * (d_weights - delta) * scale
-    return d_scores if slope is None else d_scores * slope
-
-
-def _queries_kernel(
-    width, q, k, v, g, norm, delta, ends, q_depth, k_depth, dq, acc, *, options: _Options
-):
-    i, j = pl.program_id(2), pl.program_id(3)
-    size = q.shape[2]
-    marks = ends[0], q_depth[0, 0], k_depth[0], width[0] if options.windowed else None
-
-    @pl.when(j == 0)
-    def _():
-        acc[...] = jnp.zeros(acc.shape, jnp.float32)
-
-    @pl.when(_any_seen(i, j, size, *marks))
-    def _():
-        scores, slope = _scores(q[0, 0], k[0, 0], options)
-        weights = jnp.where(_sees(i, j, size, *marks), jnp.exp(scores - norm[0, 0]), 0)
-        d_weights = _dot(g[0, 0], v[0, 0], (1, 1))
-        d_scores = _slopes(weights, d_weights, delta[0, 0], slope, options.scale)
-        acc[...] += _dot(d_scores.astype(k.dtype), k[0, 0], (1, 0))
-
-    @pl.when(j == pl.num_programs(3) - 1)
-    def _():
-        dq[0, 0] = acc[...].astype(dq.dtype)
-
-
-def _keys_kernel(
-    width, q, k, v, g, norm, delta, ends, q_depth, k_depth, dk, dv, k_acc, v_acc, *, options
-):
-    """Scores with keys as rows, so that nothing has to be transposed."""
-    j, step = pl.program_id(2), pl.program_id(3)
-    size = q.shape[2]
-    i = lax.rem(step, pl.num_programs(2))
-    marks = ends[0, 0], q_depth[0], k_depth[0, 0], width[0] if options.windowed else None
-
-    @pl.when(step == 0)
-    def _():
-        k_acc[...] = jnp.zeros(k_acc.shape, jnp.float32)
-        v_acc[...] = jnp.zeros(v_acc.shape, jnp.float32)
-
-    @pl.when(_any_seen(i, j, size, *marks))
-    def _():
-        scores, slope = _scores(k[0, 0], q[0, 0], options)
-        seen = _sees(i, j, size, *marks, keys_first=True)
-        weights = jnp.where(seen, jnp.exp(scores - norm[0, 0]), 0)
-        v_acc[...] += _dot(weights.astype(g.dtype), g[0, 0], (1, 0))
-        d_weights = _dot(v[0, 0], g[0, 0], (1, 1))
-        d_scores = _slopes(weights, d_weights, delta[0, 0], slope, options.scale)
-        k_acc[...] += _dot(d_scores.astype(q.dtype), q[0, 0], (1, 0))
-
-    @pl.when(step == pl.num_programs(3) - 1)
-    def _():
-        dk[0, 0], dv[0, 0] = k_acc[...].astype(dk.dtype), v_acc[...].astype(dv.dtype)
-
-
-def _flash_bwd(options, saved, slopes):
+def _flash_bwd(options, split, saved, slopes):
     q, k, v, ends, depth, width, out, norm = saved
     g, d_norm = slopes
     wide = g.astype(jnp.float32) * out.astype(jnp.float32)
     delta = wide.sum(-1, keepdims=True) - d_norm
-    slopes = _over_heads(_backward, options)
-    return *slopes(q, k, v, g, norm, delta, ends, depth, width), None, None, None
-
-
-def _backward(q, k, v, g, norm, delta, ends: _Marks, depth: _Marks, width, options: _Options):
-    blocks = _Blocks.of(q, k)
-    rows, heads, length, dim = q.shape
-    kv_heads, values = k.shape[1], v.shape[-1]
-    of_q, of_k = blocks.queries, blocks.their_keys
-    (dq,) = _call(
-        _queries_kernel,
-        (rows, heads, blocks.count, blocks.count),
-        width,
-        (q, k, v, g, norm, delta, ends.row, depth.column, depth.row),
-        [
-            blocks.by_head(dim, of_q),
-            blocks.by_head(dim, of_k),
-            blocks.by_head(values, of_k),
-            blocks.by_head(values, of_q),
-            *[blocks.by_head(1, of_q)] * 2,
-            blocks.row(of_k),
-            blocks.column(of_q),
-            blocks.row(of_k),
-        ],
-        [(blocks.by_head(dim, of_q), q.shape, q.dtype)],
-        [(blocks.size, dim)],
-        options,
-    )
-    of_q, of_k = blocks.their_queries, blocks.keys
-    as_rows = (x.swapaxes(2, 3) for x in (norm, delta))
-    dk, dv = _call(
-        _keys_kernel,
-        (rows, kv_heads, blocks.count, blocks.group * blocks.count),
-        width,
-        (q, k, v, g, *as_rows, ends.column, depth.row, depth.column),
-        [
-            blocks.by_head(dim, of_q),
-            blocks.by_head(dim, of_k),
-            blocks.by_head(values, of_k),
-            blocks.by_head(values, of_q),
-            *[blocks.row_by_head(of_q)] * 2,
-            blocks.column(of_k),
-            blocks.row(of_q),
-            blocks.column(of_k),
-        ],
-        [
-            (blocks.by_head(dim, of_k), k.shape, k.dtype),
-            (blocks.by_head(values, of_k), v.shape, v.dtype),
-        ],
-        [(blocks.size, dim), (blocks.size, values)],
-        options,
-    )
-    return dq, dk, dv
+    run = _over_heads(partial(backward, options=options), split)
+    return *run(q, k, v, g, norm, delta, ends, depth, width), None, None, None
 
 
 _flash.defvjp(_flash_fwd, _flash_bwd)

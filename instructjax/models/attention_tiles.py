@@ -94,7 +94,7 @@ def _in_window(tile, group, window):
     return lambda back: distance + back < window, lambda back: back - tile + 1 < window
 
 
-def _capped(scores, softcap):
+def capped(scores, softcap):
     """(c tanh(x / c), its slope); the slope is 1 where there is no cap."""
     if softcap is None:
         return scores, None
@@ -125,7 +125,7 @@ def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
 
         def weigh(j, top, mask=None):
             k_tile, v_tile = gather(j, tiles, tile, k, v)
-            scores, _ = _capped(scores_of(q_tile, k_tile) * scale, softcap)
+            scores, _ = capped(scores_of(q_tile, k_tile) * scale, softcap)
             if mask is not None:
                 scores = jnp.where(mask, scores, MASKED)
             top = jnp.maximum(top, scores.max(-1))
@@ -229,7 +229,7 @@ def _attend_bwd(tile, scale, softcap, saved, d_out):
 
         def step(j, dq_tile, d_keys, mask):
             k_tile, v_tile = gather(j, tiles, tile, k, v)
-            scores, slope = _capped(scores_of(q_tile, k_tile) * scale, softcap)
+            scores, slope = capped(scores_of(q_tile, k_tile) * scale, softcap)
             weights = jnp.where(mask, jnp.exp(scores - norm_tile), 0)
             d_scores = weights * (scores_of(g_tile, v_tile) - delta_tile) * scale
             d_scores = d_scores if slope is None else d_scores * slope

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from instructjax.finetuning.partition import name_param
 from instructjax.models.attention import WHOLE
-from instructjax.models.attention_flash import block_size
 from instructjax.models.config import DecoderConfig
+from instructjax.models.flash_kernels import block_size
 from instructjax.models.sharded import STACKS, device_bytes, param_spec
 from instructjax.planning.collectives import Collective
 from instructjax.planning.flops import (

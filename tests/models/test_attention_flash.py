@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from instructjax.batching.batch import batch_from_lengths
 from instructjax.models import attention, attention_flash
 from instructjax.models.attention import Window, attend, attend_dense
-from instructjax.models.attention_flash import attend_flash, block_size
+from instructjax.models.attention_flash import attend_flash
+from instructjax.models.flash_kernels import block_size
 from instructjax.models.spmd import over_rows
 from instructjax.models.tiles import find_tiles
 from instructjax.models.varying import HeadSplit

@@ -75,10 +75,11 @@ def _brief_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
     file = folder / "tokenizer_config.json"
-    if not file.is_file() or not read_json(file).get("tokenizer_class"):
+    class_name = read_json(file).get("tokenizer_class") if file.is_file() else None
+    if not class_name:
         return {}
     names = ("model_type", "tokenizer_class", "model_name")
-    if read_json(file)["tokenizer_class"] in _AS_IT_IS:
+    if class_name in _AS_IT_IS:
         # transformers 5 would cut texts as Qwen2 does for all that have its architecture
         names = names[1:]
     brief = PreTrainedConfig()

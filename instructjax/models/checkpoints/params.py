@@ -185,24 +185,18 @@ def _fill(
 ) -> None:
     """Reads one tensor into its place; `number` counts those that a layer has of it."""
     name = rule.name(source.spelling, layer, number)
+    place = place.T if rule.transpose else place
+    place = place.swapaxes(-1, -2) if rule.transpose_last else place
     if rule.offset:  # before it is rounded to bfloat16
         values = source.read_rows(name, 0, len(place)).astype(np.float32)
         place[...] = values - np.float32(rule.offset)
-        _check_finite(place, name, source)
-        return
-    place = place.T if rule.transpose else place
-    place = place.swapaxes(-1, -2) if rule.transpose_last else place
-    if rule.each_stacked and source.spelling == "gguf":
+    elif rule.each_stacked and source.spelling == "gguf":
         place[...] = _stacked_row(rule, config, source, name, number)
     elif rule.fused and rule.fused_axis == 0:
         stored = source.read_rows(name, 0, rule.stored_shape(config)[0])
         place[...] = rule.part_of(stored, config)
     else:
         _copy_rows(rule, config, source, name, place)
-    _check_finite(place, name, source)
-
-
-def _check_finite(place: Shaped[np.ndarray, "*piece"], name: str, source: TensorSource) -> None:
     if not _all_finite(place):
         raise ModelError(f"tensor {name} holds NaN or infinity", file=source.file_of(name))
 
