@@ -17,7 +17,9 @@ _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 # Outside strings only numbers, literals and separators may stand: anything else means that a
 # quote is missing somewhere, and going on would take text for structure.
 _FILL = rb"[\s,:0-9+\-.eEtrufalsnNIiy]*+"
-_RUN = re.compile(_FILL + rb"(?:" + _STRING + _FILL + rb")*+", re.DOTALL)
+# Not possessive: before Python 3.11.5 what is then left of a string cut short stays taken. Bounded,
+# since each repetition is remembered.
+_RUN = re.compile(_FILL + rb"(?:" + _STRING + _FILL + rb"){0,4096}", re.DOTALL)
 _WORD = re.compile(rb'[^\s,:\[\]{}"]*+')
 _STRING_ONLY = re.compile(_STRING, re.DOTALL)
 _CLOSER = {ord("["): ord("]"), ord("{"): ord("}")}
@@ -105,8 +107,11 @@ class JsonSplitter:
             assert run is not None
             at = run.end()
             char = self._buffer[at] if at < len(self._buffer) else None
-            if char is None or char == ord('"'):  # perhaps a string that goes on
-                self._read_on(limit)
+            if char is None or char == ord('"'):  # another string, or one that goes on
+                if at > self._at:
+                    self._at = at
+                else:
+                    self._read_on(limit)
                 continue
             if char in _CLOSER:
                 stack.append(_CLOSER[char])

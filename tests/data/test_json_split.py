@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from instructjax.data import json_split
@@ -31,6 +31,8 @@ def chunk(request):
 
 
 @given(rows=st.lists(values, max_size=6), indent=st.sampled_from([None, 1]), ascii=st.booleans())
+@example(rows=[{"": None, "0\x1f": None}], indent=None, ascii=True)  # cut short after a backslash
+@example(rows=[{"a": ["b"] * 9000}], indent=None, ascii=True)
 @settings(max_examples=60, deadline=None)
 def test_elements_are_those_of_the_list(chunk, rows, indent, ascii):
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
