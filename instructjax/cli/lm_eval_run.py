@@ -77,12 +77,16 @@ def run_lm_eval(options: LmEval) -> int:
         ending = f"wrote {options.out}"
     limited = "" if options.limit is None else f"limited to {options.limit:g} a task, "
     noted = "".join(f" ({count:,} {name})" for name, count in lm.flags.most_common())
+    done = []
+    if lm.num_scored or not lm.num_written:
+        done.append(
+            f"scored {lm.num_scored:,} requests, computed {lm.work.useful:,} tokens of "
+            f"{lm.work.requested:,}, {lm.work.distinct:,} distinct among those packed together"
+        )
+    if lm.num_written:
+        done.append(f"wrote {lm.num_new_tokens:,} tokens to {lm.num_written:,} requests")
     print(
-        escape_controls(
-            f"{limited}scored {lm.num_scored:,} requests{noted}, computed {lm.work.useful:,} "
-            f"tokens of {lm.work.requested:,}, {lm.work.distinct:,} distinct among those packed "
-            f"together, in {seconds:.1f} s; {ending}"
-        ),
+        escape_controls(f"{limited}{', '.join(done)}{noted}, in {seconds:.1f} s; {ending}"),
         flush=True,
     )
     return 0

@@ -130,7 +130,7 @@ class InstructJaxLM(LM):
         )
         self.work = Work()
         self.flags: Counter[str] = Counter()
-        self.num_scored = 0
+        self.num_scored = self.num_written = self.num_new_tokens = 0
 
     # What the harness asks for.
 
@@ -182,6 +182,7 @@ class InstructJaxLM(LM):
             )
         answers = [""] * len(requests)
         wanted: list[Any] = [(*request.args, name_request(request)) for request in requests]
+        flags = Counter[str]()
         done = tokens = 0
         with ScoringProgress(len(requests), show=False if disable_tqdm else None) as bar:
 
@@ -191,13 +192,16 @@ class InstructJaxLM(LM):
                 bar.update(done, tokens)
 
             for texts in write_responses(self.model, self._encoder, wanted, on_tokens=tick):
-                for i, text in texts:
+                for i, text, noted in texts:
                     answers[i] = text
+                    flags.update(flag.partition("=")[0] for flag in noted)
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
                 done += len(texts)
                 if (cached := self.cache_hook.dbdict) is not None:
                     cached.commit()
-        self.num_scored += len(requests)
+        self.num_written += len(requests)
+        self.num_new_tokens += tokens
+        self._note(flags, len(requests))
         return answers
 
     def apply_chat_template(
@@ -299,11 +303,14 @@ class InstructJaxLM(LM):
                 if (answers := self.cache_hook.dbdict) is not None:
                     answers.commit()
         self.num_scored += done
+        self._note(flags, done)
+
+    def _note(self, flags: Counter[str], total: int) -> None:
         noted = Counter({name: flags[name] for name in _NOTED if flags[name]})
         self.flags += noted
         if noted:
             counts = ", ".join(f"{count:,} {name}" for name, count in noted.most_common())
-            _log.warning("of %s requests: %s", f"{done:,}", counts)
+            _log.warning("of %s requests: %s", f"{total:,}", counts)
 
     def _score_chunk(
         self, chunk: Sequence[Request], first: int, before: int, bar: ScoringProgress

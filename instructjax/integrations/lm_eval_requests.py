@@ -11,7 +11,7 @@ from instructjax.data.example import Example
 from instructjax.integrations.conversations import find_openings
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
-from instructjax.prompts.options import Boundary, Truncation, check_choice
+from instructjax.prompts.options import Boundary, PromptOptions, Truncation, check_choice
 from instructjax.prompts.request import Request
 from instructjax.scoring.api import make_encoder
 from instructjax.scoring.metadata import describe_run
@@ -53,6 +53,9 @@ class RequestEncoder:
             truncation=truncation,
             max_length=max_length,
         )
+        self._encoders: dict[tuple[PromptOptions, bool], PromptEncoder] = {
+            (self._plain.options, False): self._plain
+        }
 
     @property
     def max_length(self) -> int:
@@ -65,29 +68,41 @@ class RequestEncoder:
         del about["contexts"]
         return {**about, "rolling_bos": self._rolling_bos}
 
-    def encode_pair(
-        self, context: str, continuation: str, *, row: int, name: str, room: int = 0
-    ) -> Request:
+    def encode_pair(self, context: str, continuation: str, *, row: int, name: str) -> Request:
         """The continuation after its context; an empty context is BOS, or EOS without one.
 
         Args:
           context, continuation: as the harness gives them.
           row: index in the input.
           name: what to call the request in a message.
-          room: tokens to leave free after them, where contexts are cut.
 
         Raises:
           PromptError: they cannot be encoded faithfully, or are too long.
         """
+        return self._encode(context, continuation, row, name, self._plain.options)
+
+    def encode_context(self, context: str, *, row: int, name: str, room: int) -> Request:
+        """A context to be answered, with one token that stands in for the response.
+
+        Args:
+          context: as the harness gives it; what comes after it does not change its ids.
+          row: index in the input.
+          name: what to call the request in a message.
+          room: tokens to leave for the response, where contexts are cut.
+
+        Raises:
+          PromptError: it cannot be encoded faithfully, or is too long.
+        """
+        options = replace(self._plain.options, boundary="exact")
+        if options.truncation != "error":
+            options = replace(options, max_length=max(self.max_length - room + 1, 2))
+        return self._encode(context, "x", row, name, options)
+
+    def _encode(
+        self, context: str, continuation: str, row: int, name: str, options: PromptOptions
+    ) -> Request:
         chat = bool(self._openings) and context.startswith(self._openings)
-        encoder = self._chat if chat else self._plain
-        if room and encoder.options.truncation != "error":
-            limit = max(self.max_length - room, 2)
-            encoder = PromptEncoder(
-                encoder.tokenizer,
-                replace(encoder.options, max_length=limit),
-                vocab_size=self._model.config.vocab_size,
-            )
+        encoder = self._encoder(options, chat=chat)
         example = Example(instruction=context, output=continuation, id=name)
         request = encoder.encode(example, row=row)[0]
         tokenizer = self._model.tokenizer
@@ -120,14 +135,16 @@ class RequestEncoder:
             row=row,
         )
 
-    @cached_property
-    def _chat(self) -> PromptEncoder:
-        """For strings that the chat template wrote: it decides about BOS, as in `score`."""
-        return PromptEncoder(
-            replace(self._model.tokenizer, adds_bos=False),
-            self._plain.options,
-            vocab_size=self._model.config.vocab_size,
-        )
+    def _encoder(self, options: PromptOptions, *, chat: bool) -> PromptEncoder:
+        """Of strings that the chat template wrote, it decides about BOS, as in `score`."""
+        if (options, chat) not in self._encoders:
+            tokenizer = self._model.tokenizer
+            self._encoders[options, chat] = PromptEncoder(
+                replace(tokenizer, adds_bos=False) if chat else tokenizer,
+                options,
+                vocab_size=self._model.config.vocab_size,
+            )
+        return self._encoders[options, chat]
 
     @cached_property
     def _openings(self) -> tuple[str, ...]:
