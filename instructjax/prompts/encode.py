@@ -150,6 +150,7 @@ class PromptEncoder:
         described = {
             "tokenizer": tokenizer.name,
             "tokenizer_fingerprint": tokenizer.fingerprint,
+            "vocabulary_fingerprint": tokenizer.vocabulary_fingerprint,
             "template_fingerprint": tokenizer.template_fingerprint or "none",
             "layout": str(options.layout),
             "boundary": options.boundary,

@@ -246,6 +246,14 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """SHA-256 of what each id stands for: alike where equal ids are equal text."""
+        digest = hashlib.sha256()
+        for piece in self._bytes:
+            digest.update(len(piece).to_bytes(4, "little") + piece)
+        return digest.hexdigest()
+
+    @cached_property
     def template_fingerprint(self) -> str | None:
         """SHA-256 of the chat template, or None without one."""
         if self.chat_template is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 import sqlite3
 import struct
@@ -76,21 +77,27 @@ class ScoreCache:
                 file=self.path.parent,
                 remedy="give another one",
             ) from None
-        self._model = model
         self._model_key = _describe(model)
+        self._leaves = jax.tree.leaves(model.params)
+        self._model = model
         self._database: sqlite3.Connection | None = open_database(self.path)
 
     def check_model(self, model: Model) -> None:
         """Raises a UsageError unless the scores of this model are those that are kept."""
-        if model is self._model:
+        leaves = jax.tree.leaves(model.params)
+        # Weights are looked through once, not at every call: an array does not change, but another
+        # may have taken its place.
+        known = model is self._model and all(map(operator.is_, leaves, self._leaves))
+        if known and len(leaves) == len(self._leaves):
             return
         if _describe(model) != self._model_key:
             raise UsageError(
-                f"the score cache was opened for another model than {model.name}",
+                f"the score cache was opened for another model than {model.name}, or for the "
+                "weights that it had then",
                 file=self.path,
                 remedy="give the folder, or open one for this model",
             )
-        self._model = model  # the weights of a model are looked through once, not at every call
+        self._model, self._leaves = model, leaves
 
     def key(self, request: Request, *, top_k: int = 0) -> bytes:
         """What a score is found by, 32 bytes."""

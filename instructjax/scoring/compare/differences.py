@@ -80,7 +80,8 @@ def compare_scores(a: Scores | pa.Table, b: Scores | pa.Table) -> ScoreDifferenc
       b: the same of another model, dtype, layout, context...
 
     Raises:
-      DataError: the rows are not of the same y, token by token; names the first.
+      DataError: the rows are not of the same y, token by token (names the first), or a table is
+        of another vocabulary.
 
     >>> table = pa.table({
     ...     "id": ["q1"], "candidate": [0], "context": ["cz"], "num_bytes": [2],
@@ -98,6 +99,8 @@ def compare_scores(a: Scores | pa.Table, b: Scores | pa.Table) -> ScoreDifferenc
     _check_same(left, right)
     if isinstance(a, Scores) and isinstance(b, Scores):
         _check_same_text(a, b)
+    else:
+        _check_same_vocabulary(_metadata(a), _metadata(b))
     tokens, stops = _flatten(left, "token_ids")
     differences = _flatten(left, "token_log_probs")[0].astype(np.float64)
     differences -= _flatten(right, "token_log_probs")[0]
@@ -154,6 +157,17 @@ def _check_same_text(a: Scores, b: Scores) -> None:
     for row, ids in enumerate(a.token_ids):
         if a.tokenizer.join_bytes(ids) != b.tokenizer.join_bytes(ids):
             raise _not_the_same("the text of the tokens", row, a.ids[row], b.ids[row])
+
+
+def _check_same_vocabulary(a: Mapping[str, str], b: Mapping[str, str]) -> None:
+    """Tables hold ids without text, and say what the ids stood for unless they are of others."""
+    known = [side.get("vocabulary_fingerprint") for side in (a, b)]
+    if None not in known and known[0] != known[1]:
+        raise DataError(
+            f"the scores of {a.get('model', '?')} and of {b.get('model', '?')} are of two "
+            "vocabularies, in which equal ids may be different text",
+            remedy="score both in one session: what `score` returns is compared by its text",
+        )
 
 
 def _not_the_same(what: str, row: int, one: str, two: str) -> DataError:

@@ -131,6 +131,7 @@ def _diverge(model: Model, other: Model, window: list[_Pair]) -> Iterator[Diverg
             token_ids=pair.p.target_ids,
             kl=kl,
             js=js,
+            flags=tuple(dict.fromkeys((*pair.p.flags, *pair.q.flags))),
         )
 
 

@@ -20,6 +20,7 @@ class DivergedRow:
       token_ids: y's tokens; position t is before token t.
       kl: KL(p || q) at each position, nats.
       js: Jensen-Shannon divergence at each position, nats.
+      flags: what a reader must know of the two prompts; see `PromptEncoder.encode`.
     """
 
     id: str
@@ -27,6 +28,13 @@ class DivergedRow:
     token_ids: Int32[np.ndarray, " n"]
     kl: Float32[np.ndarray, " n"]
     js: Float32[np.ndarray, " n"]
+    flags: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> str:
+        """ "ok", or the flags, and "not_finite" where there is no number, joined by commas."""
+        finite = np.isfinite(self.kl).all() and np.isfinite(self.js).all()
+        return ",".join((*self.flags, *(() if finite else ("not_finite",)))) or "ok"
 
     @property
     def mean_kl(self) -> float:
@@ -54,6 +62,11 @@ class Divergences:
     def js(self) -> list[Float32[np.ndarray, " n"]]:
         """Jensen-Shannon divergence at each position of each y, nats."""
         return [row.js for row in self.rows]
+
+    @property
+    def status(self) -> list[str]:
+        """ "ok", or flags joined by commas; see `DivergedRow.status`."""
+        return [row.status for row in self.rows]
 
     @property
     def num_tokens(self) -> int:

@@ -39,6 +39,7 @@ from instructjax.scoring.words.spans import (
     VocabularyKinds,
     describe_vocabulary,
     find_words,
+    split_characters,
 )
 
 Span = tuple[int, int]
@@ -59,6 +60,10 @@ class WordScores:
       token_ids: y's tokens.
       log_prob: of each word, nats.
       corrected: whether the mass of word ends is where it belongs.
+      status: "ok", or what a reader must know, joined by commas: the flags of
+        `PromptEncoder.encode`, "not_finite" where the model gave no number, and "split_space"
+        where a corrected word begins with white space of which its first token holds a part
+        (bytes of U+3000, say): the correction knows whole white space only.
     """
 
     id: str
@@ -68,6 +73,7 @@ class WordScores:
     token_ids: Int32[np.ndarray, " n"]
     log_prob: Float64[np.ndarray, " W"]
     corrected: bool
+    status: str
 
     @property
     def surprisal_nats(self) -> Float64[np.ndarray, " W"]:
@@ -147,11 +153,18 @@ def word_log_probs(
         masses = _boundary_masses(model, requests, kinds) if correction else [None] * len(window)
         for (name, request), tokens, mass in zip(window, log_probs, masses, strict=True):
             ids = request.target_ids
-            found = find_words([kinds.texts[i] for i in ids], kinds.control[ids])
+            texts = split_characters([kinds.pieces[i] for i in ids])
+            found = find_words(texts, kinds.control[ids])
             sums = sum_words(tokens, [word.span for word in found])
             if mass is not None:
                 after = [_mass_after(word.ending, mass[word.span[1]]) for word in found]
                 sums = correct_words(sums, np.array(after))
+            flags = list(request.flags)
+            starts = ids[[word.span[0] for word in found[1:]]]
+            if correction and not (kinds.starts_word | kinds.control)[starts].all():
+                flags.append("split_space")
+            if not np.isfinite(sums).all():
+                flags.append("not_finite")
             scores.append(
                 WordScores(
                     id=name,
@@ -161,6 +174,7 @@ def word_log_probs(
                     token_ids=ids,
                     log_prob=sums,
                     corrected=correction,
+                    status=",".join(flags) or "ok",
                 )
             )
     return scores

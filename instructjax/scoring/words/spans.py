@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -29,12 +30,12 @@ class VocabularyKinds:
     """What tokens do to words.
 
     Attributes:
-      texts: of each id; what is no whole character is U+FFFD.
+      pieces: the bytes of each id.
       starts_word: whether the text begins with white space.
       control: special tokens, and ids without a token: they end the word before them.
     """
 
-    texts: list[str]
+    pieces: list[bytes]
     starts_word: Bool[np.ndarray, " V"]
     control: Bool[np.ndarray, " V"]
 
@@ -45,9 +46,24 @@ def describe_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> VocabularyKind
     pieces = [tokenizer.token_bytes(i) for i in range(known)] + [b""] * (vocab_size - known)
     special = tokenizer.special_ids or frozenset()
     control = np.array([not piece or i in special for i, piece in enumerate(pieces)], np.bool_)
-    texts = [piece.decode("utf-8", errors="replace") for piece in pieces]
+    texts = (piece.decode("utf-8", errors="replace") for piece in pieces)
     spaced = np.array([text[:1].isspace() for text in texts], np.bool_)
-    return VocabularyKinds(texts=texts, starts_word=spaced & ~control, control=control)
+    return VocabularyKinds(pieces=pieces, starts_word=spaced & ~control, control=control)
+
+
+def split_characters(pieces: Sequence[bytes]) -> list[str]:
+    """The characters that begin in each piece of a text: "" for one that only goes on.
+
+    Bytes that are no UTF-8 are surrogates, as in PEP 383.
+
+    >>> split_characters([b"a", b"\\xe3\\x80", b"\\x80b"])
+    ['a', '\\u3000', 'b']
+    """
+    text = b"".join(pieces).decode("utf-8", errors="surrogateescape")
+    widths = [len(char.encode("utf-8", errors="surrogateescape")) for char in text]
+    starts = np.cumsum([0, *widths])
+    stops = np.searchsorted(starts, np.cumsum([len(piece) for piece in pieces]))
+    return [text[i:j] for i, j in pairwise([0, *stops.tolist()])]
 
 
 def find_words(texts: Sequence[str], control: Bool[np.ndarray, " n"]) -> list[Word]:
@@ -57,7 +73,7 @@ def find_words(texts: Sequence[str], control: Bool[np.ndarray, " n"]) -> list[Wo
     without white space too. White space at the end is a word of its own, as is a control token.
 
     Args:
-      texts: the tokens.
+      texts: the tokens, by the characters that begin in them.
       control: which of them are control tokens.
 
     >>> texts = ["The", " cat", "s", ".\\n", "Hi", "<end>"]
@@ -77,9 +93,9 @@ def find_words(texts: Sequence[str], control: Bool[np.ndarray, " n"]) -> list[Wo
 
 
 def _begins(text: str, control: bool, ending: Ending | None) -> bool:
-    if control or ending == "over":
-        return True
-    return ending == "open" and text[:1].isspace()
+    if control or not text:
+        return control
+    return ending == "over" or ending == "open" and text[:1].isspace()
 
 
 def _end(text: str, before: Ending | None) -> Ending | None:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from instructjax.data import Example
 from instructjax.errors import DataError, UsageError
@@ -274,6 +275,23 @@ def test_a_cache_of_another_model_is_refused(
         twin = dataclasses.replace(one, name="twin")
         score_cached(twin, requests, cache)
         assert (cache.hits, cache.misses) == (3, 3)
+
+
+def test_weights_changed_in_place_are_another_model(
+    tmp_path: Path, random_model: Callable[..., Any]
+) -> None:
+    model, requests = random_model(), make_requests(3)
+    with ScoreCache(tmp_path, model) as cache:
+        score_cached(model, requests, cache)
+        score_cached(model, requests, cache)
+        kernel = jax.tree.leaves(model.params, is_leaf=lambda x: isinstance(x, nnx.Param))[0]
+        before = kernel.get_value()
+        kernel.set_value(before * 1.5)
+        with pytest.raises(UsageError, match="or for the weights that it had then"):
+            score_cached(model, requests, cache)
+        kernel.set_value(before + 0.0)
+        score_cached(model, requests, cache)
+        assert (cache.hits, cache.misses) == (6, 3)
 
 
 def test_a_closed_cache_says_so(tmp_path: Path, random_model: Callable[..., Any]) -> None:

@@ -85,6 +85,13 @@ def test_other_tokens_are_refused(tiny_model: Any) -> None:
     other = dataclasses.replace(a, tokenizer=Tokenizer(backend))
     with pytest.raises(DataError, match="the text of the tokens"):
         compare_scores(a, other)
+    # In tables, too, where the text is not there.
+    about = {**a.metadata, "vocabulary_fingerprint": other.tokenizer.vocabulary_fingerprint}
+    other = dataclasses.replace(other, metadata=about)
+    for pair in ((a.to_arrow(), other.to_arrow()), (a, other.to_arrow()), (other.to_arrow(), a)):
+        with pytest.raises(DataError, match="are of two vocabularies"):
+            compare_scores(*pair)
+    assert len(compare_scores(a.to_arrow(), a)) == 1
 
 
 def test_no_rows(tiny_model: Any) -> None:

@@ -23,6 +23,7 @@ from instructjax.scoring import (
     kl_divergence,
     next_token_js,
     next_token_kl,
+    score,
     vocabulary,
 )
 from instructjax.scoring.vocabulary import COLUMNS, ROWS
@@ -213,6 +214,19 @@ def test_contexts(tiny_model: Any) -> None:
         assert row.id == "q" and (row.kl > 0).all() and len(row.kl) == len(row.token_ids)
     assert not np.concatenate(kl_divergence(tiny_model, [example]).kl).any()
     assert math.isnan(kl_divergence(tiny_model, []).mean_kl)
+    assert found.status == ["ok", "ok"]
+
+
+def test_what_was_cut_is_told_of_either_side(tiny_model: Any) -> None:
+    long = Example(instruction="Add. " * 40, output=["3"])
+    short = Example(instruction="Add. ", output=["3"])
+    options: dict[str, Any] = {"truncation": "left", "max_length": 60}
+    for pair in ((long, short), (short, long)):
+        found = kl_divergence(tiny_model, [pair[0]], examples_q=[pair[1]], **options)
+        (expected,) = score(tiny_model, long, progress=False, **options).status
+        assert expected.startswith("truncated=") and found.status == [expected]
+    row = dataclasses.replace(found[0], kl=found[0].kl + np.float32(np.inf), flags=())
+    assert row.status == "not_finite"
 
 
 def test_what_cannot_be_compared(models: Any, tiny_model: Any) -> None:

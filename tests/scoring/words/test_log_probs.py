@@ -178,6 +178,34 @@ def test_texts_candidates_and_contexts(tiny_model: Any) -> None:
     assert math.fsum(open_end[0].log_prob) < math.fsum(plain[0].log_prob)
 
 
+def test_white_space_in_several_tokens(random_model: Any) -> None:
+    """U+3000 is three bytes, and a byte-level tokenizer may have a token for each."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {char: i for i, char in enumerate([*alphabet, "<end>"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = Tokenizer(backend, eos_ids=(256,), special_ids=frozenset({256}))
+    model = dataclasses.replace(random_model(vocab_size=257), tokenizer=tokenizer)
+    text = "晴れ\u3000雨\u00a0\u3000b\u2028"
+    example = Example(instruction="a", output=text)
+    options: dict[str, Any] = {"layout": "raw", "include_eos": False}
+    (plain,) = word_log_probs(model, example, **options)
+    assert plain.words == ("晴れ", "\u3000雨", "\u00a0\u3000b", "\u2028")
+    assert [stop - start for start, stop in plain.spans] == [6, 6, 6, 3]
+    assert plain.status == "ok"
+    assert word_log_probs(model, example, correction=True, **options)[0].status == "split_space"
+    spaced = Example(instruction="a", output="a b")
+    assert word_log_probs(model, spaced, correction=True, **options)[0].status == "ok"
+
+
+def test_what_was_cut_is_told(tiny_model: Any) -> None:
+    example = Example(instruction="Add. " * 40, output=["3"])
+    options: dict[str, Any] = {"truncation": "left", "max_length": 60}
+    (found,) = word_log_probs(tiny_model, example, **options)
+    assert found.status == score(tiny_model, example, progress=False, **options).status[0] != "ok"
+
+
 @pytest.mark.parametrize(
     ("examples", "words"),
     [
