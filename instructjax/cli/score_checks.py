@@ -47,8 +47,15 @@ def check_apart(data: Path, out: Path) -> None:
     """Refuses to write where it reads.
 
     Raises:
-      UsageError: the table, its rejects or its metadata would replace a data file.
+      UsageError: the table, its rejects or its metadata would replace a data file, or be data of
+        the next run.
     """
+    if data.is_dir() and Path(os.path.realpath(data)) in Path(os.path.realpath(out)).parents:
+        raise UsageError(
+            f"is within the folder of the data, {data}, and would be read as data the next time",
+            file=out,
+            remedy="choose an --out beside it",
+        )
     written = {os.path.realpath(path) for path in (out, f"{out}.rejects.jsonl", f"{out}.meta.json")}
     for file in find_files(data):
         if os.path.realpath(file) in written:

@@ -125,7 +125,7 @@ def write_table(
     with open_shared_parts(
         options.out,
         job.metadata,
-        _describe_inputs(options, job, fields),
+        _describe_inputs(options, job, fields, model),
         overwrite=options.overwrite,
         schema=job.schema,
     ) as parts:
@@ -154,7 +154,7 @@ def write_table(
             parts.discard()
             say_error(
                 f"no row could be {options.DONE}, and {options.out} was not written; "
-                f"{rejects.summarize()}"
+                f"{rejects.summarize()}; the first, {rejects.first}"
             )
             return 1
         parts.finish()
@@ -207,7 +207,12 @@ def _run(
     headway, work = Headway(rows=parts.rows), Work()
     progress = ScoringProgress(estimate_rows(options.data), log=True)
     encoded = chunks.make_chunks(
-        rows, encode, done=parts.done.copy(), most_rows=job.chunk_rows, top_k=job.top_k
+        rows,
+        encode,
+        done=parts.done.copy(),
+        tokens=chunks.chunk_tokens(model),
+        most_rows=job.chunk_rows,
+        top_k=job.top_k,
     )
 
     def show() -> None:
@@ -238,14 +243,14 @@ def _run(
 
 
 def _describe_inputs(
-    options: DataOptions, job: TableJob, fields: Mapping[str, str]
+    options: DataOptions, job: TableJob, fields: Mapping[str, str], model: Model
 ) -> dict[str, str]:
     """What the rows of the table depend on beside the model and the rules of its prompts."""
     return {
         "format": options.format or "detected",
         "field": ", ".join(f"{name}={column}" for name, column in sorted(fields.items())) or "none",
         "strict": str(options.strict).lower(),
-        "chunks": f"{job.chunk_rows or chunks.CHUNK_ROWS} rows, {chunks.CHUNK_TOKENS} distinct "
-        f"tokens, {chunks.HELD_TOKENS} in all",
+        "chunks": f"{job.chunk_rows or chunks.CHUNK_ROWS} rows, {chunks.chunk_tokens(model)} "
+        f"distinct tokens, {chunks.HELD_TOKENS} in all",
         **describe_files(find_files(options.data)),
     }

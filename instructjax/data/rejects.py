@@ -90,6 +90,7 @@ class RejectsFile:
         self._written = written
         self.path = Path(f"{os.fspath(out)}.rejects.jsonl")
         self.counts: Counter[str] = Counter()
+        self.first = ""  # file, row and reason
         self._part = self.path.with_name(self.path.name + ".part")
         self._stream: IO[str] | None = None
 
@@ -101,6 +102,7 @@ class RejectsFile:
     def write(self, reject: Reject) -> None:
         """Adds one reject and counts it by its kind."""
         self.counts[reject.kind] += 1
+        self.first = self.first or f"{reject.file}, {reject.row}: {reject.reason}"
         if not self._written:
             return
         line = {"file": reject.file, "row": reject.row, "reason": reject.reason, "raw": reject.raw}

@@ -29,7 +29,7 @@ from instructjax.scoring.engine import Work
 from instructjax.scoring.ranking.ranked_example import RankedExample
 from instructjax.scoring.ranking.stream import compare_candidates
 from instructjax.scoring.rows import ScoredRow, check_example
-from instructjax.scoring.runs.chunks import Failure, make_chunks
+from instructjax.scoring.runs.chunks import Failure, chunk_tokens, make_chunks
 from instructjax.scoring.runs.stream import Headway, ScoredChunk, score_chunks
 
 # Rows between two savings of a run that writes text, which takes seconds a row where scoring takes
@@ -114,7 +114,13 @@ def evaluate_chunks(
             failed[row] = Failure(example=example, error=error)
         return []
 
-    chunks = make_chunks(rows, encode, done=done, most_rows=WRITTEN_ROWS if writes else None)
+    chunks = make_chunks(
+        rows,
+        encode,
+        done=done,
+        tokens=None if model is None else chunk_tokens(model),
+        most_rows=WRITTEN_ROWS if writes else None,
+    )
     if model is not None and plan.reads_scores:
         scored: Iterable[ScoredChunk] = score_chunks(
             model, chunks, cache=cache, headway=headway, work=work, on_progress=on_progress

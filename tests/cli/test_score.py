@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +145,9 @@ def test_nothing_to_score_is_a_failure(
     assert run(data, "--out", out) == 1
     assert not out.exists()
     assert len(read_lines(tmp_path / "s.jsonl.rejects.jsonl")) == 2
-    assert "no row could be scored" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no row could be scored" in said and "; the first, " in said
+    assert "d.jsonl, line 1: no response" in said
 
 
 @pytest.mark.parametrize("format", ["parquet", "jsonl", "csv"])
@@ -274,6 +277,9 @@ def test_wrong_calls_end_before_the_model_is_loaded(
     data, there = tmp_path / "d.jsonl", tmp_path / "there.csv"
     data.write_text('{"instruction": "a", "output": "b"}\n')
     there.write_text("mine")
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(data, folder)
     (tmp_path / "d.xlsx").write_text("x")
     out = ["--out", tmp_path / "s.csv"]
     calls = [
@@ -282,6 +288,8 @@ def test_wrong_calls_end_before_the_model_is_loaded(
         ([data, "--out", tmp_path / "s.txt"], ".parquet, .jsonl, .csv"),
         ([data, "--out", there], "--overwrite"),
         ([data, "--out", data, "--overwrite"], "is data and would be overwritten"),
+        ([folder, "--out", folder / "s.csv"], "would be read as data the next time"),
+        ([folder, "--out", folder / "deep" / "s.csv"], "would be read as data the next time"),
         ([tmp_path / "d.jsonl", *out, "--contexts", "cz,zz"], "cz, c, z, none"),
         ([data, *out, "--layout", "chat"], "user, system, plain"),
         ([data, *out, "--format", "xml"], "contract"),

@@ -167,17 +167,6 @@ def test_another_run_is_refused_until_told_to_start_afresh(
     assert not (tmp_path / "s.jsonl.parts").exists()
 
 
-def test_a_run_inside_the_folder_of_its_data_goes_on(
-    run: Run, tmp_path: Path, stop: Callable[..., None]
-) -> None:
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    write_rows(folder / "a.jsonl", 30)
-    stop(KeyboardInterrupt(), 2)
-    assert run(folder, "--out", folder / "s.jsonl") == 130
-    assert run(folder, "--out", folder / "s.jsonl") == 0
-
-
 def test_strict_is_checked_once(
     run: Run, tmp_path: Path, stop: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

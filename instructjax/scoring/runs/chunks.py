@@ -13,16 +13,33 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import jax
+
 from instructjax.batching.prefix_tree import GrowingTree
 from instructjax.data.example import Example
 from instructjax.data.rejects import Reject
 from instructjax.errors import InstructJaxError
+from instructjax.models.model import Model
 from instructjax.prompts.request import Request
 from instructjax.scoring.engine import WINDOW, WINDOW_TOKENS
 
 CHUNK_ROWS = 16384
 CHUNK_TOKENS = 1 << 17
+CHUNK_PARAMS = 1 << 27
+FEWEST_TOKENS = 1 << 13
 HELD_TOKENS = WINDOW_TOKENS
+
+
+def chunk_tokens(model: Model) -> int:
+    """Distinct tokens of a chunk, which a stopped run has to compute again.
+
+    `CHUNK_TOKENS`; on CPUs, of which two compute so many of a model of `CHUNK_PARAMS` parameters
+    in one to two minutes, fewer of a larger one, down to `FEWEST_TOKENS`.
+    """
+    if jax.default_backend() != "cpu":
+        return CHUNK_TOKENS
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    return max(CHUNK_TOKENS // max(size // CHUNK_PARAMS, 1), min(FEWEST_TOKENS, CHUNK_TOKENS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,10 +84,11 @@ def make_chunks(
     encode: Encode,
     *,
     done: Mapping[int, int] | None = None,
+    tokens: int | None = None,
     most_rows: int | None = None,
     top_k: int = 0,
 ) -> Iterator[Chunk]:
-    """Cuts a stream into chunks of about `CHUNK_TOKENS` distinct tokens.
+    """Cuts a stream into chunks of about so many distinct tokens.
 
     What requests of a chunk have in common at their start counts once, in whatever order they
     come. A chunk in which that is much has more tokens, since the next one computes it anew.
@@ -81,10 +99,12 @@ def make_chunks(
       encode: makes the requests of a row, given its index, or says why there are none; what it
         raises ends the stream.
       done: chunks to pass over, unencoded: the index of the first row to that after the last.
+      tokens: distinct ones of a chunk; `CHUNK_TOKENS` by default.
       most_rows: rows of a chunk, if fewer than `CHUNK_ROWS`.
       top_k: alternatives that will be kept of each scored token, an id and a number each.
     """
     done = done or {}
+    tokens = tokens or CHUNK_TOKENS
     rows = iter(rows)
     place = 0
     while True:
@@ -94,7 +114,8 @@ def make_chunks(
                 pass
             place = stop
             continue
-        chunk = _read_chunk(rows, encode, place, min(most_rows or CHUNK_ROWS, CHUNK_ROWS), top_k)
+        limit = min(most_rows or CHUNK_ROWS, CHUNK_ROWS)
+        chunk = _read_chunk(rows, encode, place, tokens, limit, top_k)
         if chunk.stop == place:
             return
         yield chunk
@@ -102,7 +123,7 @@ def make_chunks(
 
 
 def _read_chunk(
-    rows: Iterator[Any], encode: Encode, first: int, most_rows: int, top_k: int
+    rows: Iterator[Any], encode: Encode, first: int, tokens: int, most_rows: int, top_k: int
 ) -> Chunk:
     chunk = Chunk(first=first, stop=first)
     tree = GrowingTree()
@@ -119,16 +140,16 @@ def _read_chunk(
             chunk.failures.append(made)
         chunk.stop += 1
         full = held >= HELD_TOKENS or requests >= WINDOW or chunk.stop - first >= most_rows
-        if full or tree.num_distinct >= _enough(tree.num_shared):
+        if full or tree.num_distinct >= _enough(tokens, tree.num_shared):
             break
     return chunk
 
 
-def _enough(shared: int) -> float:
+def _enough(tokens: int, shared: int) -> float:
     """Distinct tokens at which a chunk ends, of which two requests or more begin with `shared`.
 
     Of instructions in random order, those met twice grow with the square of the rows, so a few of
     them early on mean that more will come. One eighth is computed again where `shared` is
-    `CHUNK_TOKENS`, less where it is less.
+    `tokens`, less where it is less.
     """
-    return max(float(CHUNK_TOKENS), 8 * math.sqrt(CHUNK_TOKENS * shared))
+    return max(float(tokens), 8 * math.sqrt(tokens * shared))

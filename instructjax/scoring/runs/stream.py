@@ -17,7 +17,7 @@ from instructjax.scoring.cache import ScoreCache, score_cached
 from instructjax.scoring.engine import ScoredRequest, Work, score_requests
 from instructjax.scoring.rows import ScoredRow, check_example, encode_row
 from instructjax.scoring.runs.ahead import run_ahead
-from instructjax.scoring.runs.chunks import Chunk, EncodedRow, Failure, make_chunks
+from instructjax.scoring.runs.chunks import Chunk, EncodedRow, Failure, chunk_tokens, make_chunks
 
 OnError = Callable[[Example, InstructJaxError], None]
 
@@ -136,7 +136,7 @@ def score_examples(
 
     for chunk in score_chunks(
         model,
-        make_chunks(examples, try_encode, top_k=top_k),
+        make_chunks(examples, try_encode, tokens=chunk_tokens(model), top_k=top_k),
         top_k=top_k,
         cache=cache,
         headway=headway,

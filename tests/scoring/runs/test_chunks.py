@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,6 +54,22 @@ def test_a_chunk_ends_with_its_rows_or_its_tokens() -> None:
     assert [(c.first, c.stop) for c in found] == [(0, 4), (4, 6), (6, 7), (7, 10)]
     assert [row.row for row in found[3].rows] == [9]
     assert [type(f).__name__ for f in found[3].failures] == ["Reject", "Failure"]
+
+
+def test_chunks_of_larger_models_hold_fewer_tokens(
+    monkeypatch: pytest.MonkeyPatch, random_model: Any
+) -> None:
+    model = random_model()
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    monkeypatch.setattr(chunks, "FEWEST_TOKENS", 3)
+    for share, expected in ((1, 20), (2, 10), (3, 6), (100, 3)):
+        monkeypatch.setattr(chunks, "CHUNK_PARAMS", size // share)
+        assert chunks.chunk_tokens(model) == expected
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert chunks.chunk_tokens(model) == 20
+    found = list(make_chunks(make_rows([1] * 9), Encoder(), tokens=3))
+    plain = list(make_chunks(make_rows([1] * 9), Encoder()))
+    assert [c.stop for c in plain] == [4, 8, 9] and [c.stop for c in found] == [3, 6, 9]
 
 
 @pytest.mark.parametrize(("held", "stops"), [(1000, [4]), (25, [3, 4]), (24, [2, 4])])
