@@ -164,7 +164,7 @@ def main() -> int:
     console = Console(soft_wrap=True)
     lines: list[tuple[str, ...]] = []
     table = Table(title="instructjax against lm-evaluation-harness `hf`, float32, nats a request")
-    for name in ("task", "requests", "same ids: gap", "others: gap", "on our ids"):
+    for name in ("task", "requests", "must agree: gap", "explained: gap", "on our ids"):
         table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     for task in options["tasks"]:
         keys = [key for key in gaps if key.split()[0] == task]
@@ -172,9 +172,9 @@ def main() -> int:
         for key in keys:
             gap_by_reason[reasons[key]].append(gaps[key])
         same = gap_by_reason.pop("", [])
-        others = [f"{len(g)} {name}: {max(g):.1e}" for name, g in gap_by_reason.items()]
+        others = [f"{len(g)} {name}: {max(g):.3e}" for name, g in gap_by_reason.items()]
         cells = (task, f"{len(keys)}", f"{len(same)}: {max(same, default=0):.1e}")
-        last = f"{max(on_ids[key] for key in keys):.1e}"
+        last = f"{max(on_ids[key] for key in keys):.3e}"
         table.add_row(*cells, "\n".join(others), last)
         lines.append((*cells, ", ".join(others), last))
     console.print(table)
@@ -197,7 +197,7 @@ def main() -> int:
             )
     summary = (
         f"{len(gaps)} requests, {len(wrong)} wrong; hf's network on our ids differs by "
-        f"{max(on_ids.values()):.1e} nats at most, limit {LIMIT:.0e}"
+        f"{max(on_ids.values()):.3e} nats at most, limit {LIMIT:.0e}"
     )
     print(summary)
     if args.out:
@@ -225,12 +225,12 @@ def main() -> int:
 
 def describe(lines: list[tuple[str, ...]], summary: str) -> str:
     """The table as Markdown."""
-    head = ("task", "requests", "same ids: largest gap", "other ids: largest gap", "on our ids")
+    head = ("task", "requests", "must agree: largest gap", "explained: largest gap", "on our ids")
     rows = [head, ("---",) * len(head), *lines]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return (
         "# instructjax against lm-evaluation-harness `hf`, float32, nats a request\n\n"
-        f"{table}\n\n{summary}. Why `hf` scores other ids is explained in\n"
+        f"{table}\n\n{summary}. The reasons are explained in\n"
         "`experiments/lm_eval_parity.py`, which made this; every request is in the JSON file.\n"
     )
 
