@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Integer
 
 from instructjax.errors import UsageError
 from instructjax.generalization.arrays import AnyArray, is_known_true
+from instructjax.generalization.power_curves import Curves, least_alpha, profile_ends, spread_of
 from instructjax.generalization.quantiles import student_t_quantile
 
 STEPS = 200
@@ -82,9 +83,11 @@ def fit_power_law(
 ) -> Fit:
     r"""s_inf, A and alpha of \(s = s_\infty - A n^{-\alpha}\) by weighted least squares.
 
-    For every alpha on a grid from 0.02 to 5 the other two are linear; the best is refined by golden
-    section. Standard errors from the Jacobian at the optimum (Bates and Watts 1988, chapter 2):
-    they are of a linear approximation, good if the points show the curve's bend.
+    For every alpha from 0.02 to 5 the other two are linear; the best of a grid is refined by golden
+    section. Standard errors from the Jacobian at the optimum, infinite where alpha is at an end of
+    the search or the curve is flat: such points say nothing of where the curve goes. Intervals by
+    the profile t (Bates and Watts 1988, chapter 6): all that some alpha of the search makes fit
+    within t^2 residual variances of the best, and without an end where the ends of the search do.
 
     Args:
       number, score, weight, level: as in `fit_log_linear`, but three or more different numbers;
@@ -99,38 +102,20 @@ def fit_power_law(
     [0.8, 0.5, 0.5]
     """
     x, y, w = _read_points(number, score, weight, 3)
-    total = w.sum()
-    mean_y = (w * y).sum() / total
-
-    def solve(log_alpha):
-        u = -jnp.exp(-jnp.exp(log_alpha) * x)
-        mean_u = (w * u).sum() / total
-        spread = jnp.maximum((w * (u - mean_u) ** 2).sum(), jnp.finfo(y.dtype).tiny)
-        size = (w * (u - mean_u) * (y - mean_y)).sum() / spread
-        floor = mean_y - size * mean_u
-        return (w * (y - floor - size * u) ** 2).sum(), floor, size
-
-    grid = jnp.linspace(jnp.log(0.02), jnp.log(5.0), STEPS)
-    best = jnp.argmin(jax.vmap(lambda a: solve(a)[0])(grid))
-    step = grid[1] - grid[0]
-    golden = (jnp.sqrt(5.0) - 1) / 2
-
-    def narrow(_, ends):
-        low, high = ends
-        one, two = high - golden * (high - low), low + golden * (high - low)
-        left = solve(one)[0] < solve(two)[0]
-        return jnp.where(left, low, one), jnp.where(left, two, high)
-
-    low, high = lax.fori_loop(0, 40, narrow, (grid[best] - step, grid[best] + step))
-    square, floor, size = solve((low + high) / 2)
-    alpha = jnp.where(jnp.isnan(square), jnp.nan, jnp.exp((low + high) / 2))
-    power = jnp.exp(-alpha * x)
-    jacobian = jnp.stack([jnp.ones_like(x), -power, size * x * power], axis=1)
+    curves = Curves.of(x, y, w)
+    grid = jnp.linspace(jnp.log(0.02), jnp.log(5.0), STEPS, dtype=y.dtype)
+    best = least_alpha(curves, grid)
+    fit = curves.at(best)
     df = ((w > 0).sum() - 3).astype(y.dtype)
-    variance = square / jnp.maximum(df, 1)
-    information = jacobian.T @ (w[:, None] * jacobian)
-    se = jnp.sqrt(variance * jnp.maximum(jnp.diag(jnp.linalg.pinv(information)), 0))
-    return _with_intervals(jnp.stack([floor, size, alpha]), se, df, level, variance)
+    variance = fit.square / jnp.maximum(df, 1)
+    known = (best > grid[0]) & (best < grid[-1]) & ~fit.is_flat
+    se = jnp.where(known, jnp.sqrt(variance) * spread_of(fit.gradient, fit.jacobian), jnp.inf)
+    limit = fit.square + variance * student_t_quantile((1 + level) / 2, df) ** 2
+    low, high = profile_ends(curves, grid, best, limit)
+    bounded = (df >= 1) & ~fit.is_flat
+    low, high = jnp.where(bounded, low, -jnp.inf), jnp.where(bounded, high, jnp.inf)
+    found = Fit(fit.parameters, se, low, high, variance)
+    return jax.tree.map(lambda x: jnp.where(jnp.isnan(fit.square), jnp.nan, x), found)
 
 
 def _read_points(number, score, weight, least: int) -> tuple[Array, Array, Array]:

@@ -251,6 +251,59 @@ def test_power_law_fit_is_scipys() -> None:
     np.testing.assert_allclose(fit.se, np.sqrt(np.diag(covariance)), rtol=1e-2)
 
 
+def best_curve(n: np.ndarray, y: np.ndarray, alpha: float) -> tuple[np.ndarray, float, np.ndarray]:
+    """s_inf and A of one alpha by least squares, what they leave, and their variances over it."""
+    x = np.stack([np.ones(len(n)), -(n**-alpha)], axis=1)
+    line = np.linalg.lstsq(x, y, rcond=None)[0]
+    return line, float(((y - x @ line) ** 2).sum()), np.diag(np.linalg.inv(x.T @ x))
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 1.0])
+def test_power_law_in_float32_is_that_of_float64(alpha: float) -> None:
+    """Standard errors from the inverse, and intervals from the profile, both dense, in numpy."""
+    n = 2.0 ** np.arange(9)
+    y = 0.8 - 0.6 * n**-alpha + 0.004 * np.random.default_rng(2).standard_normal(9)
+    fit = jax.jit(fit_power_law)(n.astype(np.float32), y.astype(np.float32))
+    alphas = np.exp(np.linspace(np.log(0.02), np.log(5), 40_001))
+    lines, squares, variances = map(
+        np.array, zip(*(best_curve(n, y, a) for a in alphas), strict=True)
+    )
+    place = squares.argmin()
+    (floor, size), best, variance = lines[place], alphas[place], squares[place] / 6
+    power = n**-best
+    jacobian = np.stack([np.ones(9), -power, size * np.log(n) * power], axis=1)
+    se = np.sqrt(variance * np.diag(np.linalg.inv(jacobian.T @ jacobian)))
+    np.testing.assert_allclose(fit.parameters, (floor, size, best), rtol=3e-3)
+    np.testing.assert_allclose(fit.se, se, rtol=1e-2)
+    limit = squares[place] + variance * stats.t.ppf(0.975, 6) ** 2
+    room = np.sqrt(np.maximum(limit - squares, 0)[:, None] * variances)
+    inside = squares <= limit
+    assert not inside[[0, -1]].any()
+    low, high = (lines - room)[inside].min(0), (lines + room)[inside].max(0)
+    np.testing.assert_allclose(fit.low, (*low, alphas[inside][0]), rtol=5e-3)
+    np.testing.assert_allclose(fit.high, (*high, alphas[inside][-1]), rtol=5e-3)
+
+
+@pytest.mark.parametrize("score", [np.zeros(8), np.full(8, 0.3), 0.3 + np.log(2.0 ** np.arange(8))])
+def test_a_curve_without_a_bend_has_no_error_to_tell(score: np.ndarray) -> None:
+    """Its floor may be anywhere: log n is the power law's limit at alpha 0."""
+    fit = jax.jit(fit_power_law)(2.0 ** np.arange(8), score)
+    assert np.isinf(fit.se).all()
+    assert np.isinf(fit.high[:2]).all()
+    assert float(fit.low[2]) == -np.inf
+
+
+@pytest.mark.slow
+def test_intervals_of_a_curve_hardly_bent_hold_the_truth() -> None:
+    n, rng, runs = 2.0 ** np.arange(8), np.random.default_rng(3), 300
+    run = jax.jit(fit_power_law)
+    held = np.zeros(3)
+    for _ in range(runs):
+        fit = run(n, 0.8 - 0.6 * n**-0.1 + 0.01 * rng.standard_normal(8))
+        held += (np.array([0.8, 0.6, 0.1]) >= fit.low) & (np.array([0.8, 0.6, 0.1]) <= fit.high)
+    assert (held / runs > 0.92).all()
+
+
 @pytest.mark.slow
 def test_the_best_of_more_instructions_is_better_but_luck_is_not_counted() -> None:
     rng = np.random.default_rng(9)
