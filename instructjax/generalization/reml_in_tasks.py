@@ -194,7 +194,10 @@ def fit_reml_in_tasks(
     in_groups = design * there > 0  # [K, T, C, Z]
     several_t = (in_groups.any((2, 3)).sum(1) > 1).any()
     several_c = (in_groups.any(3).sum((1, 2)) > 1).any()
-    several_z = (in_groups.any(2).sum((1, 2)) > 1).any()
+    if inputs_of == "none":
+        several_z = (in_groups.any((1, 2)).sum(1) > 1).any()
+    else:
+        several_z = (in_groups.any(2).sum((1, 2)) > 1).any()
     tasks = there.any((1, 2)).sum()
     columns = there.sum(1)
     shared = (there.any(1).sum(0) > 1).any() & (inputs_of == "none")  # an input in two tasks

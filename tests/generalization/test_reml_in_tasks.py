@@ -241,6 +241,20 @@ def test_what_the_means_of_groups_take_up_is_no_variance() -> None:
     assert [float(x) for x in alone.components] == [0.0] * 4
 
 
+@pytest.mark.parametrize("inputs", [2, 3])
+def test_shared_inputs_each_in_a_group_of_its_own_have_no_variance(inputs: int) -> None:
+    """Two inputs, one seen and one unseen, in all tasks: the groups' means say all of them."""
+    rng = np.random.default_rng(7)
+    score = rng.standard_normal((4, 2, inputs)) + 9 * np.array([0, 1, 2])[:inputs]
+    groups = np.broadcast_to(np.arange(inputs), score.shape)
+    with jax.enable_x64(True):
+        alone = fit_reml_in_tasks(score, inputs_of="none", groups=groups)
+        two = fit_reml_in_tasks(score, inputs_of="none", groups=np.minimum(groups, inputs - 2))
+    assert float(alone.components.input) == 0
+    np.testing.assert_allclose(alone.mean[:inputs], score.mean((0, 1)))
+    assert float(two.components.input) > 1
+
+
 def test_one_task_is_refused() -> None:
     with pytest.raises(UsageError, match="one task"):
         fit_reml_in_tasks(jnp.ones((1, 2, 3)))
