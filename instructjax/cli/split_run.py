@@ -34,6 +34,7 @@ from instructjax.generalization.split_folder import (
 from instructjax.generalization.split_leaks import SplitLeaks, find_split_leaks
 from instructjax.generalization.split_recipes import CELLS, SplitRecipe
 from instructjax.generalization.split_rows import SplitRows
+from instructjax.generalization.split_words import has_other_words
 from instructjax.generalization.splits import choose_evaluated
 
 _RECIPE = ("by", "fraction_unseen_instructions", "fraction_unseen_inputs", "seed", "fold_case")
@@ -85,6 +86,7 @@ def run_split(options: Split) -> int:
         }
         write_split(staged, rows, cell, evaluated, found.records, description)
     _show(options, description, rejects)
+    _warn_of_words(options.side, told)
     return 0
 
 
@@ -156,6 +158,17 @@ def _warn_of_unnamed(rows: SplitRows, by: str) -> None:
     if name and (count := rows.unnamed[name]):
         say_error(
             f"{count:,} rows have no `{name}`: each {instead} of theirs counts as one of its own",
+            label="warning: ",
+        )
+
+
+def _warn_of_words(side: str, told: Mapping[str, Any]) -> None:
+    value = told.get("atom_divergence", 0.0)
+    if has_other_words(value):
+        say_error(
+            f"unseen {side}s have other words too, not only new combinations of known ones: atom "
+            f"divergence {value:.2f}, where 0.02 is allowed (Keysers et al. 2020). Reports will "
+            "say so; give texts made of fewer different words, or more of them",
             label="warning: ",
         )
 

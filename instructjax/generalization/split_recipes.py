@@ -31,7 +31,7 @@ class SplitRecipe:
       seed: of the shuffle.
       fold_case: let texts that differ only in case be the same.
       method: for `compositional`, `length` (the longest are unseen) or `mcd` (maximum compound
-        divergence: bigrams are new, their words are not).
+        divergence: bigrams are new, their words are not, as far as the texts allow it).
       side: for `compositional`, whether inputs or instructions are divided so.
       max_per_task: evaluated rows of a task in a cell, at most.
 

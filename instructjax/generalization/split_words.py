@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from instructjax.generalization.divergence import MAX_ATOM_DIVERGENCE
 from instructjax.generalization.split_recipes import SplitRecipe
 
 
@@ -33,7 +34,9 @@ class SplitWords:
     unit: str
 
 
-def describe_split(recipe: SplitRecipe | None, tasks: str = "unknown") -> SplitWords:
+def describe_split(
+    recipe: SplitRecipe | None, tasks: str = "unknown", atom_divergence: float | None = None
+) -> SplitWords:
     """The words for a recipe.
 
     A split by instruction holds out texts, whatever their task: what that comes to depends on the
@@ -42,6 +45,8 @@ def describe_split(recipe: SplitRecipe | None, tasks: str = "unknown") -> SplitW
     Args:
       recipe: of the split; None where it is not known.
       tasks: of the unseen instructions, from `compare_tasks`.
+      atom_divergence: of a compositional split: above 0.02 (Keysers et al. 2020) the words of the
+        unseen texts are not those of the seen ones, and what is new is not their combination alone.
 
     >>> words = describe_split(SplitRecipe(by="paraphrase"))
     >>> words.instructions, words.inter, words.cells[2]
@@ -59,10 +64,13 @@ def describe_split(recipe: SplitRecipe | None, tasks: str = "unknown") -> SplitW
         "paraphrase": ("new wordings of known tasks", "wording gap", "new wordings"),
     }.get(by, ("instructions", "inter-task gap", "new instructions"))
     if by == "compositional" and recipe is not None:
-        by_length = recipe.method == "length"
-        what = "{0} longer than any known" if by_length else "new combinations of known words ({0})"
-        gap = "length gap" if by_length else "combination gap"
-        cell = "longer {0}" if by_length else "recombined {0}"
+        if recipe.method == "length":
+            what, gap, cell = "{0} longer than any known", "length gap", "longer {0}"
+        elif has_other_words(atom_divergence):
+            what, gap, cell = "other words in new combinations ({0})", "word gap", "reworded {0}"
+        else:
+            what, gap = "new combinations of known words ({0})", "combination gap"
+            cell = "recombined {0}"
         if recipe.side == "input":
             inputs, intra, new_z = what.format("inputs"), gap, cell.format("inputs")
         else:
@@ -76,6 +84,15 @@ def describe_split(recipe: SplitRecipe | None, tasks: str = "unknown") -> SplitW
         cells=("training pairs", new_z, new_c, "both new"),
         unit="wordings" if by == "paraphrase" else "instructions",
     )
+
+
+def has_other_words(atom_divergence: float | None) -> bool:
+    """Whether unseen texts have words that seen ones do not, or not as often.
+
+    >>> has_other_words(0.3), has_other_words(0.01), has_other_words(None)
+    (True, False, False)
+    """
+    return atom_divergence is not None and atom_divergence > MAX_ATOM_DIVERGENCE
 
 
 def compare_tasks(group: np.ndarray | None, cell: np.ndarray) -> str:

@@ -65,6 +65,7 @@ def analyze(
     *,
     category_id: Sequence[Any] | np.ndarray | Array | None = None,
     recipe: SplitRecipe | None = None,
+    atom_divergence: float | None = None,
     better: Better = "higher",
     level: float = 0.95,
     smallest_gap: float = 0.05,
@@ -105,6 +106,8 @@ def analyze(
       category_id: of each record, where whole categories were held out: tasks are nested in them,
         and they are the sample.
       recipe: of the split.
+      atom_divergence: of a compositional split, as its split.json tells it: whether the words of
+        what is unseen are known.
       better: whether a "higher" score is better or a "lower" one, as of an error rate. Gaps are
         positive where the unseen is worse.
       level: of the intervals.
@@ -142,7 +145,7 @@ def analyze(
     tasks = ids.get("tasks")
     if weights == "macro" and tasks is None:
         raise UsageError("macro weights need tasks", remedy="give task_id, or take micro weights")
-    words = describe_split(recipe, compare_tasks(tasks, cells))
+    words = describe_split(recipe, compare_tasks(tasks, cells), atom_divergence)
     ways = drop_nested(ids)
     unit = next((name for name in ("categories", "tasks") if name in ways), "instructions")
     nouns = [words.unit if name == "instructions" else name for name in ways]

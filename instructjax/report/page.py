@@ -19,7 +19,7 @@ from instructjax.report.attribution import ContributionSection, describe_contrib
 from instructjax.report.comparison import ModelSection, analyze_scores, compare_models
 from instructjax.report.numbers import show_number, show_tick
 from instructjax.report.outline import make_outline, to_latex, to_markdown
-from instructjax.report.results import Results, read_recipe
+from instructjax.report.results import Results, read_atom_divergence, read_recipe
 from instructjax.report.scores import CellScores, pick_scores
 from instructjax.report.sections import (
     Chip,
@@ -34,6 +34,7 @@ from instructjax.report.sections import (
     make_grid,
     say_missing,
     warn_of_leaks,
+    warn_of_words,
 )
 from instructjax.report.tables import Table
 from instructjax.report.texts import shorten
@@ -241,6 +242,7 @@ def make_page(
         "smallest_gap": smallest_gap,
         "better": scores.better,
         "recipe": read_recipe(results),
+        "atom_divergence": read_atom_divergence(results),
     }
     analysis = analyze_scores(scores, options)
     gaps = list_gaps(analysis)
@@ -259,7 +261,9 @@ def make_page(
         analysis=analysis,
         scores=scores,
         better=scores.better,
-        headline=analysis.headline + warn_of_leaks(leaks),
+        headline=analysis.headline
+        + warn_of_words(options["atom_divergence"])
+        + warn_of_leaks(leaks),
         numbers=", ".join(analysis.numbers).replace(" +- ", "\u00a0±\u00a0").replace(" -", " −"),
         missing=" ".join(
             filter(
@@ -302,7 +306,7 @@ def _list_facts(results: Results, scores: CellScores, options: Mapping[str, Any]
         **{
             name.replace("_", " "): str(value)
             for name, value in options.items()
-            if name != "recipe"
+            if name not in ("recipe", "atom_divergence")
         },
         "instructjax": installed_version(),
         "Python": platform.python_version(),
@@ -314,6 +318,8 @@ def _list_facts(results: Results, scores: CellScores, options: Mapping[str, Any]
             for name in ("instructjax", "preset", "rows", "fingerprint")
             if name in results.split
         } | dict(results.split["recipe"])
+        if isinstance(told := results.split.get("compositional"), Mapping):
+            split |= {name.replace("_", " "): value for name, value in told.items()}
         facts.append(Facts(name="Split", values=_as_texts(split)))
     for file in results.files:
         values = {"SHA-256": file.sha256, **file.metadata}

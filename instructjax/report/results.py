@@ -162,6 +162,13 @@ def read_recipe(results: Results) -> SplitRecipe | None:
         ) from None
 
 
+def read_atom_divergence(results: Results) -> float | None:
+    """Of a compositional split, as split.json tells it; None of any other."""
+    told = (results.split or {}).get("compositional")
+    value = told.get("atom_divergence") if isinstance(told, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
 def _tell_apart(
     tables: Sequence[Mapping[str, np.ndarray]], origins: Sequence[tuple[Path, Mapping[str, str]]]
 ) -> None:

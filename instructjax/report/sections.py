@@ -12,6 +12,7 @@ import numpy as np
 from instructjax.generalization.analysis import Analysis
 from instructjax.generalization.estimate import Estimate
 from instructjax.generalization.split_recipes import CELLS
+from instructjax.generalization.split_words import has_other_words
 from instructjax.report.hurts import Group, find_worst
 from instructjax.report.numbers import (
     show_estimate,
@@ -235,6 +236,17 @@ def warn_of_leaks(leaks: LeakSection | None) -> str:
     if leaks is None or not leaks.left:
         return ""
     return f" ({leaks.left:,} leak{'s' if leaks.left > 1 else ''} among the unseen; see Leaks)"
+
+
+def warn_of_words(atom_divergence: float | None) -> str:
+    """What the verdict says of a compositional split whose words are not known; else "".
+
+    >>> warn_of_words(0.25), warn_of_words(0.01)
+    (' (words differ too: atom divergence 0.25, where 0.02 is allowed)', '')
+    """
+    if atom_divergence is None or not has_other_words(atom_divergence):
+        return ""
+    return f" (words differ too: atom divergence {atom_divergence:.2f}, where 0.02 is allowed)"
 
 
 def describe_leaks(

@@ -196,6 +196,22 @@ def test_the_split_gives_the_words(
     assert "| m2 new categories |" in out.read_text("utf-8")
 
 
+@pytest.mark.parametrize("divergence", [0.31, 0.02, None])
+def test_new_combinations_of_other_words_are_not_of_known_ones(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], divergence: float | None
+) -> None:
+    split, out = tmp_path / "split.json", tmp_path / "report.md"
+    about = {"recipe": {"by": "compositional", "side": "instruction"}}
+    about |= {} if divergence is None else {"compositional": {"atom_divergence": divergence}}
+    split.write_text(json.dumps(about))
+    assert main(["report", str(table), str(split), "--out", str(out)]) == 0
+    told, page = capsys.readouterr().out, out.read_text("utf-8")
+    assert ("new combinations of known words" in told) == (divergence != 0.31)
+    assert ("atom divergence 0.31, where 0.02 is allowed" in told) == (divergence == 0.31)
+    assert ("| m2 reworded instructions |" in page) == (divergence == 0.31)
+    assert ("| atom divergence |" in page) == (divergence is not None)
+
+
 def test_tables_of_several_runs(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

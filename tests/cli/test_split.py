@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,28 @@ def test_the_same_rows_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
         )
     for file in ("train.jsonl", "eval.jsonl", "leaks.jsonl", "split.json"):
         assert (outs[0] / file).read_bytes() == (outs[1] / file).read_bytes()
+
+
+def test_words_that_are_not_known_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every input has words of its own; the paper's divergence of atoms, counted here by hand."""
+    data, out = write(tmp_path / "rows.jsonl", make_rows()), tmp_path / "split"
+    command = ["split", "--by", "compositional", "--fraction-unseen-instructions", "0"]
+    assert main([*command, str(data), "--out", str(out)]) == 0
+    inputs = {row["input"] for row in make_rows()}
+    seen = inputs & {row["input"] for row in read(out / "train.jsonl")}
+    p, q = (Counter(w for z in side for w in z.split()) for side in (seen, inputs - seen))
+    expected = 1 - sum((p[w] / p.total() * q[w] / q.total()) ** 0.5 for w in p)
+    told = json.loads((out / "split.json").read_text())["compositional"]
+    assert told["atom_divergence"] == pytest.approx(expected, abs=1e-6)
+    assert f"atom divergence {expected:.2f}, where 0.02 is allowed" in capsys.readouterr().err
+    rows = make_rows()
+    for number, row in enumerate(rows):
+        row["input"] = " ".join("one" if number >> k & 1 else "two" for k in range(7))
+    known = write(tmp_path / "known.jsonl", rows)
+    assert main([*command, str(known), "--out", str(tmp_path / "known")]) == 0
+    assert "atom divergence" not in capsys.readouterr().err
 
 
 def plant(tmp_path: Path) -> tuple[Path, str]:
