@@ -189,10 +189,11 @@ def split_by_length(texts: Sequence[str], *, fraction: float) -> tuple[Bool[np.n
     """Marks the texts with most words (Lake and Baroni 2018's length split of SCAN).
 
     Texts of equal length have one fate: as many lengths are unseen as make up the fraction, and at
-    least one length is.
+    least one length is if there are two.
 
     Returns:
-      Which texts are unseen, and the words that the shortest of them has.
+      Which texts are unseen, none where all are equally long, and the words that the shortest of
+      them has, or would have.
 
     >>> test, shortest = split_by_length(["a", "a b", "a b c"], fraction=0.3)
     >>> test.tolist(), shortest

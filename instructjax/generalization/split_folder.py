@@ -47,7 +47,8 @@ def choose_cells(
         would take. Tasks that share an instruction text with one of them are held out too.
 
     Raises:
-      DataError: no row names the task, or the category, that the split is by.
+      DataError: no row names the task, or the category, that the split is by, or it is by length
+        and all texts are equally long.
     """
     needed = _NAMED_BY.get(recipe.by)
     if tasks is None and needed is not None and 0 < len(rows) == rows.unnamed[needed]:
@@ -109,6 +110,12 @@ def _choose_compositional(
     texts = list(rows.texts.read(side.numbers))
     if recipe.method == "length":
         test, shortest = divergence.split_by_length(texts, fraction=fraction)
+        if not test.any():
+            other = "instruction" if on_input else "input"
+            raise DataError(
+                f"all {recipe.side}s have the same length, {shortest - 1} words: none is longer",
+                remedy=f"split --method mcd, or --side {other}",
+            )
         return side.keys[test], {"words_of_shortest_unseen": shortest}
     found = divergence.split_by_divergence(
         *divergence.list_atoms_and_compounds(texts), side.keys, fraction=fraction, seed=recipe.seed

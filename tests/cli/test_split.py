@@ -99,6 +99,23 @@ def test_words_that_are_not_known_are_told(
     assert "atom divergence" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("side", ["input", "instruction"])
+def test_equal_lengths_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str
+) -> None:
+    rows = [
+        {"instruction": f"say {c}", "input": f"word {z} here", "output": "y"}
+        for c in range(5)
+        for z in range(5)
+    ]
+    command = ["split", str(write(tmp_path / "rows.jsonl", rows)), "--by", "compositional"]
+    command += ["--method", "length", "--side", side, "--out", str(tmp_path / "split")]
+    assert main(command) == 1
+    words = {"input": 3, "instruction": 2}[side]
+    assert f"all {side}s have the same length, {words} words" in capsys.readouterr().err
+    assert not (tmp_path / "split").exists()
+
+
 def plant(tmp_path: Path) -> tuple[Path, str]:
     """Rows of which an unseen input is a training input with one word added; its id."""
     rows, out = make_rows(), tmp_path / "plain"
