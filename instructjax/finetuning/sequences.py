@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,7 +18,8 @@ from instructjax.errors import DataError, InstructJaxError, PromptError
 from instructjax.finetuning.batch import WeightedIds
 from instructjax.finetuning.config import DataOptions
 from instructjax.finetuning.masks import weigh_tokens
-from instructjax.prompts import PromptEncoder
+from instructjax.prompts import PromptEncoder, Request
+from instructjax.scoring.runs.shared_encoding import encode_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,26 +85,34 @@ def read_sequences(
     rows: list[WeightedIds] = []
     cells: list[str] = []
     checked = False
-    number = -1
+    count = 0
     fields = parse_fields(options.field)
-    for number, row in enumerate(read_examples(path, format=options.format, fields=fields)):
+
+    def encode(row: Example | Reject, number: int) -> list[Request] | Reject:
+        nonlocal checked
         if isinstance(row, Reject):
-            reject(row)
-            continue
+            return row
         try:
-            made = list(_encode(row, number, encoder, options.references, prompt_loss_weight))
+            chosen = options.references == "first" or row.answer is not None
+            return encoder.encode(choose_output(row) if chosen else row, row=number)
         except (DataError, PromptError) as error:
             if not checked and row.prompt_ids is None:
                 # What no text could pass, such as a missing chat template, is no row's fault.
                 encoder.check()
                 checked = True
-            reject(make_reject(row, _in_rows(error)))
+            return make_reject(row, _in_rows(error))
+
+    examples = read_examples(path, format=options.format, fields=fields)
+    for row, made in encode_rows(examples, encode):
+        count += 1
+        if isinstance(made, Reject):
+            reject(made)
             continue
-        rows += made
+        rows += [_weigh(row, request, prompt_loss_weight) for request in made]
         cell = "" if options.cell == "none" else getattr(row, options.cell) or ""
         cells += [cell] * len(made)
     if not rows:
-        raise NothingUsable(f"none of its {number + 1:,} rows can be used", file=path)
+        raise NothingUsable(f"none of its {count:,} rows can be used", file=path)
     sizes = np.array([0, *(len(row.ids) for row in rows)], np.int64)
     return Sequences(
         ids=np.concatenate([row.ids for row in rows]).astype(np.int32),
@@ -171,17 +181,7 @@ def _in_rows(error: InstructJaxError) -> InstructJaxError:
     return type(error)(error.message, row=error.row, remedy=remedy)
 
 
-def _encode(
-    example: Example,
-    number: int,
-    encoder: PromptEncoder,
-    references: str,
-    prompt_loss_weight: float,
-) -> Iterator[WeightedIds]:
+def _weigh(example: Any, request: Request, prompt_loss_weight: float) -> WeightedIds:
     file, row = example.place or ("", example.id or "")
-    place = f"{file}, {row}" if file else row
-    if references == "first" or example.answer is not None:
-        example = choose_output(example)
-    for request in encoder.encode(example, row=number):
-        weighed = weigh_tokens(request, prompt_loss_weight=prompt_loss_weight)
-        yield dataclasses.replace(weighed, row=place)
+    weighed = weigh_tokens(request, prompt_loss_weight=prompt_loss_weight)
+    return dataclasses.replace(weighed, row=f"{file}, {row}" if file else row)

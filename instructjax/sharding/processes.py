@@ -27,7 +27,11 @@ from instructjax.sharding.watch import Watch, meet
 # jax gives to the jobs of a SLURM cluster, so that no two jobs meet.
 _PORT_OFFSET = 4096
 
+# Milliseconds; the watch ends what hangs.
+_NO_LIMIT = 1 << 31
+
 _watch: Watch | None = None
+_exchanged: list[str] = []  # what this process gave last, and may be asked for
 
 
 def start(
@@ -169,6 +173,37 @@ def share(value: Any) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     sent = multihost_utils.broadcast_one_to_all(np.resize(text, size))
     return json.loads(np.asarray(sent, np.uint8).tobytes())
+
+
+def exchange(name: str, value: bytes) -> list[bytes]:
+    """What every process gives under a name, in their order; each name serves once.
+
+    It goes by the coordinator, not by devices, so that a thread may do this while they compute.
+
+    >>> exchange("rows", b"mine")
+    [b'mine']
+    """
+    if not several():
+        return [value]
+    # jax has no public name for the store that its processes share.
+    from jax._src.distributed import global_state
+
+    client: Any = global_state.client
+    here = jax.process_index()
+    client.key_value_set_bytes(f"instructjax/{name}/{here}", value)
+    found = [
+        value
+        if number == here
+        else client.blocking_key_value_get_bytes(f"instructjax/{name}/{number}", _NO_LIMIT)
+        for number in range(jax.process_count())
+    ]
+    # Others may still be waiting for this one, but no longer for the one before it: they have
+    # given this one since.
+    if _exchanged:
+        client.key_value_delete(_exchanged.pop())
+    _exchanged.append(f"instructjax/{name}/{here}")
+    tick()
+    return found
 
 
 def agree(good: bool) -> bool:

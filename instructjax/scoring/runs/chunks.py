@@ -22,6 +22,7 @@ from instructjax.errors import InstructJaxError
 from instructjax.models.model import Model
 from instructjax.prompts.request import Request
 from instructjax.scoring.engine import WINDOW, WINDOW_TOKENS
+from instructjax.scoring.runs.shared_encoding import encode_rows
 
 CHUNK_ROWS = 16384
 CHUNK_TOKENS = 1 << 17
@@ -105,17 +106,17 @@ def make_chunks(
     """
     done = done or {}
     tokens = tokens or CHUNK_TOKENS
-    rows = iter(rows)
+    encoded = encode_rows(rows, encode, done=done)
     place = 0
     while True:
         if place in done:
             stop = done[place]
-            for _ in islice(rows, stop - place):
+            for _ in islice(encoded, stop - place):
                 pass
             place = stop
             continue
         limit = min(most_rows or CHUNK_ROWS, CHUNK_ROWS)
-        chunk = _read_chunk(rows, encode, place, tokens, limit, top_k)
+        chunk = _read_chunk(encoded, place, tokens, limit, top_k)
         if chunk.stop == place:
             return
         yield chunk
@@ -123,13 +124,12 @@ def make_chunks(
 
 
 def _read_chunk(
-    rows: Iterator[Any], encode: Encode, first: int, tokens: int, most_rows: int, top_k: int
+    encoded: Iterator[tuple[Any, Any]], first: int, tokens: int, most_rows: int, top_k: int
 ) -> Chunk:
     chunk = Chunk(first=first, stop=first)
     tree = GrowingTree()
     held = requests = 0
-    for row in rows:
-        made = encode(row, chunk.stop)
+    for row, made in encoded:
         if isinstance(made, list):
             chunk.rows.append(EncodedRow(row=chunk.stop, example=row, requests=made))
             requests += len(made)
