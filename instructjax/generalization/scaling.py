@@ -158,10 +158,14 @@ def scaling_curve(
       key: random key.
       score: units (instructions) by columns (inputs).
       numbers: n, from 1 to U.
-      subsets: drawn for each n.
+      subsets: drawn for each n, 1 or more.
 
     Returns:
       Mean over subsets, and its standard deviation over them, at each n, in units of the score.
+
+    Raises:
+      UsageError: fewer than two columns or one subset, or a number that is not from 1 to U. Under
+        `jax.jit` numbers cannot be seen: those give NaN.
 
     >>> score = jnp.array([[0.0] * 8, [1.0] * 8])
     >>> mean, _ = scaling_curve(jax.random.key(0), score, jnp.array([1, 2]))
@@ -170,15 +174,26 @@ def scaling_curve(
     """
     score = jnp.asarray(score)
     units, columns = score.shape
-    half = max(columns // 2, 1)
+    numbers = jnp.asarray(numbers)
+    wrong = (numbers < 1) | (numbers > units)
+    if is_known_true(wrong):
+        raise UsageError(
+            f"a number of instructions is not from 1 to {units}, as many as there are",
+            remedy="leave it out",
+        )
+    if columns < 2 or subsets < 1:
+        few = f"{columns} inputs" if columns < 2 else f"{subsets} subsets"
+        raise UsageError(f"{few} are too few", remedy="give 2 inputs and 1 subset or more")
+    half = columns // 2
 
     def one(key):
         of_units, of_columns = jax.random.split(key)
         rank = jnp.argsort(jnp.argsort(jax.random.uniform(of_units, (units,))))
         shuffled = score[:, jax.random.permutation(of_columns, columns)]
         chosen_by, told = shuffled[:, :half].mean(1), shuffled[:, half:].mean(1)
-        taken = rank < jnp.asarray(numbers)[:, None]
+        taken = rank < numbers[:, None]
         return told[jnp.argmax(jnp.where(taken, chosen_by, -jnp.inf), axis=1)]
 
     values = lax.map(one, jax.random.split(key, subsets))
+    values = jnp.where(wrong, jnp.nan, values)
     return values.mean(0), values.std(0)

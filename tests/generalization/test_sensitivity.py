@@ -304,6 +304,27 @@ def test_intervals_of_a_curve_hardly_bent_hold_the_truth() -> None:
     assert (held / runs > 0.92).all()
 
 
+@pytest.mark.parametrize(
+    ("shape", "numbers", "subsets", "says"),
+    [
+        ((4, 6), [1, 5], 9, "not from 1 to 4"),
+        ((4, 6), [0], 9, "not from 1 to 4"),
+        ((4, 1), [1], 9, "1 inputs are too few"),
+        ((4, 6), [1], 0, "0 subsets are too few"),
+    ],
+)
+def test_curves_of_numbers_that_cannot_be(shape, numbers, subsets, says) -> None:
+    with pytest.raises(UsageError, match=says):
+        scaling_curve(jax.random.key(0), jnp.ones(shape), jnp.array(numbers), subsets=subsets)
+
+
+def test_under_jit_a_number_beyond_the_instructions_has_no_value() -> None:
+    run = jax.jit(lambda numbers: scaling_curve(jax.random.key(0), jnp.ones((4, 6)), numbers))
+    mean, spread = run(jnp.array([1, 4, 5]))
+    np.testing.assert_array_equal(mean, [1, 1, np.nan])
+    np.testing.assert_array_equal(spread, [0, 0, np.nan])
+
+
 @pytest.mark.slow
 def test_the_best_of_more_instructions_is_better_but_luck_is_not_counted() -> None:
     rng = np.random.default_rng(9)
