@@ -64,27 +64,32 @@ def compare_paired(
 
 
 def holm(p_value: Float[AnyArray, " K"]) -> Float[Array, " K"]:
-    """Adjusted p-values by Holm's step-down procedure.
+    """Adjusted p-values by Holm's step-down procedure; NaN stays, and does not count.
 
     >>> [round(float(p), 3) for p in holm(jnp.array([0.01, 0.04, 0.03]))]
     [0.03, 0.06, 0.06]
     """
     p = jnp.asarray(p_value)
-    order = jnp.argsort(p)
-    stepped = jax.lax.cummax(p[order] * (len(p) - jnp.arange(len(p))))
-    return jnp.zeros_like(p).at[order].set(jnp.minimum(stepped, 1))
+    order, count = jnp.argsort(p), (~jnp.isnan(p)).sum()  # NaN last
+    left = jnp.maximum(count - jnp.arange(len(p)), 1)
+    return _put_back(p, order, jax.lax.cummax(jnp.nan_to_num(p[order], nan=1.0) * left))
 
 
 def benjamini_hochberg(p_value: Float[AnyArray, " K"]) -> Float[Array, " K"]:
-    """Adjusted p-values that control the false discovery rate.
+    """Adjusted p-values that control the false discovery rate; NaN stays, and does not count.
 
     >>> [round(float(p), 3) for p in benjamini_hochberg(jnp.array([0.01, 0.04, 0.03]))]
     [0.03, 0.04, 0.04]
     """
     p = jnp.asarray(p_value)
-    order = jnp.argsort(p)
-    stepped = jax.lax.cummin(p[order] * len(p) / (1 + jnp.arange(len(p))), reverse=True)
-    return jnp.zeros_like(p).at[order].set(jnp.minimum(stepped, 1))
+    order, count = jnp.argsort(p), (~jnp.isnan(p)).sum()  # NaN last
+    scaled = p[order] * count / (1 + jnp.arange(len(p)))
+    return _put_back(p, order, jax.lax.cummin(jnp.nan_to_num(scaled, nan=jnp.inf), reverse=True))
+
+
+def _put_back(p: Array, order: Array, stepped: Array) -> Array:
+    adjusted = jnp.zeros_like(p).at[order].set(jnp.minimum(stepped, 1))
+    return jnp.where(jnp.isnan(p), jnp.nan, adjusted)
 
 
 def max_t(

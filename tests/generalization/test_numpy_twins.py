@@ -87,6 +87,20 @@ def test_adjusted_p_values_by_their_definitions() -> None:
     agree([jax.jit(g.benjamini_hochberg)(P.astype(np.float32))], [fdr])
 
 
+@pytest.mark.parametrize(("adjust", "method"), [(g.holm, "holm"), (g.benjamini_hochberg, "fdr_bh")])
+def test_p_values_that_are_not_known_do_not_count(adjust: Any, method: str) -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    p = np.random.default_rng(5).random(9) * 0.2
+    p[[0, 4, 8]] = np.nan
+    known = ~np.isnan(p)
+    found = np.asarray(jax.jit(adjust)(p))
+    expected: Any = multipletests(p[known], method=method)[1]
+    np.testing.assert_allclose(found[known], expected, rtol=1e-5)
+    assert np.isnan(found[~known]).all()
+    assert np.isnan(adjust(jnp.full(2, jnp.nan))).all()
+
+
 def test_max_t_by_loops() -> None:
     estimate, draws = P * 50, RNG.standard_normal((200, 5)) + P * 50
     apart = np.abs(draws - estimate)
