@@ -43,7 +43,7 @@ def make_outline(page: Page) -> list[Section]:
         grid,
     )
     rows = [(gap.label, gap.note, gap.text) for gap in page.gaps]
-    gaps = make_table("Gaps", ("gap", "of"), ("estimate",), rows)
+    gaps = make_table("Gaps", ("gap", "of"), ("estimate",), rows) if rows else None
     found = [
         _section("Seen and unseen", [], [means]),
         _section("What the unseen costs", page.more, [gaps]),

@@ -45,6 +45,7 @@ from instructjax.scoring.metadata import installed_version
 
 Spell = Callable[[Sequence[int]], list[str]]
 _NO_BREAK = "\u00a0"
+_NO_GAPS = "No gap can be measured: that takes scores of two cells."
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -283,7 +284,7 @@ def make_page(
         cells=make_grid(analysis, scores.missing),
         gaps=gaps,
         gap_scale=make_scale(ends, include=(0.0, smallest_gap)),
-        more=list_advice(analysis),
+        more=list_advice(analysis) if gaps else [_NO_GAPS],
         worst=list_worst(scores, results.texts),
         wording=describe_wording(scores, results.texts),
         variance=describe_variance(scores),

@@ -220,6 +220,17 @@ def test_one_cell_is_enough_for_a_page(tuned_rows: list[dict[str, Any]]) -> None
     assert html.count("no scores") == 3
 
 
+def test_without_a_gap_none_is_shown(tuned_rows: list[dict[str, Any]]) -> None:
+    page = make_page(
+        make_results([row for row in tuned_rows if row["cell"] == "unseen_c_unseen_z"])
+    )
+    assert not page.gaps
+    for text in (page.to_html(), page.to_markdown(), page.to_latex()):
+        assert "No gap can be measured" in text
+    assert "| gap |" not in page.to_markdown()
+    assert "Differences of the grid" not in page.to_html()
+
+
 def test_rows_without_tasks_or_with_one_instruction_an_input(
     tuned_rows: list[dict[str, Any]],
 ) -> None:
