@@ -93,6 +93,8 @@ def maximize(
 
     start = jnp.where(free, 0.5, 0.0)
     sd = jnp.where(free, _minimize(lambda sd: -likelihood(fill(sd))[0], start), 0)
+    # The search comes close to 0 without end: so little of the scores' variance 1 is none.
+    sd = jnp.where(sd**2 < jnp.finfo(sd.dtype).eps, 0, sd)
     value, (mean, variance) = likelihood(fill(sd))
     return sd, value, mean, variance
 

@@ -47,6 +47,22 @@ def test_where_tasks_dominate_more_tasks_are_what_helps() -> None:
     assert "29% smaller" in found.advice
 
 
+def test_what_is_estimated_as_none_is_0_percent() -> None:
+    """Means of instructions are equal: they differ less than by chance."""
+    score = np.random.default_rng(0).standard_normal((4, 12))
+    score += np.arange(12) - score.mean(1, keepdims=True)
+    rows = [
+        {"model": "m", "id": f"{c} {z}", "metric": "f1", "value": float(score[c, z])}
+        | {"instruction_hash": f"c{c}", "input_hash": f"z{z}", "cell": CELLS[0], "status": "ok"}
+        for c, z in np.ndindex(4, 12)
+    ]
+    section = describe_variance(pick_scores(make_results(rows), "m", "f1"))
+    assert section is not None
+    percents = {part.kind: part.percent for part in section.parts}
+    assert percents["c"] == "0%"
+    assert percents["z"] not in ("0%", "<1%")
+
+
 def test_one_task_is_given() -> None:
     found = describe_variance(simulate(1, c=0.3, cz=0.05))
     assert found is not None and found.plan is not None
