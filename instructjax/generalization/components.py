@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from instructjax.errors import UsageError
 from instructjax.generalization.arrays import AnyArray
 
 
@@ -71,6 +72,9 @@ def variance_components(score: Float[AnyArray, "C Z ..."]) -> Components:
     Args:
       score: instructions by inputs, 2 or more of each; a third axis for R sampled responses.
 
+    Raises:
+      UsageError: fewer than two instructions or inputs: how far they differ cannot be seen.
+
     >>> grid = jnp.array([[1.0, 3.0], [2.0, 4.0]])  # rows differ by 1, columns by 2, no rest
     >>> [float(x) for x in variance_components(grid)]
     [0.5, 2.0, 0.0, 0.0]
@@ -78,6 +82,7 @@ def variance_components(score: Float[AnyArray, "C Z ..."]) -> Components:
     score = jnp.asarray(score)
     grid = score if score.ndim == 2 else score.mean(2)
     c, z = grid.shape
+    _check_sizes(instructions=c, inputs=z)
     repeats = 1 if score.ndim == 2 else score.shape[2]
     mean = grid.mean()
     of_c, of_z = grid.mean(1), grid.mean(0)
@@ -91,6 +96,14 @@ def variance_components(score: Float[AnyArray, "C Z ..."]) -> Components:
     return Components((ms_c - ms_cz) / z, (ms_z - ms_cz) / c, ms_cz - residual / repeats, residual)
 
 
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 2:
+            raise UsageError(
+                f"{size} of {name}: how far {name} differ cannot be seen", remedy="give 2 or more"
+            )
+
+
 def components_in_tasks(score: Float[AnyArray, "T C Z"]) -> NestedComponents:
     """Components of T tasks that have each a complete grid of their own C instructions, Z inputs.
 
@@ -99,12 +112,16 @@ def components_in_tasks(score: Float[AnyArray, "T C Z"]) -> NestedComponents:
     for
     inputs that several tasks share, and for repeated responses, see `fit_reml_in_tasks`.
 
+    Raises:
+      UsageError: fewer than two tasks, or inputs of each.
+
     >>> grids = jnp.array([[[1.0, 3.0], [2.0, 4.0]], [[5.0, 7.0], [6.0, 8.0]]])
     >>> [float(x) for x in components_in_tasks(grids)]  # task means 2.5 and 6.5: 8 - 0.25 - 1
     [6.75, 0.5, 2.0, 0.0, 0.0, 0.0]
     """
     score = jnp.asarray(score)
     t, c, z = score.shape
+    _check_sizes(tasks=t, inputs=z)
     of_task = score.mean((1, 2))
     ms_t = c * z * ((of_task - of_task.mean()) ** 2).sum() / (t - 1)
     zero = jnp.zeros_like(ms_t)

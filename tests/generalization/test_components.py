@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from instructjax.errors import UsageError
 from instructjax.generalization.components import (
     Components,
     components_in_tasks,
@@ -148,6 +149,20 @@ def test_likelihood_is_the_dense_one() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "shape", "what"),
+    [
+        (variance_components, (1, 5), "instructions"),
+        (variance_components, (5, 1, 3), "inputs"),
+        (components_in_tasks, (1, 2, 3), "tasks"),
+        (components_in_tasks, (3, 2, 1), "inputs"),
+    ],
+)
+def test_one_of_a_kind_is_refused(function, shape, what) -> None:
+    with pytest.raises(UsageError, match=f"1 of {what}"):
+        function(jnp.ones(shape))
+
+
 def test_no_variance_is_negative() -> None:
     rng = np.random.default_rng(5)
     grid = rng.standard_normal((4, 30)) + np.where(np.arange(4)[:, None] % 2, 1.0, -1.0) * 0
