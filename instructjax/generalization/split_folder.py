@@ -83,7 +83,7 @@ def crossed_split(
       inter-task test).
 
     Raises:
-      BadRow: an example is given as token ids.
+      BadRow: an example is given as token ids, or has no instruction.
 
     >>> rows = [Example(instruction=f"Say {c}.", input=f"word {z}", output="!", task=f"task {c}")
     ...         for c in range(4) for z in range(5)]

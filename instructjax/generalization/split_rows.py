@@ -67,10 +67,13 @@ class SplitRows:
         """Takes a row.
 
         Raises:
-          BadRow: it is given as token ids, whose texts are not known.
+          BadRow: it is given as token ids, whose texts are not known, or has no instruction: there
+            is no c that could be seen or unseen.
         """
         if example.prompt_ids is not None:
             raise BadRow("token ids: what c and z are is not known; give their texts")
+        if not normalize_text(example.instruction):
+            raise BadRow("no instruction: there is no c to be seen or unseen; give its text")
         hashes = [
             text_hash(text, fold_case=self._fold_case)
             for text in (example.instruction, example.input)

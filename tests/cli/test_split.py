@@ -207,10 +207,13 @@ def test_a_split_by_names_needs_them(
 
 def test_rows_that_cannot_be_used_are_rejected(tmp_path: Path) -> None:
     rows = [*make_rows(), {"id": "x", "instruction": "c"}, {"prompt_ids": [1], "output_ids": [2]}]
+    rows.append({"instruction": " ", "input": "no c", "output": "y", "task": "task0"})
     data, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "split"
     assert main(["split", str(data), "--out", str(out)]) == 0
     reasons = [row["reason"].partition(":")[0] for row in read(tmp_path / "split.rejects.jsonl")]
-    assert sorted(reasons) == ["no response", "token ids"]
+    assert sorted(reasons) == ["no instruction", "no response", "token ids"]
+    split = [*read(out / "train.jsonl"), *read(out / "eval.jsonl")]
+    assert "no c" not in {row["input"] for row in split}
 
 
 def test_official_preset_finds_the_lists_beside_the_data(tmp_path: Path) -> None:
