@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from instructjax.errors import ModelError
@@ -15,7 +18,7 @@ from instructjax.models.checkpoints.params import load_params
 from instructjax.models.checkpoints.quantized import block_of, scale_blocks, unpack_mxfp4
 from instructjax.models.checkpoints.safetensors import SafetensorsFolder
 from instructjax.models.families import family_for_hf
-from instructjax.models.families.quantization import read_quantization
+from instructjax.models.families.quantization import Float8, read_quantization
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "families"
 FILE = Path("config.json")
@@ -47,11 +50,12 @@ def test_blocks_that_do_not_divide_a_matrix():
     assert block_of(values.shape, scales.shape, None) is None  # nobody says where a block ends
 
 
-def load(folder, block=None):
+def load(folder):
     values = json.loads((folder / "config.json").read_text())
     family = family_for_hf(values, FILE)
     config = family.config_from_hf(values, FILE)
-    return load_params(family, config, SafetensorsFolder(folder, (), block), np.float32)
+    weights = SafetensorsFolder(folder, (), read_quantization(values, FILE))
+    return load_params(family, config, weights, np.float32)
 
 
 def save_float8(folder, tensors):
@@ -118,6 +122,37 @@ def test_a_block_without_its_scales_is_named(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("lost", ["one", "all"])
+def test_float8_without_its_scales_is_named(tmp_path, lost):
+    """The numbers alone are some other model, which would load and score nonsense."""
+    shutil.copytree(FOLDER / "qwen3-fp8", tmp_path, dirs_exist_ok=True)
+    with safe_open(tmp_path / "model.safetensors", "numpy") as opened:
+        scales = sorted(k for k in opened.keys() if k.endswith("_scale_inv"))  # noqa: SIM118
+    small = [name.removesuffix("_scale_inv") for name in scales]
+    retype(tmp_path, small, "U8")  # which numpy has
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in scales[:1] if lost == "one" else scales:
+        del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors")
+    retype(tmp_path, small, "F8_E4M3")
+    with pytest.raises(ModelError, match="is stored as F8_E4M3, and its scales") as caught:
+        load(tmp_path)
+    assert any(name in str(caught.value) for name in small[: 1 if lost == "one" else None])
+
+
+def test_one_scale_that_is_lost_among_others_is_named_whatever_the_configuration(tmp_path):
+    source = FOLDER / "qwen3-tied-wide-heads"
+    tensors = load_file(source / "model.safetensors")
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    other = PROJECTION.replace("q_proj", "k_proj")
+    for name in (PROJECTION, other):
+        tensors[name] = tensors[name].astype(ml_dtypes.float8_e4m3fn)
+    tensors[f"{PROJECTION}_scale"] = np.ones((), np.float32)
+    save_float8(tmp_path, tensors)
+    with pytest.raises(ModelError, match=f"{re.escape(other)} .* are missing"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "word"),
     [
@@ -140,8 +175,9 @@ def test_the_block_of_a_configuration():
     def read(**config):
         return read_quantization({"quantization_config": config}, FILE)
 
-    assert read(quant_method="fp8", weight_block_size=[64, 128]) == (64, 128)
-    assert read(quant_method="fp8") == (128, 128)
-    assert read(quant_method="fp8", weight_block_size=None) is None
+    assert read(quant_method="fp8", weight_block_size=[64, 128]) == Float8(block=(64, 128))
+    assert read(quant_method="fp8") == Float8(block=(128, 128))
+    assert read(quant_method="fp8", weight_block_size=None) == Float8()
+    assert read(quant_method="fbgemm_fp8") == Float8()
     assert read(quant_method="mxfp4") is None
     assert read_quantization({}, FILE) is None

@@ -23,6 +23,7 @@ from instructjax.models.checkpoints.quantized import (
     unpack_mxfp4,
 )
 from instructjax.models.families.family import Spelling
+from instructjax.models.families.quantization import Float8
 
 _FLOATS = ("F32", "F16", "BF16")
 # What the scales of a float8 tensor are called, after its own name; those of activations, after
@@ -42,7 +43,7 @@ class SafetensorsFolder:
       folder: holds model.safetensors, or shards and model.safetensors.index.json.
       renames: pairs of a pattern and what replaces it, for older names of tensors; the first
         that matches a name counts.
-      block: rows and columns that a scale of float8 weights is for, where the configuration says.
+      float8: what the configuration says of float8 weights; None: nothing.
 
     Attributes:
       files: the weight files, in order of their names.
@@ -51,8 +52,9 @@ class SafetensorsFolder:
       kind: the type that most of the parameters are stored in, such as "BF16".
 
     Raises:
-      ModelError: no safetensors, a damaged file, an index that does not fit its shards, or a
-        tensor of a type other than float32, float16, bfloat16, float8 and MXFP4.
+      ModelError: no safetensors, a damaged file, an index that does not fit its shards, a tensor
+        of a type other than float32, float16, bfloat16, float8 and MXFP4, or one of float8 whose
+        scales are missing.
     """
 
     spelling: Spelling = "hf"
@@ -61,7 +63,7 @@ class SafetensorsFolder:
         self,
         folder: Path,
         renames: Sequence[tuple[str, str]] = (),
-        block: tuple[int, int] | None = None,
+        float8: Float8 | None = None,
     ) -> None:
         self.folder = folder
         self._renames = [(re.compile(pattern), new) for pattern, new in renames]
@@ -82,7 +84,7 @@ class SafetensorsFolder:
                 )
         self._packed: dict[str, tuple[str, str]] = {}
         self._scaled: dict[str, tuple[str, tuple[int, int]]] = {}
-        self._join_quantized(block)
+        self._join_quantized(float8)
         self.kind = most_common((self._kinds[name], shape) for name, shape in self.shapes.items())
 
     def _rename(self, name: str) -> str:
@@ -114,7 +116,7 @@ class SafetensorsFolder:
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from error
 
-    def _join_quantized(self, block: tuple[int, int] | None) -> None:
+    def _join_quantized(self, float8: Float8 | None) -> None:
         """Makes one tensor of each that is stored as numbers and their scales."""
         for name in [name for name in self.shapes if name.endswith("_blocks")]:
             whole, scales = name.removesuffix("_blocks"), name.removesuffix("blocks") + "scales"
@@ -135,7 +137,7 @@ class SafetensorsFolder:
             scales = next((name + end for end in _SCALES if name + end in self.shapes), None)
             if scales is None:
                 continue
-            size = block_of(self.shapes[name], self.shapes[scales], block)
+            size = block_of(self.shapes[name], self.shapes[scales], float8 and float8.block)
             if size is None:
                 raise ModelError(
                     f"tensor {name} of shape {list(self.shapes[name])} has scales of shape "
@@ -148,6 +150,14 @@ class SafetensorsFolder:
             for end in _ACTIVATIONS:
                 self.shapes.pop(name.removesuffix("weight") + end, None)
         for name in self.shapes:
+            # Numbers of float8 alone are what they say; with a scale lost they would be others.
+            alone = self._kinds[name] in FLOAT8 and name not in self._scaled
+            if alone and (float8 or self._scaled):
+                raise ModelError(
+                    f"tensor {name} is stored as {self._kinds[name]}, and its scales "
+                    f"({' or '.join(name + end for end in _SCALES)}) are missing",
+                    file=self.file_of(name),
+                )
             if (kind := self._kinds[name]) not in (*_FLOATS, *FLOAT8, "MXFP4"):
                 raise ModelError(
                     f"tensor {name} is stored as {kind}, only {', '.join((*_FLOATS, *FLOAT8))} "
