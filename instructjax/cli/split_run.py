@@ -59,7 +59,8 @@ def run_split(options: Split) -> int:
     ):
         _read(options, rows, rejects, tasks)
         keys = rows.keys()
-        cell, told = choose_cells(rows, keys, recipe, tasks)
+        with show_step("dividing") as tell:
+            cell, told = choose_cells(rows, keys, recipe, tasks, tell)
         _warn_of_unnamed(rows, recipe.by)
         evaluated = choose_evaluated(keys, cell, recipe)
         _check_cells(cell, evaluated)

@@ -11,7 +11,7 @@ D_C as large as can be with D_A at most 0.02.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,7 @@ def split_by_divergence(
     fraction: float,
     seed: int,
     sweeps: int = 20,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> DivergentSplit:
     """Searches a split with large compound divergence and atom divergence of at most 0.02.
 
@@ -77,6 +78,7 @@ def split_by_divergence(
       fraction: of the texts that become unseen.
       seed: of the order.
       sweeps: how often all texts are tried.
+      on_progress: is told the share of them that is done; fewer may do.
     """
     order = np.argsort(mix(keys, seed), kind="stable")
     size = int(np.clip(round(fraction * len(order)), min(1, len(order)), max(len(order) - 1, 0)))
@@ -85,18 +87,21 @@ def split_by_divergence(
     tables = [_Counts(atoms, test, ATOM_ALPHA), _Counts(compounds, test, COMPOUND_ALPHA)]
     start = [table.divergence for table in tables]
     rng = np.random.Generator(np.random.PCG64(seed))
-    for _ in range(sweeps if 0 < size < len(order) else 0):
+    for sweep in range(sweeps if 0 < size < len(order) else 0):
         moved = False
         inside, outside = order[test[order]], order[~test[order]]
-        for a, b in zip(rng.permutation(np.resize(inside, len(outside))), outside, strict=True):
+        partners = rng.permutation(np.resize(inside, len(outside))).tolist()
+        for place, (a, b) in enumerate(zip(partners, outside.tolist(), strict=True)):
+            if place % 1024 == 0:
+                on_progress((sweep + place / len(outside)) / sweeps)
             if not test[a] or test[b]:
                 continue
-            atom, compound = (table.try_exchange(int(a), int(b)) for table in tables)
-            limit = max(MAX_ATOM_DIVERGENCE, tables[0].divergence)
-            if compound > tables[1].divergence + 1e-12 and atom <= limit:
+            if tables[1].try_exchange(a, b) <= tables[1].divergence + 1e-12:
+                continue
+            if tables[0].try_exchange(a, b) <= max(MAX_ATOM_DIVERGENCE, tables[0].divergence):
                 test[a], test[b], moved = False, True, True
                 for table in tables:
-                    table.exchange(int(a), int(b))
+                    table.exchange(a, b)
         if not moved:
             break
     return DivergentSplit(

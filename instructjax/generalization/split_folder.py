@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,11 @@ _FILES = ("train.jsonl", "eval.jsonl", "leaks.jsonl", "split.json")
 
 
 def choose_cells(
-    rows: SplitRows, keys: RowKeys, recipe: SplitRecipe, tasks: Mapping[str, bool] | None = None
+    rows: SplitRows,
+    keys: RowKeys,
+    recipe: SplitRecipe,
+    tasks: Mapping[str, bool] | None = None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Int8[np.ndarray, " N"], dict[str, Any]]:
     """The cell of every row, and what there is to tell about how they came to be.
 
@@ -45,6 +49,7 @@ def choose_cells(
       recipe: how.
       tasks: whether each task is held out, by name: then they are, and not those that a fraction
         would take. Tasks that share an instruction text with one of them are held out too.
+      on_progress: is told the share that is done of a search.
 
     Raises:
       DataError: no row names the task, or the category, that the split is by, or it is by length
@@ -64,7 +69,7 @@ def choose_cells(
         held = choose_instructions(keys, recipe)
     unseen_inputs = choose_inputs(keys, recipe)
     if recipe.by == "compositional":
-        chosen, told = _choose_compositional(rows, recipe)
+        chosen, told = _choose_compositional(rows, recipe, on_progress)
         held, unseen_inputs = (held, chosen) if recipe.side == "input" else (chosen, unseen_inputs)
     return assign_cells(keys, held, unseen_inputs), told
 
@@ -102,7 +107,7 @@ def crossed_split(
 
 
 def _choose_compositional(
-    rows: SplitRows, recipe: SplitRecipe
+    rows: SplitRows, recipe: SplitRecipe, on_progress: Callable[[float], None]
 ) -> tuple[UInt64[np.ndarray, " H"], dict[str, Any]]:
     on_input = recipe.side == "input"
     fraction = recipe.fraction_unseen_inputs if on_input else recipe.fraction_unseen_instructions
@@ -118,7 +123,11 @@ def _choose_compositional(
             )
         return side.keys[test], {"words_of_shortest_unseen": shortest}
     found = divergence.split_by_divergence(
-        *divergence.list_atoms_and_compounds(texts), side.keys, fraction=fraction, seed=recipe.seed
+        *divergence.list_atoms_and_compounds(texts),
+        side.keys,
+        fraction=fraction,
+        seed=recipe.seed,
+        on_progress=on_progress,
     )
     names = ("atom_divergence", "compound_divergence")
     told = {name: round(getattr(found, name), 6) for name in names}

@@ -45,7 +45,12 @@ def test_search_raises_compound_divergence_and_keeps_atoms() -> None:
             for side in (False, True)
         ]
         assert abs(divergence(sides[0].astype(float), sides[1].astype(float), alpha) - told) < 1e-9
-    again = split_by_divergence(atoms, compounds, keys, fraction=0.25, seed=0)
+    shares: list[float] = []
+    again = split_by_divergence(
+        atoms, compounds, keys, fraction=0.25, seed=0, on_progress=shares.append
+    )
+    assert shares == sorted(shares)
+    assert 0 == shares[0] <= shares[-1] < 1
     assert (again.test == found.test).all()
 
 
