@@ -9,6 +9,7 @@ shared prefixes laid out depth first (`ends` is where the token's subtree stops)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,9 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from instructjax.models import attention_flash
+from instructjax.models import attention_flash, flash_gpu, flash_tpu
 from instructjax.models.attention_tiles import attend_tiles
-from instructjax.models.flash_kernels import block_size
 from instructjax.models.linear import precision_of
 from instructjax.models.tiles import Tiles
 from instructjax.models.varying import WHOLE_HEADS, HeadSplit
@@ -104,6 +104,22 @@ def attend_dense(
     return out.reshape(rows * length, -1, out.shape[-1])
 
 
+def kernel_block(platform: str, length: int, width: int, itemsize: int) -> int | None:
+    """Queries and keys a block of a platform's kernel; None where it has none for such rows.
+
+    Args:
+      platform: "tpu" or "gpu"; others have none.
+      length: of rows, in tokens.
+      width: features of the wider of keys and values.
+      itemsize: bytes of a feature.
+    """
+    if os.environ.get("INSTRUCTJAX_KERNELS") == "off":
+        return None
+    if platform == "gpu":
+        return flash_gpu.block_size(length, width, itemsize)
+    return flash_tpu.block_size(length) if platform == "tpu" else None
+
+
 def attend(
     q: Float[Array, "N H D"],
     k: Float[Array, "N K D"],
@@ -121,9 +137,10 @@ def attend(
 ) -> Float[Array, "N H V"]:
     """Attention in the form that the platform runs best, chosen when the program is lowered.
 
-    On CPU in tiles; on TPU by a kernel, `attention_flash`, where rows divide into its blocks. Else
-    whole, or in tiles where rows are longer than `WHOLE`: their memory grows with the row, not
-    with its square.
+    On CPU in tiles; on TPUs and GPUs by a kernel, `attention_flash`, where rows divide into its
+    blocks and heads are not too wide. Else whole, or in tiles where rows are longer than `WHOLE`:
+    their memory grows with the row, not with its square. With `INSTRUCTJAX_KERNELS=off` in the
+    environment there are no kernels.
 
     Args:
       q, k, v, ends, sinks, scale, softcap: as for `attend_dense`.
@@ -144,12 +161,13 @@ def attend(
     operands = (q, k, v, ends, positions, tiles, window, sinks)
     long = ends.shape[1] > WHOLE
     forms = {"cpu": in_tiles, "default": in_tiles if long else whole}
-    if split is not None and block_size(ends.shape[1]):
-        own = {**options, "split": split}
 
-        def flash(q, k, v, ends, positions, tiles, window, sinks):
-            marks = {"window": window, "sinks": sinks}
-            return attention_flash.attend_flash(q, k, v, ends, positions, **marks, **own)
+    def flash(platform, q, k, v, ends, positions, tiles, window, sinks):
+        more = {"window": window, "sinks": sinks, "split": split, "platform": platform}
+        return attention_flash.attend_flash(q, k, v, ends, positions, **more, **options)
 
-        forms["tpu"] = flash
+    head = max(q.shape[-1], v.shape[-1]), q.dtype.itemsize
+    for lowered_for, platform in (("tpu", "tpu"), ("cuda", "gpu")):
+        if split is not None and kernel_block(platform, ends.shape[1], *head):
+            forms[lowered_for] = partial(flash, platform)
     return lax.platform_dependent(*operands, **forms)

@@ -1,4 +1,4 @@
-"""Attention for TPUs: the kernels of `flash_kernels` as a differentiable function, on a mesh too.
+"""Attention by a kernel, of TPUs or GPUs, as a differentiable function, on a mesh too.
 
 Memory grows with the row, not with its square.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from instructjax.models import flash_gpu, flash_tpu
 from instructjax.models.attention_tiles import ATTENDED
-from instructjax.models.flash_kernels import Marks, Options, backward, forward
+from instructjax.models.flash_blocks import Marks, Options
 from instructjax.models.varying import WHOLE_HEADS, HeadSplit, vary_alike
+
+Platform = Literal["tpu", "gpu"]
+_KERNELS = {"tpu": flash_tpu, "gpu": flash_gpu}
 
 
 def attend_flash(
@@ -32,6 +36,7 @@ def attend_flash(
     scale: float | None = None,
     softcap: float | None = None,
     split: HeadSplit = WHOLE_HEADS,
+    platform: Platform = "tpu",
     interpret: Any = False,
 ) -> Float[Array, "N H V"]:
     """What `attention.attend_dense` gives, but for rounding; padding gives zeros.
@@ -42,6 +47,7 @@ def attend_flash(
       window: a query sees keys less than so many tokens before it.
       sinks, scale, softcap: as for `attend_dense`.
       split: how heads are split over devices.
+      platform: whose kernel.
       interpret: run the kernel's operations one by one, on any device.
     """
     rows, length = ends.shape
@@ -51,6 +57,7 @@ def attend_flash(
         softcap=softcap,
         windowed=window is not None,
         interpret=interpret,
+        platform=platform,
     )
     width = jnp.full(split.parts, 0 if window is None else window, jnp.int32)
     q, k, v, ends, positions, width = vary_alike(q, k, v, ends, positions, width)
@@ -89,7 +96,7 @@ def _over_heads(call: Callable[..., Any], split: HeadSplit) -> Callable[..., Any
 
 
 def _flash_fwd(q, k, v, ends, depth, width, options, split):
-    run = _over_heads(partial(forward, options=options), split)
+    run = _over_heads(partial(_KERNELS[options.platform].forward, options=options), split)
     out, norm = run(q, k, v, ends, depth, width)
     out, norm = checkpoint_name(out, ATTENDED), checkpoint_name(norm, ATTENDED)
     return (out, norm), (q, k, v, ends, depth, width, out, norm)
@@ -100,7 +107,7 @@ def _flash_bwd(options, split, saved, slopes):
     g, d_norm = slopes
     wide = g.astype(jnp.float32) * out.astype(jnp.float32)
     delta = wide.sum(-1, keepdims=True) - d_norm
-    run = _over_heads(partial(backward, options=options), split)
+    run = _over_heads(partial(_KERNELS[options.platform].backward, options=options), split)
     return *run(q, k, v, g, norm, delta, ends, depth, width), None, None, None
 
 

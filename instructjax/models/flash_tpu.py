@@ -16,40 +16,19 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Int
 
-from instructjax.models.attention_tiles import MASKED, capped
-from instructjax.models.linear import precision_of
+from instructjax.models.attention_tiles import MASKED
+from instructjax.models.flash_blocks import (
+    Marks,
+    Options,
+    any_seen,
+    dot,
+    mask_pairs,
+    score_pairs,
+    slope_scores,
+)
 
 _BLOCKS = (512, 256, 128)
-
-
-class Options(NamedTuple):
-    """What a kernel is made for.
-
-    Attributes:
-      scale, softcap: as for `attend_dense`.
-      windowed: whether there is a window; without one its width is not looked at.
-      interpret: run the operations one by one, on any device.
-    """
-
-    scale: float
-    softcap: float | None
-    windowed: bool
-    interpret: Any
-
-
-class Marks(NamedTuple):
-    """A number a token, along either axis of the scores; again for each part of the heads."""
-
-    row: Int[Array, "B P T"]
-    column: Int[Array, "B P T 1"]
-
-    @classmethod
-    def of(cls, x: Int[Array, "B T"], parts: int) -> Marks:
-        """The same for each of `parts`."""
-        row = jnp.broadcast_to(x[:, None], (len(x), parts, x.shape[1]))
-        return cls(row, row[..., None])
 
 
 def block_size(length: int) -> int | None:
@@ -115,36 +94,6 @@ class _Blocks(NamedTuple):
         return pl.BlockSpec((1, 1, 1, self.size), lambda *g: (*at(*g)[:2], 0, at(*g)[2]))
 
 
-def _dot(a, b, contract: tuple[int, int]):
-    dims = (((contract[0],), (contract[1],)), ((), ()))
-    precision = precision_of(a.dtype)
-    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _scores(left, right, options: Options):
-    """(scores, their slope by the cap or None) of rows against rows."""
-    return capped(_dot(left, right, (1, 1)) * options.scale, options.softcap)
-
-
-def _sees(q_block, k_block, size, ends, q_depth, k_depth, width, *, keys_first: bool = False):
-    """[size, size]: which query sees which key; queries first, or keys first."""
-    shape = (size, size)
-    q_axis, k_axis = (1, 0) if keys_first else (0, 1)
-    query = q_block * size + lax.broadcasted_iota(jnp.int32, shape, q_axis)
-    key = k_block * size + lax.broadcasted_iota(jnp.int32, shape, k_axis)
-    seen = (key <= query) & (query < ends)
-    return seen if width is None else seen & (q_depth - k_depth < width)
-
-
-def _any_seen(q_block, k_block, size, ends, q_depth, k_depth, width):
-    """Whether the blocks may hold a pair that sees each other."""
-    some = (k_block <= q_block) & (jnp.max(ends) > q_block * size)
-    if width is None:
-        return some
-    # Within a sequence depths grow with the place; over several, this may keep too much.
-    return some & (jnp.min(q_depth) - jnp.max(k_depth) < width)
-
-
 def _forward_kernel(width, q, k, v, ends, q_depth, k_depth, out, norm, top, total, acc, *, options):
     i, j = pl.program_id(2), pl.program_id(3)
     size = q.shape[2]
@@ -157,16 +106,16 @@ def _forward_kernel(width, q, k, v, ends, q_depth, k_depth, out, norm, top, tota
         total[...] = jnp.zeros(total.shape, jnp.float32)
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
 
-    @pl.when(_any_seen(i, j, size, *marks))
+    @pl.when(any_seen(i, j, size, *marks))
     def _():
-        scores, _ = _scores(q[0, 0], k[0, 0], options)
-        seen = _sees(i, j, size, *marks)
+        scores, _ = score_pairs(q[0, 0], k[0, 0], options)
+        seen = mask_pairs(i, j, size, *marks)
         scores = jnp.where(seen, scores, MASKED)
         new_top = jnp.maximum(top[...], scores.max(-1, keepdims=True))
         weights = jnp.where(seen, jnp.exp(scores - new_top), 0)
         keep = jnp.exp(top[...] - new_top)
         total[...] = total[...] * keep + weights.sum(-1, keepdims=True)
-        acc[...] = acc[...] * keep + _dot(weights.astype(v.dtype), v[0, 0], (1, 0))
+        acc[...] = acc[...] * keep + dot(weights.astype(v.dtype), v[0, 0], (1, 0))
         top[...] = new_top
 
     @pl.when(j == pl.num_programs(3) - 1)
@@ -174,11 +123,6 @@ def _forward_kernel(width, q, k, v, ends, q_depth, k_depth, out, norm, top, tota
         whole = jnp.where(total[...] == 0, 1, total[...])
         out[0, 0] = (acc[...] / whole).astype(out.dtype)
         norm[0, 0] = top[...] + jnp.log(whole)
-
-
-def _slopes(weights, d_weights, delta, slope, scale):
-    d_scores = weights * (d_weights - delta) * scale
-    return d_scores if slope is None else d_scores * slope
 
 
 def _queries_kernel(
@@ -192,13 +136,13 @@ def _queries_kernel(
     def _():
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
 
-    @pl.when(_any_seen(i, j, size, *marks))
+    @pl.when(any_seen(i, j, size, *marks))
     def _():
-        scores, slope = _scores(q[0, 0], k[0, 0], options)
-        weights = jnp.where(_sees(i, j, size, *marks), jnp.exp(scores - norm[0, 0]), 0)
-        d_weights = _dot(g[0, 0], v[0, 0], (1, 1))
-        d_scores = _slopes(weights, d_weights, delta[0, 0], slope, options.scale)
-        acc[...] += _dot(d_scores.astype(k.dtype), k[0, 0], (1, 0))
+        scores, slope = score_pairs(q[0, 0], k[0, 0], options)
+        weights = jnp.where(mask_pairs(i, j, size, *marks), jnp.exp(scores - norm[0, 0]), 0)
+        d_weights = dot(g[0, 0], v[0, 0], (1, 1))
+        d_scores = slope_scores(weights, d_weights, delta[0, 0], slope, options.scale)
+        acc[...] += dot(d_scores.astype(k.dtype), k[0, 0], (1, 0))
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _():
@@ -219,15 +163,15 @@ def _keys_kernel(
         k_acc[...] = jnp.zeros(k_acc.shape, jnp.float32)
         v_acc[...] = jnp.zeros(v_acc.shape, jnp.float32)
 
-    @pl.when(_any_seen(i, j, size, *marks))
+    @pl.when(any_seen(i, j, size, *marks))
     def _():
-        scores, slope = _scores(k[0, 0], q[0, 0], options)
-        seen = _sees(i, j, size, *marks, keys_first=True)
+        scores, slope = score_pairs(k[0, 0], q[0, 0], options)
+        seen = mask_pairs(i, j, size, *marks, keys_first=True)
         weights = jnp.where(seen, jnp.exp(scores - norm[0, 0]), 0)
-        v_acc[...] += _dot(weights.astype(g.dtype), g[0, 0], (1, 0))
-        d_weights = _dot(v[0, 0], g[0, 0], (1, 1))
-        d_scores = _slopes(weights, d_weights, delta[0, 0], slope, options.scale)
-        k_acc[...] += _dot(d_scores.astype(q.dtype), q[0, 0], (1, 0))
+        v_acc[...] += dot(weights.astype(g.dtype), g[0, 0], (1, 0))
+        d_weights = dot(v[0, 0], g[0, 0], (1, 1))
+        d_scores = slope_scores(weights, d_weights, delta[0, 0], slope, options.scale)
+        k_acc[...] += dot(d_scores.astype(q.dtype), q[0, 0], (1, 0))
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _():

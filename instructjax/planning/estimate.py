@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from instructjax.finetuning.partition import name_param
-from instructjax.models.attention import WHOLE
+from instructjax.models.attention import WHOLE, kernel_block
 from instructjax.models.config import DecoderConfig
-from instructjax.models.flash_kernels import block_size
 from instructjax.models.sharded import STACKS, device_bytes, param_spec
 from instructjax.planning.collectives import Collective
 from instructjax.planning.flops import (
@@ -31,15 +30,24 @@ from instructjax.planning.programs import Program
 from instructjax.planning.setting import Setting
 
 
-def attention_form(setting: Setting, platform: str) -> Form:
-    """The form that `instructjax.models.attention.attend` takes there."""
-    if platform == "tpu" and block_size(setting.length) and setting.parts("sequence") == 1:
-        return "flash"
-    return "tiles" if platform == "cpu" or setting.length > WHOLE else "whole"
+def attention_form(config: DecoderConfig, setting: Setting, platform: str) -> tuple[Form, int]:
+    """The form that `instructjax.models.attention.attend` takes there, and tokens of its tiles."""
+    width = max(config.head_dim, config.latent.value_dim if config.latent else 0)
+    block = kernel_block(platform, setting.length, width, jnp.dtype(setting.dtype).itemsize)
+    if block and setting.parts("sequence") == 1:
+        return "flash", block
+    tiles = platform == "cpu" or setting.length > WHOLE
+    return "tiles" if tiles else "whole", setting.tile
 
 
 def device_flops(
-    config: DecoderConfig, program: Program, setting: Setting, form: Form, *, useful: bool = False
+    config: DecoderConfig,
+    program: Program,
+    setting: Setting,
+    form: Form,
+    tile: int,
+    *,
+    useful: bool = False,
 ) -> Flops:
     """Operations of one device in a step; `useful` leaves out what is computed twice or masked."""
     rows = setting.rows * setting.programs * setting.micro_batches
@@ -48,7 +56,7 @@ def device_flops(
         "rows": rows,
         "length": setting.length,
         "form": "visible" if useful else form,
-        "tile": (block_size(setting.length) or 0) if form == "flash" else setting.tile,
+        "tile": tile,
     }
     if setting.task == "score":
         found = count_forward(config, params, **options)

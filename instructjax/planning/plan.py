@@ -197,8 +197,8 @@ _EXACT = ("parameters", "optimizer", "batch")
 def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: Setting) -> Plan:
     start = time.monotonic()
     program = build_program(config, setting)
-    form = attention_form(setting, topology.chip.platform)
-    flops = device_flops(config, program, setting, form).total
+    form, tile = attention_form(config, setting, topology.chip.platform)
+    flops = device_flops(config, program, setting, form, tile).total
     moved = estimate_traffic(config, program, setting, form)
     collectives = estimate_collectives(config, program, setting)
     return Plan(
@@ -210,7 +210,7 @@ def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: S
         memory=estimate_memory(config, program, setting, form),
         capacity=topology.chip.memory,
         flops=flops,
-        useful=device_flops(config, program, setting, form, useful=True).total,
+        useful=device_flops(config, program, setting, form, tile, useful=True).total,
         bytes_moved=moved,
         collectives=collectives,
         times=estimate_times(

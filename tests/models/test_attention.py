@@ -114,7 +114,7 @@ def by_platform(q, k, v, positions, ends):
     return attend(q, k, v, ends, positions, find_tiles(positions, ends, 64), tile=64)
 
 
-@pytest.mark.parametrize(("length", "whole"), [(2048, True), (2049, False)])
+@pytest.mark.parametrize(("length", "whole"), [(2000, True), (2048, False), (2049, False)])
 def test_no_platform_attends_to_a_long_row_whole(length, whole):
     """Memory by the square of the row would not do: 9 heads of 32,768 tokens are 39 GB."""
     q, k, v = (jnp.zeros((length, heads, 4)) for heads in (2, 1, 1))

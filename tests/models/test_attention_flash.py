@@ -1,4 +1,4 @@
-"""The TPU kernel, operation by operation on CPU, against the reference; and lowered for TPUs."""
+"""The kernels, operation by operation on CPU, against the reference; lowered for TPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from instructjax.batching.batch import batch_from_lengths
 from instructjax.models import attention, attention_flash
 from instructjax.models.attention import Window, attend, attend_dense
 from instructjax.models.attention_flash import attend_flash
-from instructjax.models.flash_kernels import block_size
+from instructjax.models.flash_tpu import block_size
 from instructjax.models.spmd import over_rows
 from instructjax.models.tiles import find_tiles
 from instructjax.models.varying import HeadSplit
@@ -25,7 +25,9 @@ from instructjax.planning.topology import open_devices, parse_topology
 from instructjax.scoring.log_probs import token_log_probs
 from instructjax.sharding.mesh import make_mesh
 
-interpreted = partial(attend_flash, interpret=True)
+interpreted = {
+    name: partial(attend_flash, interpret=True, platform=name) for name in ("tpu", "gpu")
+}
 
 
 def lay_out(length, *trees):
@@ -86,8 +88,9 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("platform", interpreted)
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_are_those_of_the_reference(case):
+def test_values_and_gradients_are_those_of_the_reference(case, platform):
     length, options = CASES[case]
     positions, ends = make_rows(length)
     q, k, v = tensors(ends.size)
@@ -95,13 +98,15 @@ def test_values_and_gradients_are_those_of_the_reference(case):
     window = {"window": jnp.asarray(options["window"])} if "window" in options else {}
     rest = {name: options[name] for name in ("softcap", "scale") if name in options} | window
     (_, expected), slopes = weighted(reference, ends, positions, **rest)(q, k, v, sinks)
-    (_, found), ours = weighted(interpreted, ends, positions, **rest)(q, k, v, sinks)
+    form = interpreted[platform]
+    (_, found), ours = weighted(form, ends, positions, **rest)(q, k, v, sinks)
     np.testing.assert_allclose(found, expected, atol=3e-6)
     for a, b in zip(ours, slopes, strict=True):
         np.testing.assert_allclose(a, b, atol=3e-5)
 
 
-def test_the_gradient_of_a_sink_is_that_of_the_reference():
+@pytest.mark.parametrize("platform", interpreted)
+def test_the_gradient_of_a_sink_is_that_of_the_reference(platform):
     positions, ends = make_rows(128)
     q, k, v = tensors(ends.size)
     sinks = jnp.array([-1.0, 0.5, 2.0, 4.0])
@@ -112,24 +117,40 @@ def test_the_gradient_of_a_sink_is_that_of_the_reference():
 
     expected = jax.grad(partial(total, reference))(sinks)
     assert jnp.abs(expected).min() > 1e-3
-    np.testing.assert_allclose(jax.grad(partial(total, interpreted))(sinks), expected, rtol=1e-4)
+    found = jax.grad(partial(total, interpreted[platform]))(sinks)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_padding_gives_zeros_and_no_gradient():
+@pytest.mark.parametrize(("dim", "values"), [(24, 8), (80, 96), (256, 192)])
+def test_heads_of_any_width(dim, values):
+    """A GPU's blocks have a power of two of features: the rest are zeros."""
+    positions, ends = make_rows(128)
+    arrays = tensors(ends.size, heads=2, kv_heads=1, dim=dim, values=values)
+    (_, expected), slopes = weighted(reference, ends, positions)(*arrays, None)
+    (_, found), ours = weighted(interpreted["gpu"], ends, positions)(*arrays, None)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for a, b in zip(ours, slopes, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", interpreted)
+def test_padding_gives_zeros_and_no_gradient(platform):
     positions, ends = lay_out(256, (100, []))
     q, k, v = tensors(256)
     marks = jnp.asarray(ends[None]), jnp.asarray(positions[None])
-    out, pull = jax.vjp(lambda q, k, v: interpreted(q, k, v, *marks), q, k, v)
+    out, pull = jax.vjp(lambda q, k, v: interpreted[platform](q, k, v, *marks), q, k, v)
     assert (out[100:] == 0).all()
     for slope in pull(jnp.ones_like(out)):
         assert jnp.isfinite(slope).all() and (slope[100:] == 0).all()
 
 
-def test_bfloat16_is_rounded_once_where_the_reference_is():
+@pytest.mark.parametrize("platform", interpreted)
+def test_bfloat16_is_rounded_once_where_the_reference_is(platform):
     positions, ends = make_rows(256)
     q, k, v = tensors(ends.size, dtype=jnp.bfloat16)
     marks = jnp.asarray(ends), jnp.asarray(positions)
-    found = interpreted(q, k, v, *marks)
+    found = interpreted[platform](q, k, v, *marks)
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     exact = reference(q, k, v, *marks)
     used = ends.reshape(-1) > 0
@@ -203,6 +224,57 @@ def test_lowered_for_tpus_it_is_the_kernel_that_runs(length, dtype):
     forward = lower(call)
     assert forward.count("tpu_custom_call") == 1 and f"{length}x{length}xf32" not in forward
     assert lower(slopes).count("tpu_custom_call") == 3
+
+
+LOWERED = {
+    "float32": (9, 3, 64, 64, "float32", {}),
+    "grouped": (32, 8, 128, 128, "bfloat16", {}),
+    "window and cap": (8, 4, 256, 256, "bfloat16", {"window": 512, "softcap": 50.0}),
+    "sinks": (64, 8, 64, 64, "bfloat16", {"window": 128, "sinks": True}),
+    "latent": (16, 16, 192, 128, "bfloat16", {}),
+    "no power of two": (32, 32, 80, 80, "float16", {}),
+}
+
+
+@pytest.mark.parametrize("case", LOWERED)
+def test_lowered_for_gpus_it_is_the_kernel_that_runs(case, monkeypatch):
+    """Down to Triton's own code, in which every operation has its types; beyond needs a GPU."""
+    heads, kv_heads, dim, values, dtype, options = LOWERED[case]
+    options, length = dict(options), 2048
+    sinks = jnp.zeros(heads) if options.pop("sinks", False) else None
+    window = {"window": jnp.int32(options.pop("window"))} if "window" in options else {}
+    q, k, v = tensors(length, heads, kv_heads, dim, values, dtype)
+    positions, ends = jnp.arange(length)[None], jnp.full((1, length), length)
+
+    def call(q, k, v):
+        tiles = find_tiles(positions, ends, 64)
+        more = {**window, **options, "sinks": sinks}
+        return attend(q, k, v, ends, positions, tiles, tile=64, **more)
+
+    def slopes(q, k, v):
+        return jax.grad(lambda *x: call(*x).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+
+    def lower(function):
+        return jax.jit(function).trace(q, k, v).lower(lowering_platforms=("cuda",)).as_text()
+
+    name, scores = "@__gpu$xla.gpu.triton", "2048x2048xf32"
+    forward = lower(call)
+    assert forward.count(name) == 1 and scores not in forward
+    assert lower(slopes).count(name) == 3
+    monkeypatch.setenv("INSTRUCTJAX_KERNELS", "off")
+    forward = lower(lambda *x: call(*x) + 0)
+    assert name not in forward and scores in forward
+
+
+def test_heads_too_wide_for_a_gpu_have_another_form():
+    q, k, v = tensors(128, dim=320, values=320)
+    positions, ends = jnp.arange(128)[None], jnp.full((1, 128), 128)
+
+    def call(q, k, v):
+        return attend(q, k, v, ends, positions, find_tiles(positions, ends, 64), tile=64)
+
+    lowered = jax.jit(call).trace(q, k, v).lower(lowering_platforms=("cuda",)).as_text()
+    assert "triton" not in lowered and "128x128xf32" in lowered
 
 
 def test_a_row_that_is_no_number_of_blocks_has_another_form():

@@ -1,0 +1,271 @@
+"""Pallas kernels of attention for GPUs, by way of Triton: the same sums as on TPUs.
+
+A program has a block of queries, goes through the blocks of keys that they may see, and keeps the
+running softmax in registers (Dao et al. 2022, FlashAttention); for the gradients of keys and values
+it has a block of keys, and goes through the queries that may see them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from instructjax.models.attention_tiles import MASKED
+from instructjax.models.flash_blocks import (
+    Marks,
+    Options,
+    any_seen,
+    dot,
+    mask_pairs,
+    score_pairs,
+    slope_scores,
+)
+
+# Features of the widest head, and bytes of a block of them: beyond, registers and shared memory
+# would not do.
+_WIDEST = 256
+_BLOCK_BYTES = 1 << 14
+
+
+def block_size(length: int, width: int, itemsize: int) -> int | None:
+    """Queries and keys a block; None where there is no kernel.
+
+    Args:
+      length: of rows, in tokens.
+      width: features of the wider of keys and values.
+      itemsize: bytes of a feature.
+
+    >>> [block_size(2048, *head) for head in [(64, 2), (128, 2), (128, 4), (192, 4), (576, 2)]]
+    [64, 64, 32, 16, None]
+    >>> block_size(1000, 64, 2) is None
+    True
+    """
+    size = min(64, _BLOCK_BYTES // (_padded(width) * itemsize))
+    return size if width <= _WIDEST and length % size == 0 else None
+
+
+def _padded(width: int) -> int:
+    """Features up to a power of two, and enough for a product."""
+    return max(16, pl.next_power_of_2(width))
+
+
+def _at(block, size):
+    return pl.ds(block * size, size)
+
+
+def _forward_kernel(width, q, k, v, ends, depth, out, norm, *, size: int, options: Options):
+    i = pl.program_id(2)
+    rows = q[0, 0]
+    q_depth = depth[0, 0, _at(i, size)][:, None]
+    window = width[0] if options.windowed else None
+
+    def visit(j, running):
+        here = _at(j, size)
+        marks = ends[0, 0, here][None], q_depth, depth[0, 0, here][None], window
+
+        def add(top, total, acc):
+            scores, _ = score_pairs(rows, k[0, 0, here], options)
+            seen = mask_pairs(i, j, size, *marks)
+            scores = jnp.where(seen, scores, MASKED)
+            new_top = jnp.maximum(top, scores.max(-1))
+            weights = jnp.where(seen, jnp.exp(scores - new_top[:, None]), 0.0)
+            keep = jnp.exp(top - new_top)
+            values = dot(weights.astype(v.dtype), v[0, 0, here], (1, 0))
+            return new_top, total * keep + weights.sum(-1), acc * keep[:, None] + values
+
+        return lax.cond(any_seen(i, j, size, *marks), add, lambda *x: x, *running)
+
+    start = (
+        jnp.full((size,), MASKED, jnp.float32),
+        jnp.zeros((size,), jnp.float32),
+        jnp.zeros((size, v.shape[-1]), jnp.float32),
+    )
+    top, total, acc = lax.fori_loop(0, i + 1, visit, start)
+    whole = jnp.where(total == 0, 1.0, total)
+    out[0, 0] = (acc / whole[:, None]).astype(out.dtype)
+    norm[0, 0] = top + jnp.log(whole)
+
+
+def _queries_kernel(
+    width, q, k, v, g, norm, delta, ends, depth, dq, *, size: int, options: Options
+):
+    i = pl.program_id(2)
+    rows, slopes = q[0, 0], g[0, 0]
+    norms, deltas = norm[0, 0][:, None], delta[0, 0][:, None]
+    q_depth = depth[0, 0, _at(i, size)][:, None]
+    window = width[0] if options.windowed else None
+
+    def visit(j, acc):
+        here = _at(j, size)
+        marks = ends[0, 0, here][None], q_depth, depth[0, 0, here][None], window
+
+        def add(acc):
+            keys = k[0, 0, here]
+            scores, slope = score_pairs(rows, keys, options)
+            seen = mask_pairs(i, j, size, *marks)
+            weights = jnp.where(seen, jnp.exp(scores - norms), 0.0)
+            d_weights = dot(slopes, v[0, 0, here], (1, 1))
+            d_scores = slope_scores(weights, d_weights, deltas, slope, options.scale)
+            return acc + dot(d_scores.astype(keys.dtype), keys, (1, 0))
+
+        return lax.cond(any_seen(i, j, size, *marks), add, lambda x: x, acc)
+
+    acc = lax.fori_loop(0, i + 1, visit, jnp.zeros(rows.shape, jnp.float32))
+    dq[0, 0] = acc.astype(dq.dtype)
+
+
+def _keys_kernel(
+    width, q, k, v, g, norm, delta, ends, depth, dk, dv, *, size: int, options: Options
+):
+    """Scores with keys as rows, so that nothing has to be transposed."""
+    j, group = pl.program_id(2), q.shape[1]
+    count = q.shape[2] // size - j
+    keys, values = k[0, 0], v[0, 0]
+    at_keys = _at(j, size)
+    k_ends, k_depth = ends[0, 0, at_keys][:, None], depth[0, 0, at_keys][:, None]
+    window = width[0] if options.windowed else None
+
+    def visit(step, sums):
+        head, i = lax.div(step, count), j + lax.rem(step, count)
+        here = _at(i, size)
+        marks = k_ends, depth[0, 0, here][None], k_depth, window
+
+        def add(k_acc, v_acc):
+            rows, slopes = q[0, head, here], g[0, head, here]
+            scores, slope = score_pairs(keys, rows, options)
+            seen = mask_pairs(i, j, size, *marks, keys_first=True)
+            weights = jnp.where(seen, jnp.exp(scores - norm[0, head, here][None]), 0.0)
+            v_acc += dot(weights.astype(slopes.dtype), slopes, (1, 0))
+            d_weights = dot(values, slopes, (1, 1))
+            deltas = delta[0, head, here][None]
+            d_scores = slope_scores(weights, d_weights, deltas, slope, options.scale)
+            return k_acc + dot(d_scores.astype(rows.dtype), rows, (1, 0)), v_acc
+
+        return lax.cond(any_seen(i, j, size, *marks), add, lambda *x: x, *sums)
+
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
+    sums = lax.fori_loop(0, group * count, visit, zeros)
+    dk[0, 0], dv[0, 0] = (x.astype(y.dtype) for x, y in zip(sums, (dk, dv), strict=True))
+
+
+def _call(kernel, grid, arguments, specs, outputs, size, options: Options):
+    varying = jax.typeof(arguments[1]).manual_axis_type
+    return pl.pallas_call(
+        partial(kernel, size=size, options=options),
+        grid=grid,
+        in_specs=specs,
+        out_specs=[spec for spec, _, _ in outputs],
+        out_shape=[
+            jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varying)
+            for _, shape, dtype in outputs
+        ],
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        interpret=options.interpret,
+    )(*arguments)
+
+
+class _Specs:
+    """Where arrays of queries and of keys lie: a block of them, or the whole row."""
+
+    def __init__(self, size: int, length: int, group: int) -> None:
+        self.size, self.length, self.group = size, length, group
+
+    def block(self, *width: int) -> pl.BlockSpec:
+        """Of [B, H, T] or [B, H, T, width], the block that the program is for."""
+        zeros = (0,) * len(width)
+        return pl.BlockSpec((1, 1, self.size, *width), lambda b, h, i: (b, h, i, *zeros))
+
+    def keys_of_row(self, width: int) -> pl.BlockSpec:
+        """Of [B, K, T, width], the keys or values of a head of queries."""
+        shape = (1, 1, self.length, width)
+        return pl.BlockSpec(shape, lambda b, h, i: (b, lax.div(h, self.group), 0, 0))
+
+    def queries_of_row(self, *width: int) -> pl.BlockSpec:
+        """Of [B, H, T] or [B, H, T, width], the heads of queries of a head of keys."""
+        zeros = (0,) * (len(width) + 1)
+        shape = (1, self.group, self.length, *width)
+        return pl.BlockSpec(shape, lambda b, h, i: (b, h, *zeros))
+
+    def mark(self) -> pl.BlockSpec:
+        """Of [B, 1, T]."""
+        return pl.BlockSpec((1, 1, self.length), lambda b, h, i: (b, 0, 0))
+
+
+_WIDTH = pl.BlockSpec((1,), lambda b, h, i: (0,))
+
+
+def _widen(*arrays) -> Any:
+    """With features up to a power of two, of which the last are 0, and change no product."""
+
+    def widen(x):
+        more = _padded(x.shape[-1]) - x.shape[-1]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more))) if more else x
+
+    return tuple(map(widen, arrays))
+
+
+def _lay_out(q, k, v) -> tuple[int, int, _Specs]:
+    length, group = q.shape[2], q.shape[1] // k.shape[1]
+    size = block_size(length, max(q.shape[-1], v.shape[-1]), q.dtype.itemsize)
+    assert size is not None, f"rows of {length} tokens, heads of {q.shape[-1]} features"
+    return size, length // size, _Specs(size, length, group)
+
+
+def forward(q, k, v, ends: Marks, depth: Marks, width, *, options: Options):
+    """(what each query sees [B, H, T, V], log-normalizers [B, H, T, 1])."""
+    features = v.shape[-1]
+    q, k, v = _widen(q, k, v)
+    size, count, at = _lay_out(q, k, v)
+    rows, heads, length, dim = q.shape
+    values = v.shape[-1]
+    out, norm = _call(
+        _forward_kernel,
+        (rows, heads, count),
+        (width, q, k, v, ends.row, depth.row),
+        [_WIDTH, at.block(dim), at.keys_of_row(dim), at.keys_of_row(values), at.mark(), at.mark()],
+        [
+            (at.block(values), (rows, heads, length, values), q.dtype),
+            (at.block(), (rows, heads, length), jnp.float32),
+        ],
+        size,
+        options,
+    )
+    return out[..., :features], norm[..., None]
+
+
+def backward(q, k, v, g, norm, delta, ends: Marks, depth: Marks, width, *, options: Options):
+    """Gradients of q, k and v; see `flash_tpu.backward`."""
+    features, value_features = q.shape[-1], v.shape[-1]
+    q, k, v, g = _widen(q, k, v, g)
+    size, count, at = _lay_out(q, k, v)
+    rows, heads, _, dim = q.shape
+    values = v.shape[-1]
+    arguments = (width, q, k, v, g, norm[..., 0], delta[..., 0], ends.row, depth.row)
+    marks = [at.mark(), at.mark()]
+    (dq,) = _call(
+        _queries_kernel,
+        (rows, heads, count),
+        arguments,
+        [_WIDTH, at.block(dim), at.keys_of_row(dim), at.keys_of_row(values), at.block(values)]
+        + [at.block(), at.block(), *marks],
+        [(at.block(dim), q.shape, q.dtype)],
+        size,
+        options,
+    )
+    dk, dv = _call(
+        _keys_kernel,
+        (rows, k.shape[1], count),
+        arguments,
+        [_WIDTH, at.queries_of_row(dim), at.block(dim), at.block(values)]
+        + [at.queries_of_row(values), at.queries_of_row(), at.queries_of_row(), *marks],
+        [(at.block(dim), k.shape, k.dtype), (at.block(values), v.shape, v.dtype)],
+        size,
+        options,
+    )
+    return dq[..., :features], dk[..., :features], dv[..., :value_features]
