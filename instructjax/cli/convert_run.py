@@ -12,7 +12,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from instructjax.cli.convert import Convert
 from instructjax.cli.messages import escape_controls
 from instructjax.errors import UsageError
-from instructjax.finetuning.restore import is_run, load_trained, write_trained_adapter
+from instructjax.finetuning.export import explain_template
+from instructjax.finetuning.restore import (
+    config_of,
+    is_run,
+    load_trained,
+    write_trained_adapter,
+)
 from instructjax.finetuning.run_folder import blaming
 from instructjax.models import load_model
 from instructjax.models.checkpoints.export import check_new_folder, export_folder, new_folder
@@ -57,13 +63,15 @@ def run_convert(options: Convert) -> int:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    template = "with its" if model.tokenizer.chat_template is not None else "without a"
+    template = "without a" if model.tokenizer.chat_template is None else "with its"
     name = escape_controls(model.name)
     print(
         f"{folder}: {name} ({model.config.family}, {model.config.num_params / 1e6:,.1f}M "
         f"parameters) in {options.dtype}, {size / 1e6:,.0f} MB, {template} chat template, "
         f"written in {time.monotonic() - start:.1f} s"
     )
+    if is_run(run) and (without := explain_template(config_of(run))):
+        print(escape_controls(f"{folder} has {without}"))
     return 0
 
 

@@ -15,6 +15,7 @@ from instructjax.cli.finetune import Finetune
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.display.training import TrainingProgress
 from instructjax.finetuning.config import FinetuneConfig
+from instructjax.finetuning.export import explain_template
 from instructjax.finetuning.loop import finetune
 from instructjax.finetuning.run_folder import DONE, MODEL
 from instructjax.sharding.processes import leads, several, told_to_stop
@@ -71,7 +72,9 @@ def _show_end(config: FinetuneConfig) -> None:
     )
     print(escape_controls(line))
     if done["exported_step"] is not None:
-        print(escape_controls(f"{config.out / MODEL} holds step {done['exported_step']:,}"))
+        without = None if config.adapter else explain_template(config)
+        note = f"; it has {without}" if without else ""
+        print(escape_controls(f"{config.out / MODEL} holds step {done['exported_step']:,}{note}"))
 
 
 class _Stop:

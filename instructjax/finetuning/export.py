@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
 from functools import partial
 
@@ -17,6 +18,7 @@ from instructjax.finetuning.run_folder import MODEL, blaming
 from instructjax.finetuning.state import TrainState
 from instructjax.models import Model
 from instructjax.models.lora import merge_lora
+from instructjax.prompts.options import PromptOptions
 from instructjax.sharding.processes import gather, leads, several
 
 
@@ -49,7 +51,7 @@ def export_result(
             )
         else:
             export_folder(
-                merged_model(model, graphdef, state),
+                merged_model(config, model, graphdef, state),
                 part,
                 dtype=config.export_dtype or "float32",
             )
@@ -57,9 +59,40 @@ def export_result(
         os.replace(part, done)
 
 
-def merged_model(model: Model, graphdef: nnx.GraphDef, state: TrainState) -> Model:
-    """The model with what was trained in the place of what was loaded, LoRA merged."""
+def merged_model(
+    config: FinetuneConfig, model: Model, graphdef: nnx.GraphDef, state: TrainState
+) -> Model:
+    """The model with what was trained in the place of what was loaded, LoRA merged.
+
+    It has the base's chat template only if the run trained on it.
+    """
     graphdef, params = merge_lora(graphdef, state.params)
+    tokenizer = model.tokenizer
+    if explain_template(config) is not None:
+        tokenizer = dataclasses.replace(tokenizer, chat_template=None)
     return dataclasses.replace(
-        model, name=f"{model.name} (fine-tuned)", graphdef=graphdef, params=params, fingerprint=""
+        model,
+        name=f"{model.name} (fine-tuned)",
+        graphdef=graphdef,
+        params=params,
+        tokenizer=tokenizer,
+        fingerprint="",
+    )
+
+
+def explain_template(config: FinetuneConfig) -> str | None:
+    """Why a run's model has no chat template; None where it has the base's.
+
+    >>> from pathlib import Path
+    >>> options = {"model": "base", "data": (Path("rows.jsonl"),), "out": Path("run")}
+    >>> explain_template(FinetuneConfig(**options, layout="alpaca"))
+    'no chat template: it was trained on the layout alpaca (score it with --layout alpaca)'
+    """
+    if PromptOptions(layout=config.layout).uses_chat_template:
+        return None
+    # Templates are given turns: what a layout makes of c and z they cannot tell apart.
+    layout = config.layout
+    return (
+        f"no chat template: it was trained on the layout {layout} "
+        f"(score it with --layout {shlex.quote(str(layout))})"
     )

@@ -24,8 +24,15 @@ def is_run(folder: str | Path) -> bool:
     return all((Path(folder) / name).is_file() for name in (CONFIG, MANIFEST))
 
 
+def config_of(out: Path) -> FinetuneConfig:
+    """What the run of a folder is."""
+    return FinetuneConfig(**read_config(out / CONFIG))
+
+
 def load_trained(out: str | Path, step: int | None = None, *, mesh: Mesh | None = None) -> Model:
     """The model after a step of a run, LoRA merged, in float32 (LoRA on bfloat16: in that).
+
+    It has the base's chat template if that is what the run trained on, else none.
 
     Args:
       out: folder of the run.
@@ -36,8 +43,8 @@ def load_trained(out: str | Path, step: int | None = None, *, mesh: Mesh | None 
       UsageError: there is no such run, or no such checkpoint.
       DataError: the checkpoint is damaged.
     """
-    _, model, graphdef, state = _restore(Path(out), step, mesh)
-    return merged_model(model, graphdef, state)
+    config, model, graphdef, state = _restore(Path(out), step, mesh)
+    return merged_model(config, model, graphdef, state)
 
 
 def write_trained_adapter(out: str | Path, folder: Path, step: int | None = None) -> Model:
@@ -56,7 +63,7 @@ def write_trained_adapter(out: str | Path, folder: Path, step: int | None = None
       DataError: the checkpoint is damaged, or the folder cannot be written.
     """
     out = Path(out)
-    if FinetuneConfig(**read_config(out / CONFIG)).train != "lora":
+    if config_of(out).train != "lora":
         raise UsageError(
             "trained all parameters, not LoRA's", file=out, remedy="leave out --adapter"
         )
@@ -69,7 +76,7 @@ def write_trained_adapter(out: str | Path, folder: Path, step: int | None = None
 def _restore(
     out: Path, step: int | None, mesh: Mesh | None
 ) -> tuple[FinetuneConfig, Model, nnx.GraphDef, TrainState]:
-    config = FinetuneConfig(**read_config(out / CONFIG))
+    config = config_of(out)
     checkpoints = Checkpoints(out / CHECKPOINTS)
     try:
         steps = checkpoints.steps

@@ -81,6 +81,25 @@ def test_a_run_is_written_merged_at_the_step_asked_for(run, tiny_model, capsys):
     assert "has no checkpoint of step 7" in capsys.readouterr().err
 
 
+def test_a_run_on_another_layout_has_no_template_that_it_was_not_trained_on(tmp_path, capsys):
+    """The base's ChatML would be applied by default, to a model that learned Alpaca's prompts."""
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"y {n}"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, out = tmp_path / "run", tmp_path / "out"
+    small = ["--row-length", "128", "--rows", "2", "--steps", "1", "--layout", "alpaca"]
+    command = ["finetune", "--model", str(TINY), "--data", str(tmp_path / "rows.jsonl")]
+    assert main([*command, "--out", str(run), *small]) == 0
+    told = "no chat template: it was trained on the layout alpaca (score it with --layout alpaca)"
+    assert f"{run / 'model'} holds step 1; it has {told}" in capsys.readouterr().out
+    assert main(["convert", str(run), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "without a chat template" in said and f"{out} has {told}" in said
+    for folder in (run / "model", out):
+        assert not (folder / "chat_template.jinja").exists()
+        assert "chat_template" not in json.loads((folder / "tokenizer_config.json").read_text())
+        assert load_model(folder).tokenizer.chat_template is None
+
+
 def test_an_adapter_of_a_run_is_that_of_its_export(run, capsys):
     out = run.folder / "adapter"
     assert main(["convert", str(run.out), "--out", str(out), "--adapter"]) == 0
