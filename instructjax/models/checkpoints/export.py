@@ -126,8 +126,12 @@ def _special_ids(model: Model) -> dict[str, Any]:
     tokenizer = model.tokenizer
     eos: Any = list(tokenizer.eos_ids)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos[0] if len(eos) == 1 else eos}
-    padding = (tokenizer.special_tokens or {}).get("pad_token")
-    ids["pad_token_id"] = None if padding is None else tokenizer.backend.token_to_id(padding)
+    name = (tokenizer.special_tokens or {}).get("pad_token")
+    padding = None if name is None else tokenizer.backend.token_to_id(name)
+    # A token added to pad with may have no row, and transformers refuses a padding row that is none
+    # of the embedding's. The tokenizer keeps it.
+    beyond = padding is not None and padding >= model.config.vocab_size
+    ids["pad_token_id"] = None if beyond else padding
     return {name: value for name, value in ids.items() if value not in (None, [])}
 
 
