@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -264,6 +265,27 @@ def test_lowered_for_gpus_it_is_the_kernel_that_runs(case, monkeypatch):
     monkeypatch.setenv("INSTRUCTJAX_KERNELS", "off")
     forward = lower(lambda *x: call(*x) + 0)
     assert name not in forward and scores in forward
+
+
+@pytest.mark.parametrize("mesh", [None, *MESHES])
+def test_gradients_of_a_model_are_lowered_for_gpus_on_a_mesh(random_model, mesh):
+    """Each device calls the kernel on its own heads, which a compiler could not split."""
+    fields = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_size": 32}
+    model = random_model(seed=3, vocab_size=64, **fields)
+    numbers = (jnp.ones((8, 128), jnp.int32), *[jnp.full((8,), n) for n in (60, 128)])
+    batch = batch_from_lengths(*numbers, tile=64)
+    devices = mesh and make_mesh(mesh, jax.devices()[: MESHES[mesh]])
+
+    def loss(params):
+        logs = over_rows(token_log_probs, model.graphdef, mesh=devices)(params, batch)
+        return logs.mean()
+
+    lowered = jax.jit(jax.grad(loss)).trace(model.params).lower(lowering_platforms=("cuda",))
+    calls = [x for x in lowered.as_text().splitlines() if "@__gpu$xla.gpu.triton" in x]
+    # Queries of each call: rows, heads, tokens, features (8, and zeros).
+    queries = {re.findall(r"tensor<([\dx]+)xf32>", call.rpartition(" : (")[2])[0] for call in calls}
+    rows, heads = {None: (8, 4), "fsdp=2": (4, 4), "tensor=2": (8, 2)}[mesh]
+    assert queries == {f"{rows}x{heads}x128x16"} and len(calls) >= 3
 
 
 def test_heads_too_wide_for_a_gpu_have_another_form():
