@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ class SafetensorsFolder:
       renames: pairs of a pattern and what replaces it, for older names of tensors; the first
         that matches a name counts.
       float8: what the configuration says of float8 weights; None: nothing.
+      stacks: see `Family.stacks`.
 
     Attributes:
       files: the weight files, in order of their names.
       shapes: the shape of every tensor; one that is stored as numbers and their scales (MXFP4,
-        float8) is one tensor here, under the name that it has unquantized.
+        float8) is one tensor here, under the name that it has unquantized; a stack of experts'
+        matrices is as many tensors as it has parts.
       kind: the type that most of the parameters are stored in, such as "BF16".
 
     Raises:
@@ -64,6 +67,7 @@ class SafetensorsFolder:
         folder: Path,
         renames: Sequence[tuple[str, str]] = (),
         float8: Float8 | None = None,
+        stacks: Mapping[str, Sequence[str]] = {},
     ) -> None:
         self.folder = folder
         self._renames = [(re.compile(pattern), new) for pattern, new in renames]
@@ -83,8 +87,11 @@ class SafetensorsFolder:
                     file=folder / _INDEX,
                 )
         self._packed: dict[str, tuple[str, str]] = {}
-        self._scaled: dict[str, tuple[str, tuple[int, int]]] = {}
+        # The scales, the block of each, and whether every matrix of a stack has scales of its own.
+        self._scaled: dict[str, tuple[str, tuple[int, int], bool]] = {}
         self._join_quantized(float8)
+        self._part_of: dict[str, tuple[str, int, int]] = {}
+        self._part_stacks(stacks)
         self.kind = most_common((self._kinds[name], shape) for name, shape in self.shapes.items())
 
     def _rename(self, name: str) -> str:
@@ -144,7 +151,8 @@ class SafetensorsFolder:
                     f"{list(self.shapes[scales])}, which do not fit it",
                     file=self.file_of(name),
                 )
-            self._scaled[name] = (scales, size)
+            each = len(self.shapes[name]) > 2 and math.prod(self.shapes[scales]) > 1
+            self._scaled[name] = (scales, size, each)
             del self.shapes[scales]
             # Of activations, which are not quantized here.
             for end in _ACTIVATIONS:
@@ -165,6 +173,28 @@ class SafetensorsFolder:
                     file=self.file_of(name),
                 )
 
+    def _part_stacks(self, stacks: Mapping[str, Sequence[str]]) -> None:
+        """Gives each expert's matrices in a stack the names that they have one by one."""
+        for end, parts in stacks.items():
+            for stack in [name for name in self.shapes if name.endswith(f".{end}")]:
+                shape = self.shapes[stack]
+                if len(shape) != 3 or not math.prod(shape) or shape[1] % len(parts):
+                    raise ModelError(
+                        f"tensor {stack} has shape {list(shape)}, which is no stack of experts",
+                        file=self.file_of(stack),
+                    )
+                rows, before = shape[1] // len(parts), stack.removesuffix(end)
+                for expert, (part, called) in itertools.product(range(shape[0]), enumerate(parts)):
+                    name = before + called.replace("{each}", str(expert))
+                    if name in self.shapes:
+                        raise ModelError(
+                            f"tensor {name} is also in the stack {stack}", file=self.file_of(stack)
+                        )
+                    self._part_of[name] = (stack, expert, part * rows)
+                    self._file_of[name] = self.file_of(stack)
+                    self._kinds[name], self.shapes[name] = self._kinds[stack], (rows, shape[2])
+                del self.shapes[stack]
+
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor; the folder for a tensor that is in none."""
         return self._file_of.get(name, self.folder)
@@ -174,24 +204,30 @@ class SafetensorsFolder:
         if name in self._packed:
             blocks, scales = (self._read(part, start, stop) for part in self._packed[name])
             return unpack_mxfp4(blocks, scales).swapaxes(1, 2)
-        rows = self._read(name, start, stop)
+        expert = None
+        if name in self._part_of:
+            name, expert, before = self._part_of[name]
+            start, stop = before + start, before + stop
+        rows = self._read(name, start, stop, expert)
         if name not in self._scaled:
             return rows
-        scales, block = self._scaled[name]
-        if rows.ndim > 2:  # a stack of matrices
+        scales, block, each = self._scaled[name]
+        if each and expert is None:
             return scale_blocks(rows, self._read(scales, start, stop), block)
-        return scale_blocks(rows, self._read(scales), block, start)
+        return scale_blocks(rows, self._read(scales, expert=expert if each else None), block, start)
 
     def _read(
-        self, name: str, start: int = 0, stop: int | None = None
+        self, name: str, start: int = 0, stop: int | None = None, expert: int | None = None
     ) -> Shaped[np.ndarray, "*shape"]:
-        """Rows of a tensor as they are stored; all of them if it is not said which."""
+        """Rows of a tensor, or of one in a stack, as they are stored; all if none are named."""
         file, stored, kind = self._file_of[name], self._stored[name], self._kinds[name]
         try:
             if kind in FLOAT8:
-                return _read_float8(file, stored, start, stop, FLOAT8[kind])
+                return _read_float8(file, stored, start, stop, expert, FLOAT8[kind])
             # Opened anew each time: a map kept open would hold on to every page ever read.
             with safe_open(file, "numpy") as tensors:
+                if expert is not None:
+                    return tensors.get_slice(stored)[expert, start:stop]
                 if stop is None:
                     return tensors.get_tensor(stored)
                 return tensors.get_slice(stored)[start:stop]
@@ -200,7 +236,7 @@ class SafetensorsFolder:
 
 
 def _read_float8(
-    file: Path, name: str, start: int, stop: int | None, dtype: np.dtype
+    file: Path, name: str, start: int, stop: int | None, expert: int | None, dtype: np.dtype
 ) -> Shaped[np.ndarray, "*shape"]:
     """Rows of a tensor of bytes, which `safe_open` has no numpy type for.
 
@@ -209,10 +245,13 @@ def _read_float8(
     with file.open("rb") as opened:
         (size,) = struct.unpack("<Q", opened.read(8))
         entry = json.loads(opened.read(size))[name]
-        shape = entry["shape"]
+        shape, offset = entry["shape"], entry["data_offsets"][0]
+        if expert is not None:
+            shape = shape[1:]
+            offset += expert * math.prod(shape)
         width = math.prod(shape[1:])
         count = (min(stop, shape[0]) if stop is not None else math.prod(shape[:1])) - start
-        opened.seek(8 + size + entry["data_offsets"][0] + start * width)
+        opened.seek(8 + size + offset + start * width)
         data = opened.read(count * width)
     return np.frombuffer(data, dtype).reshape((count, *shape[1:]) if shape else ())
 

@@ -10,7 +10,7 @@ from typing import Any
 from instructjax.models.config import DecoderConfig, LatentAttention
 from instructjax.models.families.family import Family, TensorRule
 from instructjax.models.families.hf_config import experts, read_config
-from instructjax.models.families.hf_tensors import HARMLESS, expert_tensors
+from instructjax.models.families.hf_tensors import EXPERT_STACKS, HARMLESS, expert_tensors
 from instructjax.models.families.options import Options
 
 _LAYER = "model.layers.{layer}."
@@ -165,4 +165,5 @@ DEEPSEEK_V3 = Family(
     ),
     # The layer that predicts a second token; its number is that of the published models.
     harmless={**HARMLESS, "hf": (*HARMLESS["hf"], r"model\.layers\.61\..*")},
+    stacks=EXPERT_STACKS,
 )

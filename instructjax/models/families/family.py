@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,7 +184,10 @@ class Family:
       tensors: the tensors.
       gguf_tensors: those of GGUF files where they are not the same rules.
       harmless: patterns of full tensor names that carry nothing and are passed over.
-      renames: pairs of a pattern and what replaces it, for older names of tensors.
+      renames: pairs of a pattern and what replaces it, for other names of tensors.
+      stacks: tensors of a Hugging Face layer that hold a matrix of every expert, [X, out, in], by
+        the end of their names, and what their rows' parts are called where experts are stored one
+        by one.
       tied_copy: the tensor of a Hugging Face file that repeats the embedding when they are tied.
     """
 
@@ -197,6 +200,7 @@ class Family:
     gguf_architecture: str | None = None
     config_from_gguf: ConfigFromGguf | None = None
     renames: tuple[tuple[str, str], ...] = ()
+    stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tied_copy: str = "lm_head.weight"
 
     def rules(self, config: DecoderConfig, spelling: Spelling = "hf") -> tuple[TensorRule, ...]:

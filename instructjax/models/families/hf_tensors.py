@@ -10,6 +10,15 @@ from instructjax.models.families.family import Spelling, TensorRule
 
 HARMLESS: Mapping[Spelling, Collection[str]] = {"hf": (r".*rotary_emb\.inv_freq",), "gguf": ()}
 
+# What transformers 5 calls experts that it has not written one by one, see `expert_tensors`.
+EXPERT_STACKS: Mapping[str, tuple[str, ...]] = {
+    "mlp.experts.gate_up_proj": (
+        "mlp.experts.{each}.gate_proj.weight",
+        "mlp.experts.{each}.up_proj.weight",
+    ),
+    "mlp.experts.down_proj": ("mlp.experts.{each}.down_proj.weight",),
+}
+
 
 def hf_tensors(
     *,

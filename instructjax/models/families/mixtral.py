@@ -46,4 +46,13 @@ MIXTRAL = Family(
         ),
     ),
     harmless=HARMLESS,
+    # as transformers 5 calls and stacks them, where it does not write them as they were
+    renames=((r"^(model\.layers\.\d+)\.mlp\.", r"\1.block_sparse_moe."),),
+    stacks={
+        "block_sparse_moe.experts.gate_up_proj": (
+            "block_sparse_moe.experts.{each}.w1.weight",
+            "block_sparse_moe.experts.{each}.w3.weight",
+        ),
+        "block_sparse_moe.experts.down_proj": ("block_sparse_moe.experts.{each}.w2.weight",),
+    },
 )

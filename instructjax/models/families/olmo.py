@@ -7,7 +7,13 @@ from typing import Any
 
 from instructjax.models.families.family import Family
 from instructjax.models.families.hf_config import experts, read_config, sliding_layers, windowed
-from instructjax.models.families.hf_tensors import HARMLESS, expert_tensors, hf_tensors, qk_norms
+from instructjax.models.families.hf_tensors import (
+    EXPERT_STACKS,
+    HARMLESS,
+    expert_tensors,
+    hf_tensors,
+    qk_norms,
+)
 from instructjax.models.families.options import Options
 from instructjax.models.families.rope import rope_from_hf
 
@@ -97,4 +103,5 @@ OLMOE = Family(
         *expert_tensors(),
     ),
     harmless=HARMLESS,
+    stacks=EXPERT_STACKS,
 )

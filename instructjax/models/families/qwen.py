@@ -7,7 +7,13 @@ from typing import Any
 
 from instructjax.models.families.family import Family
 from instructjax.models.families.hf_config import experts, read_config, sliding_layers, windowed
-from instructjax.models.families.hf_tensors import HARMLESS, expert_tensors, hf_tensors, qk_norms
+from instructjax.models.families.hf_tensors import (
+    EXPERT_STACKS,
+    HARMLESS,
+    expert_tensors,
+    hf_tensors,
+    qk_norms,
+)
 from instructjax.models.families.options import Options
 
 _DEFAULTS = {"max_position_embeddings": 32768, "max_window_layers": 28, "sliding_window": 4096}
@@ -106,4 +112,5 @@ QWEN3_MOE = Family(
         *expert_tensors(),
     ),
     harmless=HARMLESS,
+    stacks=EXPERT_STACKS,
 )
