@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_LIGATURE = re.compile(r"-(?=-)|'(?=')")
+_LONG = 40
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -21,7 +23,8 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"{\ttfamily\char34}",  # in every font encoding
+    "`": r"\textasciigrave{}",
     "−": "$-$",
     "±": r"$\pm$",
     "∞": r"$\infty$",
@@ -72,6 +75,8 @@ class Table:
     def to_latex(self) -> str:
         r"""As a LaTeX table of package booktabs; nothing of a text becomes a command.
 
+        Columns of long texts are paragraphs, together 0.6 of a line wide.
+
         >>> print(make_table("T", ["name"], ["n"], [("a_b", "1")]).to_latex())
         \begin{table}
         \caption{T}
@@ -84,9 +89,17 @@ class Table:
         \end{tabular}
         \end{table}
         """
-        places = "".join("r" if column.number else "l" for column in self.columns)
+        long = [
+            not column.number and max((len(row[k]) for row in self.rows), default=0) > _LONG
+            for k, column in enumerate(self.columns)
+        ]
+        width = rf"p{{{0.6 / max(sum(long), 1):.2f}\linewidth}}"
+        places = "".join(
+            width if is_long else "r" if column.number else "l"
+            for is_long, column in zip(long, self.columns, strict=True)
+        )
         head = " & ".join(escape_latex(column.name) for column in self.columns)
-        rows = [rf"{' & '.join(map(escape_latex, row))} \\" for row in self.rows]
+        rows = [rf"{_latex_row(row)} \\" for row in self.rows]
         lines = [
             r"\begin{table}",
             rf"\caption{{{escape_latex(self.title)}}}",
@@ -119,8 +132,22 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """A text that LaTeX sets as it is."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    r"""A text that LaTeX sets as it is; letters beyond Latin ones take LuaLaTeX or XeLaTeX.
+
+    >>> print(escape_latex("50% of --all"))
+    50\% of -{}-all
+    """
+    parts = [
+        "".join(_LATEX.get(character, character) for character in part)
+        for part in _LIGATURE.sub(r"\g<0>\0", text).split("\0")
+    ]
+    return "{}".join(parts)
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    row = " & ".join(map(escape_latex, cells))
+    # After the end of a row, they would belong to it.
+    return "{}" + row if row.startswith(("[", "*")) else row
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -15,7 +17,7 @@ from instructjax.errors import UsageError
 from instructjax.report.contributions import Response, choose_shown
 from instructjax.report.page import Page, make_page
 from instructjax.report.results import Results, make_results
-from instructjax.report.tables import escape_latex, escape_markdown
+from instructjax.report.tables import escape_latex, escape_markdown, make_table
 from instructjax.report.texts import shorten
 
 # The page with all there is takes its time; `instructjax report` is tested by default.
@@ -167,6 +169,37 @@ def test_tables_as_markdown_and_latex(page: Page) -> None:
     assert r"\input{" not in latex and latex.count(r"\begin{table}") == len(page.tables())
     assert escape_markdown("a|b*<i>") == r"a\|b\*&lt;i&gt;"
     assert escape_latex("50% & a_b\\c") == r"50\% \& a\_b\textbackslash{}c"
+
+
+def test_latex_rows_are_no_options_of_the_row_before() -> None:
+    r"""`\\ [x]` and `\midrule [x]` take [x] as a length, `\\ *` the star; -- is a dash."""
+    rows = [("[1pt] a", "*"), ("* b", "--all"), ('say "x"', "`''`"), ("c" * 50, "d")]
+    latex = make_table("T", ["one", "two"], [], rows).to_latex()
+    assert [line for line in latex.splitlines() if line.endswith(r" \\")] == [
+        r"one & two \\",
+        r"{}[1pt] a & * \\",
+        r"{}* b & -{}-all \\",
+        r"say {\ttfamily\char34}x{\ttfamily\char34} & "
+        r"\textasciigrave{}'{}'\textasciigrave{} \\",
+        "c" * 50 + r" & d \\",
+    ]
+    assert r"\begin{tabular}{p{0.60\linewidth}l}" in latex
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs LaTeX")
+def test_latex_sets_what_there_is(page: Page, tmp_path: Path) -> None:
+    text = page.to_latex()
+    text = "".join(c for c in text if not "\u0590" <= c <= "\u05ff")  # pdfLaTeX has no Hebrew
+    # Its rules alone: booktabs may not be there.
+    rules = "".join(
+        rf"\newcommand\{name}{{\hline}}" for name in ("toprule", "midrule", "bottomrule")
+    )
+    document = rf"\documentclass{{article}}{rules}\begin{{document}}{text}\end{{document}}"
+    (tmp_path / "page.tex").write_text(document, "utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=120)
+    errors = [line for line in done.stdout.decode("latin-1").splitlines() if line.startswith("!")]
+    assert not errors
 
 
 def test_markdown_and_latex_say_what_the_page_says(page: Page) -> None:
