@@ -26,7 +26,7 @@ from instructjax.models.checkpoints.quantized import (
 from instructjax.models.families.family import Spelling
 from instructjax.models.families.quantization import Float8
 
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = ("F64", "F32", "F16", "BF16")
 # What the scales of a float8 tensor are called, after its own name; those of activations, after
 # the name of its module.
 _SCALES = ("_scale_inv", "_scale")
@@ -56,8 +56,7 @@ class SafetensorsFolder:
 
     Raises:
       ModelError: no safetensors, a damaged file, an index that does not fit its shards, a tensor
-        of a type other than float32, float16, bfloat16, float8 and MXFP4, or one of float8 whose
-        scales are missing.
+        of whole numbers other than MXFP4's, or one of float8 whose scales are missing.
     """
 
     spelling: Spelling = "hf"
