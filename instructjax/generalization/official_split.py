@@ -47,7 +47,7 @@ def read_task_split(path: Path) -> dict[str, bool]:
     if path.suffix not in (".jsonl", ".json", ".txt"):
         raise UsageError("is no list of tasks", file=path, remedy="give a .jsonl, .json, .txt file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UsageError("there is no such file", file=path, remedy="check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -56,7 +56,7 @@ def read_task_split(path: Path) -> dict[str, bool]:
     train = path.with_name(_TRAIN)
     entries = [(path, *entry) for entry in _list_tasks(path, text)]
     if path.name == _TEST and train.is_file():
-        names = train.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = train.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         entries += [(train, f"line {n}", name, "train") for n, name in enumerate(names, 1) if name]
     for file, place, task, split in entries:
         if not isinstance(task, str) or not isinstance(split, str):

@@ -12,6 +12,7 @@ import pytest
 
 from instructjax.cli.main import main
 from instructjax.data import Example, read_examples
+from instructjax.generalization.official_split import read_task_split
 from instructjax.generalization.split_recipes import CELLS
 
 
@@ -232,6 +233,23 @@ def test_official_preset_finds_the_lists_beside_the_data(tmp_path: Path) -> None
     (lists / "train_tasks.txt").write_text("task1\n")
     named = [*command[:-1], str(tmp_path / "other"), "--split-file", str(lists)]
     assert main(named) == 1
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.json", "list.jsonl"])
+def test_lists_as_windows_writes_them(tmp_path: Path, name: str) -> None:
+    """With a byte order mark, which is no part of the first task's name."""
+    data, file = write(tmp_path / "rows.jsonl", make_rows()), tmp_path / name
+    text = {
+        "list.txt": "task0\r\ntask1\r\n",
+        "list.json": '{"task0": "test", "task1": "test"}',
+        "list.jsonl": '{"task": "task0", "split": "test"}\r\n{"task": "task1", "split": "test"}',
+    }[name]
+    file.write_bytes(text.encode("utf-8-sig"))
+    command = ["split", str(data), "--preset", "superni-official", "--split-file", str(file)]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    tasks = {row["task"] for row in read(tmp_path / "out" / "train.jsonl")}
+    assert tasks == {f"task{t}" for t in range(2, 8)}
+    assert read_task_split(file) == {"task0": True, "task1": True}
 
 
 @pytest.mark.parametrize(
