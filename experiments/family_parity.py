@@ -3,6 +3,7 @@
     python experiments/family_parity.py                        # runs the tests first
     python experiments/family_parity.py --keep FOLDER          # and goes on if interrupted
     python experiments/family_parity.py --results a.xml b.xml  # from results that pytest wrote
+    python experiments/family_parity.py --lines                # only the lengths of files, anew
 
 Every cell comes from a test: differences from `tests/models/test_family_parity.py` (golden numbers
 of transformers on PyTorch, float32; no torch needed) and, where torch is installed, from
@@ -152,6 +153,13 @@ def outcome(cases: list[Case]) -> str:
     return f"yes ({len(ended)} tests)" if ended else "no"
 
 
+def fixtures_of(family: Family) -> list[str]:
+    """The configurations that golden numbers are of."""
+    files = FIXTURES.glob("families/*/expected.json")
+    known = find_fixtures()
+    return sorted(f.parent.name for f in files if known[f.parent.name] == family.model_type)
+
+
 def count_lines(family: Family) -> str:
     """The file that defines a family, and its length."""
     name = next(
@@ -170,7 +178,7 @@ def row_of(family: Family, every: list[Case], fixtures: dict[str, str]) -> list[
     names = sorted(
         {case.argument for case in golden if case.argument in fixtures and case.measured}
     )
-    stored = {_stored(name) for name in names} | {"BF16"}
+    stored = {stored_type(name) for name in names}
     gguf = [case for case in cases if case.module in GGUF]
     return [
         f"`{family.model_type}`",
@@ -216,10 +224,10 @@ def _stretch(rope: RopeConfig) -> str:
     return f"{rope.kind} RoPE{f' past {rope.original_max_positions}' if past else ''}"
 
 
-def _stored(name: str) -> str:
-    config = json.loads((FIXTURES / "families" / name / "config.json").read_text())
-    quantized = config.get("quantization_config", {}).get("quant_method")
-    return {"mxfp4": "MXFP4", "fp8": "float8"}.get(quantized, "BF16")
+def stored_type(name: str) -> str:
+    """What most of a fixture's numbers are stored as, by its file."""
+    kind = open_folder(FIXTURES / "families" / name)[2].kind
+    return "float8" if kind.startswith("F8_") else kind
 
 
 def write_table(cases: list[Case]) -> str:
@@ -240,27 +248,49 @@ def write_table(cases: list[Case]) -> str:
         "| " + " | ".join("---" for _ in HEAD) + " |",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
+        *describe_all([row[1] for row in rows]),
+    ]
+    return "\n".join(lines)
+
+
+def describe_all(cells: Sequence[str]) -> list[str]:
+    """The lines that say what the configurations have, which the cells name."""
+    names = [name for cell in cells for name in filter(None, cell.partition(";")[0].split(", "))]
+    return [
         f"The configurations, with texts of up to {LONGEST} tokens:",
         "",
         "| configuration | has |",
         "| --- | --- |",
         *(
             f"| {name} | {describe(open_folder(FIXTURES / 'families' / name)[1])} |"
-            for row in rows
-            for name in filter(None, row[1].partition(";")[0].split(", "))
+            for name in names
             if (FIXTURES / "families" / name).is_dir()
         ),
         "",
     ]
-    return "\n".join(lines)
+
+
+def read_rows(table: str) -> dict[str, dict[str, str]]:
+    """The rows of a table that was written, by `model_type`, and their cells by what heads them."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    return {cells[0].strip("`"): dict(zip(HEAD, cells, strict=True)) for cells in lines}
+
+
+def recount_lines(table: str) -> str:
+    """A table with the lengths of files as they are now."""
+    for family in FAMILIES:
+        row = read_rows(table)[family.model_type]
+        old = " | ".join(row.values())
+        table = table.replace(old, " | ".join({**row, HEAD[-1]: count_lines(family)}.values()))
+    return table
 
 
 def summarize(table: str) -> str:
     """The largest differences of all rows of a table, as a line for the README."""
-    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    rows = read_rows(table).values()
 
     def largest(column: str) -> str:
-        return max((row[HEAD.index(column)] for row in rows), key=_as_number)
+        return max((row[column] for row in rows), key=_as_number)
 
     return (
         f"{len(rows)} families, largest difference from PyTorch of a token's log-prob "
@@ -280,8 +310,13 @@ def write_summary(table: str) -> None:
     """The line of the README that stands after its mark."""
     before, _, after = README.read_text().partition(MARK)
     if after:
-        text = textwrap.fill(summarize(table), 104, break_long_words=False, break_on_hyphens=False)
+        text = wrap(summarize(table))
         README.write_text(before + MARK + text + "\n" + after[after.index("\n\n") + 1 :])
+
+
+def wrap(text: str) -> str:
+    """Lines of the README's width."""
+    return textwrap.fill(text, 104, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> int:
@@ -289,7 +324,11 @@ def main() -> int:
     parser.add_argument("--results", nargs="+", type=Path, help="JUnit files that pytest wrote")
     parser.add_argument("--keep", type=Path, help="a folder of results, to go on where it was")
     parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--lines", action="store_true", help="only the lengths of files, anew")
     options = parser.parse_args()
+    if options.lines:
+        options.out.write_text(recount_lines(options.out.read_text()))
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         cases = list(read_cases(options.results or run_tests(options.keep or Path(folder))))
     options.out.parent.mkdir(parents=True, exist_ok=True)

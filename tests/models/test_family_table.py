@@ -1,16 +1,20 @@
-"""The script that writes the table of families: a test that failed shows in its cell."""
+"""The table of families and the script that writes it: cells are what tests and files say."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from instructjax.models.families import FAMILIES
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "family_parity.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "experiments" / "family_parity.py"
+FILES = ROOT / "instructjax" / "models" / "families"
 
 
 @pytest.fixture
@@ -66,3 +70,41 @@ def test_the_summary_has_the_largest_of_each_column(table):
     words = table.summarize("\n".join(["| family |", *rows]))
     assert "2 families" in words and "log-prob 1.0e-06 nats (random models: not run)" in words
     assert "gradient FAILED (1.1e-05)" in words
+
+
+def test_the_committed_table_is_of_the_files_that_are_there(table):
+    """All that does not need a run of the tests: families, configurations, types, lines."""
+    text = table.TABLE.read_text()
+    rows = table.read_rows(text)
+    assert list(rows) == [family.model_type for family in FAMILIES]
+    for family in FAMILIES:
+        row = rows[family.model_type]
+        names = row["configurations"].partition(";")[0].split(", ")
+        assert names == table.fixtures_of(family), family.model_type
+        types = row["import"].partition(": ")[2].split(", ")
+        assert types == sorted({table.stored_type(name) for name in names}), family.model_type
+        again = "python experiments/family_parity.py --lines writes it anew"
+        file, length, _ = row[table.HEAD[-1]].replace("`", "").replace(",", "").split()
+        assert int(length) == (FILES / file).read_bytes().count(b"\n"), again
+    described = table.describe_all([row["configurations"] for row in rows.values()])
+    assert text.endswith("\n".join(described))
+    readme = table.README.read_text().partition(table.MARK)[2]
+    assert " ".join(readme.partition("\n\n")[0].split()) == table.summarize(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("qwen3-fp8", "F8_E4M3"), ("gpt-oss-mxfp4", "U8"), ("olmo2", "BF16")]
+)
+def test_the_types_are_those_in_the_files(table, name, kind):
+    folder = table.FIXTURES / "families" / name
+    with safe_open(folder / "model.safetensors", "numpy") as opened:
+        kinds = {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+    assert kind in kinds
+    wanted = {"F8_E4M3": "float8", "U8": "MXFP4", "BF16": "BF16"}[kind]
+    assert table.stored_type(name) == wanted
+
+
+def test_lengths_alone_are_counted_anew(table):
+    text = table.TABLE.read_text()
+    wrong = re.sub(r"(`\w+\.py`), \d+ lines", r"\1, 3 lines", text)
+    assert wrong != text and table.recount_lines(wrong) == text
