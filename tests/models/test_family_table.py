@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,12 @@ from instructjax.models.families import FAMILIES
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "family_parity.py"
 FILES = ROOT / "instructjax" / "models" / "families"
+
+# A golden configuration of each family.
+FIXTURE = {
+    json.loads((folder / "config.json").read_text())["model_type"]: folder.name
+    for folder in sorted((ROOT / "tests" / "fixtures" / "families").iterdir())
+}
 
 
 @pytest.fixture
@@ -41,6 +48,59 @@ def test_what_failed_before_it_was_measured_is_not_passed_over(table):
     at = table.HEAD.index("log-prob, live")
     assert rows["gemma2"][at] == rows["llama"][at] == "FAILED"
     assert rows["qwen2"][at] == "2.0e-06" and rows["gpt2"][at] == "not run"
+
+
+def write_results(file, left_out=()):
+    """Results as pytest writes them, a test a family in each module but those left out."""
+    measured = "".join(
+        f'<property name="{name}" value="1e-6"/>'
+        for name in ("log_prob_difference", "gradient_difference")
+    )
+    modules = {
+        "tests.models.test_family_parity": FIXTURE,
+        "tests.scoring.test_torch_live": {f.model_type: f.model_type for f in FAMILIES},
+        "tests.models.test_export": FIXTURE,
+        "tests.models.test_gguf_families": {f.model_type: f.model_type for f in FAMILIES},
+    }
+    cases = "".join(
+        f'<testcase classname="{module}" name="test[{names[family.model_type]}]">'
+        f"<properties>{measured}</properties></testcase>"
+        for module, names in modules.items()
+        for family in FAMILIES
+        if (module, family.model_type) not in left_out
+    )
+    file.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+
+
+def run(table, monkeypatch, tmp_path, left_out=()):
+    results = tmp_path / "results.xml"
+    write_results(results, left_out)
+    given = ["family_parity.py", "--results", str(results), "--out", str(tmp_path / "table.md")]
+    monkeypatch.setattr(sys, "argv", given)
+    return table.main()
+
+
+@pytest.mark.parametrize(
+    ("module", "family", "column"),
+    [
+        ("tests.models.test_family_parity", "gpt2", "import"),
+        ("tests.scoring.test_torch_live", "qwen3", "log-prob, live"),
+        ("tests.models.test_export", "granite", "export"),
+        ("tests.models.test_gguf_families", "olmo2", "GGUF"),
+        ("tests.models.test_gguf_families", "ministral", None),  # which llama.cpp does not have
+    ],
+)
+def test_a_family_that_a_column_has_no_test_of_ends_with_1(
+    table, monkeypatch, tmp_path, capsys, module, family, column
+):
+    assert run(table, monkeypatch, tmp_path) == 0
+    capsys.readouterr()
+    assert run(table, monkeypatch, tmp_path, [(module, family)]) == int(column is not None)
+    said = capsys.readouterr().out
+    assert (f"`{family}`: {column}" in said) == (column is not None)
+    rows = table.read_rows((tmp_path / "table.md").read_text())
+    if column == "import":  # nothing was read, of whatever type
+        assert rows[family]["import"] == "no"
 
 
 @pytest.mark.parametrize(
