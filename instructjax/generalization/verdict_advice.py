@@ -95,18 +95,20 @@ def find_needed(
     # The same clusters on both sides: more of them are more on both.
     part = row if shared else row * some
     of_way = min(float(part @ measured.covariance.single[way] @ part), variance)
+    together = shared or not (~seen[way] & enters).any()  # no unseen ones of them are in it
     # Uneven clusters count as fewer equal ones; more of them are as uneven.
     equal = 1 + float(measured.covariance.df[way][some].min())
     more = clusters_to_halve(variance, of_way, equal, df, level=level)
     if more is not None:
         more = math.ceil(more * clusters / equal - 1e-6)
-        return Needed(unit=unit, how="both sides" if shared else "unseen", more=more)
+        return Needed(unit=unit, how="both sides" if together else "unseen", more=more)
     # Both sides grow alike: as if the way had so many clusters as give the degrees of freedom.
     of_way = min(single[way], variance)
     as_if = 1 + df * (of_way / variance) ** 2
     more = clusters_to_halve(variance, of_way, as_if, df, level=level)
     if more is not None:
-        return Needed(unit=unit, how="in proportion", more=math.ceil(more * clusters / as_if))
+        how = "both sides" if together else "in proportion"
+        return Needed(unit=unit, how=how, more=math.ceil(more * clusters / as_if))
     more = clusters_to_halve(variance, variance, 1 + df, df, level=level)
     if more is None:
         return Needed(unit=unit, how="unknown")

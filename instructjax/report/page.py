@@ -307,7 +307,7 @@ def _list_facts(results: Results, scores: CellScores, options: Mapping[str, Any]
         **{
             name.replace("_", " "): str(value)
             for name, value in options.items()
-            if name not in ("recipe", "atom_divergence")
+            if name not in ("recipe", "atom_divergence") and value is not None
         },
         "instructjax": installed_version(),
         "Python": platform.python_version(),

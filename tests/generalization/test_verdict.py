@@ -414,6 +414,20 @@ def test_what_there_is_too_little_of_is_named_with_a_number() -> None:
     assert "too few tasks to tell whether over new tasks" in found.headline
 
 
+def test_of_known_instructions_none_more_are_unseen() -> None:
+    """Between seen and unseen inputs all instructions are known: more of them are just more."""
+    c, z = (x.ravel() for x in np.indices((5, 10)))
+    told = set()
+    for seed in range(30):
+        score = np.random.default_rng(seed).random(50)
+        needed = analyze(score, c, z, None, 2 * (c >= 4) + (z >= 5)).needed["intra"]
+        assert needed is not None
+        if needed.unit == "instructions":
+            told.add(needed.how)
+    assert "both sides" in told
+    assert not told & {"unseen", "in proportion"}
+
+
 def test_numbers_have_two_digits_of_their_interval() -> None:
     wide = simulate(inter=0.1, c=(20, 4), sd_c=0.1).gaps.inter
     assert wide is not None
