@@ -45,7 +45,7 @@ from instructjax.scoring.metadata import installed_version
 
 Spell = Callable[[Sequence[int]], list[str]]
 _NO_BREAK = "\u00a0"
-_NO_GAPS = "No gap can be measured: that takes scores of two cells."
+_NO_GAPS = "No gap can be measured between the cells that have scores."
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
