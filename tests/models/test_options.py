@@ -100,6 +100,27 @@ def test_every_family_is_shown():
 
 
 @pytest.mark.parametrize(
+    ("fixture", "option"),
+    [
+        ("deepseek-v3", "norm_topk_prob"),
+        ("deepseek-v3", "rope_interleave"),
+        ("gpt-neox", "use_parallel_residual"),
+        ("gpt-neox", "attention_bias"),
+        ("gpt-oss", "attention_bias"),
+        ("gpt2", "scale_attn_weights"),
+        ("qwen3-moe-normalized", "norm_topk_prob"),
+    ],
+)
+def test_a_flag_that_is_null_is_false_as_in_pytorch_whatever_its_default(fixture, option):
+    """`test_options_torch_live.py` compares what transformers computes."""
+    file = FIXTURES / "families" / fixture / "config.json"
+    values = json.loads(file.read_text())
+    read = family_for_hf(values, file).config_from_hf
+    assert read({**values, option: None}, file) == read({**values, option: False}, file)
+    assert read({**values, option: None}, file) != read({**values, option: True}, file)
+
+
+@pytest.mark.parametrize(
     ("fixture", "changes", "named"),
     [
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),

@@ -13,6 +13,7 @@ import pytest
 
 from instructjax.errors import ModelError
 from instructjax.models.families import FAMILIES, family_for_hf
+from instructjax.models.families.to_hf import config_to_hf
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
@@ -101,6 +102,43 @@ def test_what_is_passed_over_changes_nothing(name):
         passed_over += 1
         assert (after - before).abs().max() < 1e-5, f"{option} = {new!r}"
     assert passed_over
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_null_is_what_transformers_takes(name):
+    """Or refused: an option that is null is often not what it is when it is left out."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    file = FOLDER / name / "config.json"
+    values = json.loads(file.read_text())
+    family = family_for_hf(values, file)
+    ids = torch.randint(3, 80, (1, 60), generator=torch.Generator().manual_seed(0))
+    kept = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32).state_dict()
+
+    def logits(values):
+        given = {key: copy.deepcopy(v) for key, v in values.items() if key not in FILE}
+        given = AutoConfig.for_model(family.model_type, **given, attn_implementation="eager")
+        torch.manual_seed(0)  # of the tensors that only the model with null has
+        model = AutoModelForCausalLM.from_config(given, dtype=torch.float32).eval()
+        model.load_state_dict(kept, strict=False)
+        with torch.no_grad():
+            return model(ids, use_cache=False).logits
+
+    compared = 0
+    for option in sorted({*values, *AutoConfig.for_model(family.model_type).to_dict()} - OTHERS):
+        null = {**values, option: None}
+        try:
+            found = config_to_hf(family, family.config_from_hf(null, file))
+        except ModelError:
+            continue
+        try:
+            wanted = logits(null)
+        except Exception:  # transformers does not take it, so it gives no number to compare with
+            continue
+        compared += 1
+        assert (logits(found) - wanted).abs().max() < 1e-5, option
+    assert compared
 
 
 def test_every_family_is_shown():

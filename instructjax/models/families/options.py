@@ -16,7 +16,7 @@ _REQUIRED: Any = object()
 
 
 class Options:
-    """Typed access to a configuration's values; None counts as absent.
+    """Typed access to a configuration's values; None counts as absent, but in a flag.
 
     Args:
       values: the options as the file has them.
@@ -63,8 +63,11 @@ class Options:
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        value = self.get(name, default)
+        """True or false; None that the file has is false, as PyTorch's models take it."""
+        self.asked.add(name)
+        value = self.values.get(self.prefix + name, default)
+        if value is None:
+            return False
         if not isinstance(value, bool):
             raise self.error(name, "must be true or false")
         return value
