@@ -82,7 +82,10 @@ def pack_rows(examples, length: int) -> list[list[int]]:
 
 
 def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
+    import jax
+
     import instructjax as ij
+    from instructjax.finetuning import make_loss_and_grads
 
     examples = job["examples"]
     model = ij.load_model(MODEL)
@@ -97,8 +100,9 @@ def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
     optimizer = ij.make_optimizer(ij.OptimizerConfig(learning_rate=1e-5), 100)
     state = ij.make_state(model.params, optimizer)
     step = ij.make_train_step(model.graphdef, optimizer, remat=OURS[job["tool"]])
+    model_def = model.graphdef
     del model
-    steps = []
+    steps: list[dict[str, Any]] = []
     for number in range(job["steps"] + 1):
         part = rows[number * job["rows"] : (number + 1) * job["rows"]]
         start = time.perf_counter()
@@ -117,6 +121,12 @@ def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
                 "positions": len(part) * job["length"],
             }
         )
+    gradient = jax.jit(make_loss_and_grads(model_def, remat=OURS[job["tool"]]))
+    for timed in (False, True):
+        start = time.perf_counter()
+        jax.block_until_ready(gradient(state.trainable, state.frozen, batch))
+        if timed:
+            steps[-1]["gradient_seconds"] = time.perf_counter() - start
     return steps
 
 
@@ -245,16 +255,23 @@ def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
     e, f, v = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
     q, k = SHAPE["num_heads"] * SHAPE["head_dim"], SHAPE["num_kv_heads"] * SHAPE["head_dim"]
     layer = 2 * SHAPE["num_layers"] * (2 * e * q + 2 * e * k + 3 * e * f)
-    useful = 3 * (totals["tokens"] * layer + totals["response_tokens"] * 2 * e * v)
+
+    def useful(done: dict[str, Any]) -> float:
+        return 3.0 * (done["tokens"] * layer + done["response_tokens"] * 2 * e * v)
+
+    rate, last = statistics.mean(result["matmul"]), timed[-1]
+    gradient = last.get("gradient_seconds")
     return {
         "tool": tool,
         "seconds": seconds,
         **totals,
         "response_tokens_per_second": totals["response_tokens"] / seconds,
         "tokens_per_second": totals["tokens"] / seconds,
-        "useful_matmul_flops": useful / seconds,
+        "useful_matmul_flops": useful(totals) / seconds,
         "bare_matmul_flops": result["matmul"],
-        "share_of_bare_matmul": useful / seconds / statistics.mean(result["matmul"]),
+        "share_of_bare_matmul": useful(totals) / seconds / rate,
+        # Forward and backward alone, without the optimizer.
+        "share_in_gradient": useful(last) / gradient / rate if gradient else None,
         "undisturbed": min(result["matmul"]) > 0.8 * max(result["matmul"]),
         "peak_bytes": result["peak_bytes"],
         "first_step_seconds": result["steps"][0]["seconds"],
@@ -269,7 +286,8 @@ def show(results: list[dict[str, Any]]) -> None:
     fair = [r for r in results if r["undisturbed"]]
     peers = [r["response_tokens_per_second"] for r in fair if r["tool"] in TRL]
     table = Table(title="Full fine-tuning of SmolLM2-135M, float32")
-    for column in ("tool", "response tokens/s", "tokens/s", "x best TRL", "share", "peak GiB"):
+    columns = ("tool", "response tokens/s", "tokens/s", "x best TRL", "share", "of gradient")
+    for column in (*columns, "peak GiB"):
         table.add_column(column, justify="left" if column == "tool" else "right")
     for r in results:
         compared = peers and r["undisturbed"]
@@ -279,9 +297,36 @@ def show(results: list[dict[str, Any]]) -> None:
             f"{r['tokens_per_second']:,.0f}",
             f"{r['response_tokens_per_second'] / max(peers):.2f}" if compared else "-",
             f"{r['share_of_bare_matmul']:.2f}",
+            f"{r['share_in_gradient']:.2f}" if r["share_in_gradient"] else "-",
             f"{r['peak_bytes'] / 2**30:.1f}",
         )
     Console().print(table)
+
+
+def describe(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    head = ("tool", "response tokens/s", "tokens/s", "share", "of gradient", "peak GiB")
+    lines = [head, ("---",) + ("---:",) * 5]
+    lines += [
+        (
+            r["tool"] if r["undisturbed"] else f"{r['tool']} (disturbed)",
+            f"{r['response_tokens_per_second']:,.0f}",
+            f"{r['tokens_per_second']:,.0f}",
+            f"{r['share_of_bare_matmul']:.2f}",
+            f"{r['share_in_gradient']:.2f}" if r["share_in_gradient"] else "",
+            f"{r['peak_bytes'] / 2**30:.1f}",
+        )
+        for r in results
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return (
+        "# Full fine-tuning of SmolLM2-135M, float32, two cores\n\n"
+        "Made by `experiments/benchmarks/finetuning.py`: about 4 x 512 tokens a step, AdamW, loss\n"
+        "on the response only. `instructjax` keeps what the forward pass gives;\n"
+        "`instructjax-dots` recomputes all but projections and attention. Share: of a bare XLA\n"
+        "matmul in the same process, of the whole step, and of forward and backward alone. A tool\n"
+        f"beside whose steps something else ran is called disturbed.\n\n{table}\n"
+    )
 
 
 def main() -> None:
@@ -330,6 +375,7 @@ def main() -> None:
             },
         }
         Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
+        Path(args.out).with_suffix(".md").write_text(describe(results))
         show(results)
     print(f"wrote {args.out}")
 
