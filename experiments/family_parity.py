@@ -252,6 +252,8 @@ def write_table(rows: list[list[str]]) -> str:
         "them without torch, compiled without LLVM's optimizations. Live: random models made in",
         "PyTorch on the spot, the first of each family compiled as for users. A file's lines are",
         f"not all that a family needs: {SHARED} are for all of them.",
+        "GGUF: files of llama.cpp's converter have the parameters of the folder, and, where",
+        "llama-cpp-python is installed, our log-probs are llama.cpp's; CI does not install it.",
         "",
         "| " + " | ".join(HEAD) + " |",
         "| " + " | ".join("---" for _ in HEAD) + " |",
