@@ -80,7 +80,7 @@ def retype(folder, names, kind):
 PROJECTION = "model.layers.0.self_attn.q_proj.weight"
 
 
-@pytest.mark.parametrize("kind", ["whole", "rows", "none"])
+@pytest.mark.parametrize("kind", ["whole", "rows", "flat rows", "none"])
 def test_one_scale_for_a_matrix_one_for_each_row_and_none(tmp_path, kind):
     source = FOLDER / "qwen3-tied-wide-heads"
     tensors = load_file(source / "model.safetensors")
@@ -88,13 +88,41 @@ def test_one_scale_for_a_matrix_one_for_each_row_and_none(tmp_path, kind):
     small = tensors[PROJECTION].astype(ml_dtypes.float8_e4m3fn)
     tensors[PROJECTION] = small
     scales = np.linspace(0.5, 2, len(small), dtype=np.float32)[:, None]
-    scales = {"whole": np.float32(0.3), "rows": scales, "none": np.float32(1)}[kind]
+    scales = {"whole": np.float32(0.3), "none": np.float32(1)}.get(kind, scales)
     if kind != "none":
-        tensors[f"{PROJECTION}_scale"] = np.asarray(scales)
+        tensors[f"{PROJECTION}_scale"] = scales[:, 0] if kind == "flat rows" else np.asarray(scales)
         tensors["model.layers.0.self_attn.q_proj.input_scale"] = np.ones(1, np.float32)
     save_float8(tmp_path, tensors)
     found = load(tmp_path)["layers"]["attention"]["q"]["kernel"]
     np.testing.assert_array_equal(found[0], (small.astype(np.float32) * scales).T)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "self_attn.q_proj.input_scale_ub",  # fbgemm: the largest scale of activations
+        "self_attn.q_proj.output_scale",
+        "self_attn.k_scale",  # compressed-tensors: of keys and values that are kept
+        "self_attn.v_scale",
+    ],
+)
+def test_scales_of_what_is_not_quantized_here_are_passed_over(tmp_path, more):
+    """They round activations or the cache of who serves the model; its weights are the same."""
+    source = FOLDER / "qwen3-tied-wide-heads"
+    tensors = load_file(source / "model.safetensors")
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    small = tensors[PROJECTION].astype(ml_dtypes.float8_e4m3fn)
+    tensors |= {PROJECTION: small, f"{PROJECTION}_scale": np.asarray(np.float32(0.5))}
+    tensors[f"model.layers.0.{more}"] = np.full(1, 0.25, np.float32)
+    save_float8(tmp_path, tensors)
+    found = load(tmp_path)["layers"]["attention"]["q"]["kernel"]
+    np.testing.assert_array_equal(found[0], small.astype(np.float32).T / 2)
+    # without float8 nothing of the kind belongs there
+    tensors = load_file(source / "model.safetensors")
+    tensors[f"model.layers.0.{more}"] = np.full(1, 0.25, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=f"surplus tensor model.layers.0.{more}"):
+        load(tmp_path)
 
 
 def test_scales_that_do_not_fit_are_named(tmp_path):

@@ -46,7 +46,7 @@ def scale_blocks(
 
     Args:
       values: rows of a matrix, beginning with row `start`; of a stack of matrices, whole ones.
-      scales: one for the whole, or one for each block of each matrix.
+      scales: one for the whole, or one for each block or for each row of each matrix.
       block: rows and columns of a block.
       start: which row comes first.
 
@@ -57,6 +57,8 @@ def scale_blocks(
     scales = scales.astype(np.float32)
     if scales.size == 1:
         return values.astype(np.float32) * scales.reshape(())
+    if scales.ndim < values.ndim:  # one for each row
+        scales = scales[..., None]
     rows = np.arange(start, start + values.shape[-2]) // block[0]
     columns = np.arange(values.shape[-1]) // block[1]
     return values.astype(np.float32) * scales[..., rows, :][..., columns]
@@ -69,9 +71,13 @@ def block_of(
 
     >>> block_of((576, 256), (5, 2), (128, 128)), block_of((6, 4), (6, 1), None)
     ((128, 128), (1, 4))
+    >>> block_of((6, 4), (6,), (128, 128))
+    (1, 4)
     """
     if np.prod(grid) == 1:
         return (max(shape[0], 1), max(shape[-1], 1))
+    if len(shape) > 1 and grid == shape[:-1]:
+        return (1, shape[-1])
     if len(shape) != len(grid) or len(shape) < 2 or shape[:-2] != grid[:-2]:
         return None
     for rows, columns in ([] if block is None else [block]) + [

@@ -28,9 +28,10 @@ from instructjax.models.families.quantization import Float8
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # What the scales of a float8 tensor are called, after its own name; those of activations, after
-# the name of its module.
+# the name of its module; those of what is kept of keys and values, after that of attention.
 _SCALES = ("_scale_inv", "_scale")
-_ACTIVATIONS = ("activation_scale", "input_scale")
+_ACTIVATIONS = ("activation_scale", "input_scale", "input_scale_ub", "output_scale")
+_CACHE = re.compile(r".*\.self_attn\.(?:q|k|v|kv)_scale")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_model.safetensors"
@@ -156,6 +157,9 @@ class SafetensorsFolder:
             # Of activations, which are not quantized here.
             for end in _ACTIVATIONS:
                 self.shapes.pop(name.removesuffix("weight") + end, None)
+        if float8 or self._scaled:  # nor are keys and values
+            for name in [name for name in self.shapes if _CACHE.fullmatch(name)]:
+                del self.shapes[name]
         for name in self.shapes:
             # Numbers of float8 alone are what they say; with a scale lost they would be others.
             alone = self._kinds[name] in FLOAT8 and name not in self._scaled
