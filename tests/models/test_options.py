@@ -94,6 +94,49 @@ def test_an_option_that_is_left_out_is_what_transformers_takes(file):
         assert found == family.config_from_hf(theirs, file), name
 
 
+@pytest.mark.parametrize(
+    ("fixture", "changes", "said"),
+    [
+        (
+            "deepseek-v3",
+            {"first_k_dense_replace": None, "num_hidden_layers": 2},
+            "`first_k_dense_replace` = 3 (the default) must leave layers",
+        ),
+        ("deepseek-v3", {"n_group": 4}, "`n_group` = 4 does not fit"),
+        (
+            "qwen3-moe",
+            {"num_experts_per_tok": ..., "num_experts": 4, "num_local_experts": 4},
+            "`num_experts_per_tok` = 8 (the default) is more than the 4 experts",
+        ),
+        ("gpt2", {"n_head": ..., "n_embd": 40}, "`hidden_size` = 40 is not a multiple of the 12"),
+        (
+            "ministral-mixed",
+            {"sliding_window": None},
+            "`sliding_window` is missing",
+        ),
+    ],
+)
+def test_a_default_that_nobody_wrote_is_told_as_one(fixture, changes, said):
+    file = FIXTURES / "families" / fixture / "config.json"
+    values = {**json.loads(file.read_text()), **changes}
+    values = {name: value for name, value in values.items() if value is not ...}
+    with pytest.raises(ModelError) as caught:
+        family_for_hf(values, file).config_from_hf(values, file)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("fixture", ["ministral-mixed", "mistral-window"])
+def test_a_window_that_is_left_out_is_that_of_transformers(fixture):
+    from transformers import AutoConfig
+
+    file = FIXTURES / "families" / fixture / "config.json"
+    values = json.loads(file.read_text())
+    fewer = {name: value for name, value in values.items() if name != "sliding_window"}
+    config = family_for_hf(values, file).config_from_hf(fewer, file)
+    theirs = AutoConfig.for_model(values["model_type"]).sliding_window
+    assert {kind.window for kind in config.layers if kind.window} == {theirs}
+
+
 def test_every_family_is_shown():
     kinds = {json.loads(file.read_text())["model_type"] for file in FILES}
     assert kinds == {family.model_type for family in FAMILIES}

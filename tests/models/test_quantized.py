@@ -87,10 +87,10 @@ def test_one_scale_for_a_matrix_one_for_each_row_and_none(tmp_path, kind):
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     small = tensors[PROJECTION].astype(ml_dtypes.float8_e4m3fn)
     tensors[PROJECTION] = small
-    scales = np.linspace(0.5, 2, len(small), dtype=np.float32)[:, None]
-    scales = {"whole": np.float32(0.3), "none": np.float32(1)}.get(kind, scales)
+    by_row = np.linspace(0.5, 2, len(small), dtype=np.float32)
+    scales = {"whole": np.float32(0.3), "none": np.float32(1)}.get(kind, by_row[:, None])
     if kind != "none":
-        tensors[f"{PROJECTION}_scale"] = scales[:, 0] if kind == "flat rows" else np.asarray(scales)
+        tensors[f"{PROJECTION}_scale"] = by_row if kind == "flat rows" else np.asarray(scales)
         tensors["model.layers.0.self_attn.q_proj.input_scale"] = np.ones(1, np.float32)
     save_float8(tmp_path, tensors)
     found = load(tmp_path)["layers"]["attention"]["q"]["kernel"]

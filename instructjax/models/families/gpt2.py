@@ -46,8 +46,9 @@ def _fields(options: Options, base: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(values: Mapping[str, Any], file: Path) -> DecoderConfig:
-    values = {_NAMES.get(name, name): value for name, value in {**_DEFAULTS, **values}.items()}
-    width = values["hidden_size"]
+    values = {_NAMES.get(name, name): value for name, value in values.items()}
+    defaults = {_NAMES.get(name, name): value for name, value in _DEFAULTS.items()}
+    width = values.get("hidden_size", defaults["hidden_size"])
     if values.get("intermediate_size") is None and isinstance(width, int):
         values["intermediate_size"] = 4 * width
     return read_config(
@@ -56,6 +57,7 @@ def _read(values: Mapping[str, Any], file: Path) -> DecoderConfig:
         family="gpt2",
         fields=_fields,
         reads=("rope", "scale_attn_weights"),
+        defaults=defaults,
         eps="layer_norm_epsilon",
         activations=("gelu_new", "gelu_pytorch_tanh", "gelu", "relu", "silu"),
     )

@@ -114,7 +114,7 @@ def read_config(
       ModelError: an option is missing, wrong or not supported.
     """
     # An option that is null is not one that is left out: Gemma 2 without a cap writes null.
-    options = Options({**defaults, **values}, file)
+    options = Options(values, file, defaults=defaults)
     read_quantization(values, file)
     options.refuse({name: known for name, known in _SUPPORTED.items() if name not in reads})
     for name in ("hidden_act", "hidden_activation"):

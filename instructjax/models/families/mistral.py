@@ -10,7 +10,12 @@ from instructjax.models.families.hf_config import read_config, sliding_layers, w
 from instructjax.models.families.hf_tensors import HARMLESS, hf_tensors
 from instructjax.models.families.options import Options
 
-_MAX_POSITIONS = 4096 * 32
+# Left out, there is a window; null is none.
+_DEFAULTS = {
+    "max_position_embeddings": 4096 * 32,
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+}
 
 
 def _mistral(options: Options, base: dict[str, Any]) -> dict[str, Any]:
@@ -32,9 +37,7 @@ MISTRAL = Family(
         family="mistral",
         fields=_mistral,
         reads=("sliding_window",),
-        # left out, there is a window; null is none
-        defaults={"max_position_embeddings": _MAX_POSITIONS, "num_key_value_heads": 8}
-        | {"sliding_window": 4096},
+        defaults=_DEFAULTS,
     ),
     tensors=hf_tensors(),
     harmless=HARMLESS,
@@ -48,7 +51,7 @@ MINISTRAL = Family(
         family="ministral",
         fields=_ministral,
         reads=("sliding_window", "layer_types"),
-        defaults={"max_position_embeddings": _MAX_POSITIONS, "num_key_value_heads": 8},
+        defaults=_DEFAULTS,
     ),
     tensors=hf_tensors(),
     harmless=HARMLESS,

@@ -22,13 +22,22 @@ class Options:
       values: the options as the file has them.
       file: where they came from, for messages.
       prefix: put before every name ("llama." in GGUF metadata).
+      defaults: values of those that the file leaves out; null is not left out.
 
     >>> Options({"layers": 2, "eps": 1e-5}, Path("config.json")).integer("layers")
     2
     """
 
-    def __init__(self, values: Mapping[str, Any], file: Path, prefix: str = "") -> None:
-        self.values = values
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        file: Path,
+        prefix: str = "",
+        defaults: Mapping[str, Any] = {},
+    ) -> None:
+        self.values = {**defaults, **values} if defaults else values
+        self._written = values
+        self._defaults = dict(defaults)
         self.file = file
         self.prefix = prefix
         self.asked: set[str] = set()
@@ -37,7 +46,11 @@ class Options:
         """The value as it is, or the default where it is absent."""
         self.asked.add(name)
         value = self.values.get(self.prefix + name)
-        return default if value is None else value
+        if value is not None:
+            return value
+        if default is not None and default is not _REQUIRED:
+            self._defaults[self.prefix + name] = default
+        return default
 
     def integer(self, name: str, default: int = _REQUIRED) -> int:
         """A positive whole number."""
@@ -104,10 +117,17 @@ class Options:
                 raise self.error(name, "is an array, which is not supported")
 
     def error(self, name: str, problem: str) -> ModelError:
-        """An error about one option, with its name and value."""
-        value = repr(self.get(name))
-        value = value if len(value) <= 120 else value[:117] + "..."
-        return ModelError(f"`{self.prefix}{name}` = {value} {problem}", file=self.file)
+        """An error about one option, with its name and value, or the default that stands for it."""
+        key = self.prefix + name
+        written = self._written.get(key)
+        value = self._defaults.get(key) if written is None else written
+        shown = repr(value)
+        shown = shown if len(shown) <= 120 else shown[:117] + "..."
+        if value is None:
+            said = f"`{key}`, which the file does not say,"
+        else:
+            said = f"`{key}` = {shown}" + (" (the default)" if written is None else "")
+        return ModelError(f"{said} {problem}", file=self.file)
 
     def _present(self, name: str, default: Any) -> Any:
         value = self.get(name, default)
