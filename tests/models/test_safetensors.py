@@ -87,6 +87,27 @@ def test_a_tied_head_may_be_there_if_it_is_the_embedding(tiny, assert_params, tm
         load(folder)
 
 
+FAMILIES = Path(__file__).parents[1] / "fixtures" / "families"
+FOLDER_OF = {
+    json.loads(file.read_text())["model_type"]: file.parent
+    for file in sorted(FAMILIES.glob("*/config.json"))
+    if "quantization_config" not in file.read_text()
+}
+
+
+@pytest.mark.parametrize("kind", FOLDER_OF)
+def test_names_of_a_model_that_was_saved_without_its_head(kind, tmp_path):
+    """Those lack the name of the model within, as the published GPT-2's do."""
+    tensors = load_file(FOLDER_OF[kind] / "model.safetensors")
+    outer = {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}.get(kind, "model.")
+    bare = {name.removeprefix(outer): value for name, value in tensors.items()}
+    assert len(bare) == len(tensors) and bare.keys() != tensors.keys()
+    save_file(bare, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((FOLDER_OF[kind] / "config.json").read_text())
+    wanted, found = load(FOLDER_OF[kind]), load(tmp_path)
+    assert jax.tree.all(jax.tree.map(np.array_equal, wanted, found))
+
+
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 

@@ -23,7 +23,7 @@ def open_folder(folder: Path) -> tuple[Family, DecoderConfig, SafetensorsFolder]
     family = family_for_hf(values, file)
     config = family.config_from_hf(values, file)
     weights = SafetensorsFolder(
-        folder, family.renames, read_quantization(values, file), family.stacks
+        folder, family.all_renames, read_quantization(values, file), family.stacks
     )
     check_tensors(family, config, weights)
     return family, config, weights

@@ -43,8 +43,8 @@ class SafetensorsFolder:
 
     Args:
       folder: holds model.safetensors, or shards and model.safetensors.index.json.
-      renames: pairs of a pattern and what replaces it, for older names of tensors; the first
-        that matches a name counts.
+      renames: pairs of a pattern and what replaces it, one after the other, for other names of
+        tensors.
       float8: what the configuration says of float8 weights; None: nothing.
       stacks: see `Family.stacks`.
 
@@ -96,8 +96,7 @@ class SafetensorsFolder:
 
     def _rename(self, name: str) -> str:
         for pattern, new in self._renames:
-            if pattern.search(name):
-                return pattern.sub(new, name)
+            name = pattern.sub(new, name)
         return name
 
     def _read_header(self, file: Path) -> None:

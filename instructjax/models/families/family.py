@@ -203,6 +203,15 @@ class Family:
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tied_copy: str = "lm_head.weight"
 
+    @property
+    def all_renames(self) -> tuple[tuple[str, str], ...]:
+        """Of tensors saved without the model's head, whose names lack its name, and `renames`."""
+        names = {rule.param: rule.hf for rule in self.tensors}
+        model = names["embed.embedding"].partition(".")[0]
+        inner = [name.split(".")[1] for name in names.values() if name.startswith(f"{model}.")]
+        bare = rf"^({'|'.join(dict.fromkeys(inner))})\."
+        return ((bare, rf"{model}.\1."), *self.renames)
+
     def rules(self, config: DecoderConfig, spelling: Spelling = "hf") -> tuple[TensorRule, ...]:
         """The tensors that a model of this configuration has."""
         tensors = self.gguf_tensors if spelling == "gguf" and self.gguf_tensors else self.tensors

@@ -85,5 +85,4 @@ GPT2 = Family(
         ),
     ),
     harmless={"hf": (r".*attn\.(bias|masked_bias)",), "gguf": ()},
-    renames=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),
 )
