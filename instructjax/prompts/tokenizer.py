@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -113,8 +114,11 @@ class Tokenizer:
           name: what to call it in messages; `name_or_path` by default.
 
         Raises:
-          ModelError: a tokenizer without a Rust backend, two tokens with one id, or several chat
-            templates of which none is called "default".
+          ModelError: a tokenizer without a Rust backend, two tokens with one id, or a chat template
+            that is no text.
+
+        Of several chat templates the one called "default" counts; if none is, there is a warning
+        and no template.
         """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, tokenizers.Tokenizer):
@@ -127,12 +131,18 @@ class Tokenizer:
         template = tokenizer.chat_template
         if isinstance(template, dict):
             if "default" not in template:
-                raise ModelError(
+                warnings.warn(
                     f"the tokenizer has the chat templates {', '.join(sorted(template))}, and none "
-                    "is called `default`",
-                    remedy="set `tokenizer.chat_template` to one of them",
+                    "is called `default`: none is used. Layouts that need one can be given it as a "
+                    "file: chat_template.jinja in the model's folder",
+                    stacklevel=2,
                 )
-            template = template["default"]
+            template = template.get("default")
+        if not isinstance(template, str | None):
+            raise ModelError(
+                f"the chat template is no text, but {template!r:.80}",
+                remedy="correct `chat_template` in tokenizer_config.json",
+            )
         bos_id = tokenizer.bos_token_id
         own_eos = tokenizer.eos_token_id
         plain = tokenizer("a")["input_ids"]

@@ -88,6 +88,27 @@ def test_a_template_in_a_file_of_its_own(tiny, tmp_path):
     assert load_checkpoint(folder).tokenizer.chat_template == "{{ 'from the file' }}"
 
 
+def test_named_templates_without_a_default_leave_the_model_usable(tiny, tmp_path):
+    """It is loaded without one, and a file in its folder is what the warning says."""
+    folder = tiny().write_hf(tmp_path)
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    named = [{"name": "rag", "template": "r"}, {"name": "tool_use", "template": "t"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, "chat_template": named}))
+    with pytest.warns(UserWarning, match=r"rag, tool_use, .* chat_template.jinja"):
+        assert load_checkpoint(folder).tokenizer.chat_template is None
+    (folder / "chat_template.jinja").write_text("mine")
+    assert load_checkpoint(folder).tokenizer.chat_template == "mine"
+
+
+@pytest.mark.parametrize("template", [7, 1.5, True])
+def test_a_template_that_is_no_text_is_named(tiny, tmp_path, template):
+    folder = tiny().write_hf(tmp_path)
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, "chat_template": template}))
+    with pytest.raises(ModelError, match=f"chat template is no text, but {template}"):
+        load_checkpoint(folder)
+
+
 def test_code_that_comes_with_a_model_is_never_run(tiny, tmp_path):
     model = tiny()
     model.config["auto_map"] = {
