@@ -160,6 +160,26 @@ def test_tokenizers_that_cannot_be_loaded(tiny, tmp_path, damage, message, capfd
     assert caught.value.file == str(folder)
 
 
+def test_the_package_that_a_tokenizer_model_needs_is_named(
+    tiny, tmp_path, monkeypatch, sentencepiece_file
+):
+    """transformers without sentencepiece takes the file for tiktoken's, and asks for that."""
+    folder = tiny().write_hf(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(sentencepiece_file)
+
+    def fail(*_, **__):
+        raise ImportError("`tiktoken` is required")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(ModelError, match="tiktoken"):  # it is installed: not for want of that
+        load_checkpoint(folder)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(ModelError, match="package sentencepiece, which reads it, is not") as caught:
+        load_checkpoint(folder)
+    assert "pip install sentencepiece" in str(caught.value)
+
+
 def test_an_eos_beyond_the_embedding_is_refused(tiny, tmp_path):
     model = tiny()
     model.config["vocab_size"] = 4

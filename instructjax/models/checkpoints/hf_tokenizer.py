@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -45,6 +46,14 @@ def tokenizer_from_folder(folder: Path, config: Mapping[str, Any], *, name: str)
         # what panics in Rust is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if _lacks_sentencepiece(folder):  # transformers takes it for another kind, then
+            raise ModelError(
+                "has a tokenizer.model and no tokenizer.json, and the package sentencepiece, which "
+                "reads it, is not installed",
+                file=folder,
+                remedy="`pip install sentencepiece`, or add the tokenizer.json that the model has "
+                "elsewhere",
+            ) from error
         raise ModelError(
             f"the tokenizer cannot be loaded: {_first_line(error)}",
             file=folder,
@@ -98,6 +107,12 @@ def _eos_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise ModelError(f"`eos_token_id` = {value!r} is no id or list of ids", file=file)
     return tuple(ids)
+
+
+def _lacks_sentencepiece(folder: Path) -> bool:
+    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
+        return False
+    return importlib.util.find_spec("sentencepiece") is None
 
 
 def _first_line(error: BaseException) -> str:
