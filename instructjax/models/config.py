@@ -16,7 +16,8 @@ class RopeConfig:
       theta: the base of the frequencies.
       kind: how frequencies are stretched beyond the context seen in pre-training. "dynamic" and
         "longrope" stretch those of a request longer than `original_max_positions`, from its first
-        token on. "none" turns nothing: a layer without positions.
+        token on; its last token, which is predicted and not computed, does not count. "none" turns
+        nothing: a layer without positions.
       factor: the stretch, for "linear", "dynamic", "llama3" and "yarn".
       original_max_positions: tokens of that context, but for "default" and "linear".
       low_freq_factor, high_freq_factor: the band of "llama3".

@@ -94,6 +94,18 @@ def test_an_option_that_is_left_out_is_what_transformers_takes(file):
         assert found == family.config_from_hf(theirs, file), name
 
 
+def test_the_flag_of_yarn_that_is_null_is_false():
+    file = FIXTURES / "families" / "llama-past-yarn" / "config.json"
+    values = json.loads(file.read_text())
+    read = family_for_hf(values, file).config_from_hf
+
+    def truncated(value):
+        rope = {**values["rope_parameters"], "truncate": value}
+        return read({**values, "rope_parameters": rope}, file)
+
+    assert truncated(None) == truncated(False) != truncated(True) == read(values, file)
+
+
 @pytest.mark.parametrize(
     ("fixture", "changes", "said"),
     [

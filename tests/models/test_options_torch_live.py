@@ -126,6 +126,11 @@ def test_null_is_what_transformers_takes(name):
             return model(ids, use_cache=False).logits
 
     compared = 0
+    rope = values.get("rope_parameters") or {}
+    if rope.get("rope_type") == "yarn":  # whose flag is within
+        null = {**values, "rope_parameters": {**rope, "truncate": None}}
+        found = config_to_hf(family, family.config_from_hf(null, file))
+        assert (logits(found) - logits(null)).abs().max() < 1e-5
     for option in sorted({*values, *AutoConfig.for_model(family.model_type).to_dict()} - OTHERS):
         null = {**values, option: None}
         try:

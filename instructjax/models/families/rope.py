@@ -130,7 +130,7 @@ def rope_from_hf(
             original_max_positions=original,
             beta_fast=rope.number("beta_fast", 32.0),
             beta_slow=rope.number("beta_slow", 1.0),
-            truncate=rope.flag("truncate", True),
+            truncate=Options(new or old, options.file).flag("truncate", True),
             attention_factor=rope.number("attention_factor", _yarn_attention(rope, factor)),
         )
     if original == 1:
