@@ -7,9 +7,6 @@ Scores are drawn from mu + c + z + rest with standard deviations 0.05, 0.25 and 
 have effects (`coverage_in_tasks.py`). An interval of nominal 95% should hold the truth in 93 to
 97% of the runs. Writes coverage.md and coverage.json. With 2,000 runs the standard error of a share
 is 0.5 points.
-
-On CPU, jaxlib 0.10.2 gets some sums of sums wrong (jax-ml/jax#39103), those of the scaling curves
-here among them; it does not with XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce.
 """
 
 from __future__ import annotations

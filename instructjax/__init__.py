@@ -15,6 +15,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from instructjax.xla_flags import keep_sums_right
+
+keep_sums_right()
+
 if TYPE_CHECKING:
     from instructjax.batching import Batch, batch_from_lengths
     from instructjax.data import Example, Message, Reject, read_examples

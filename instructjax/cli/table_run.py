@@ -213,6 +213,7 @@ def _run(
         tokens=chunks.chunk_tokens(model),
         most_rows=job.chunk_rows,
         top_k=job.top_k,
+        shared=True,
     )
 
     def show() -> None:

@@ -103,7 +103,7 @@ def read_sequences(
             return make_reject(row, _in_rows(error))
 
     examples = read_examples(path, format=options.format, fields=fields)
-    for row, made in encode_rows(examples, encode):
+    for row, made in encode_rows(examples, encode, shared=True):
         count += 1
         if isinstance(made, Reject):
             reject(made)

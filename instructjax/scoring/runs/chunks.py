@@ -88,6 +88,7 @@ def make_chunks(
     tokens: int | None = None,
     most_rows: int | None = None,
     top_k: int = 0,
+    shared: bool = False,
 ) -> Iterator[Chunk]:
     """Cuts a stream into chunks of about so many distinct tokens.
 
@@ -103,10 +104,11 @@ def make_chunks(
       tokens: distinct ones of a chunk; `CHUNK_TOKENS` by default.
       most_rows: rows of a chunk, if fewer than `CHUNK_ROWS`.
       top_k: alternatives that will be kept of each scored token, an id and a number each.
+      shared: whether several processes encode the same rows; see `encode_rows`.
     """
     done = done or {}
     tokens = tokens or CHUNK_TOKENS
-    encoded = encode_rows(rows, encode, done=done)
+    encoded = encode_rows(rows, encode, done=done, shared=shared)
     place = 0
     while True:
         if place in done:

@@ -31,21 +31,25 @@ def encode_rows(
     encode: Callable[[Row, int], Any],
     *,
     done: Mapping[int, int] | None = None,
+    shared: bool = False,
 ) -> Iterator[tuple[Row, Any]]:
     """Each row with what `encode` makes of it, in order.
 
     Args:
-      rows: the same in every process, and all must go through them.
+      rows: any iterable.
       encode: makes the requests of a row, given its index, or says why there are none: that, and
         what it raises, it says in every process.
       done: rows that are not encoded, and come with None: the index of the first to that after
         the last.
+      shared: of several processes, each encodes its share. Then the rows are the same in all of
+        them, and all must go through them; by default each encodes all of its own.
 
     >>> list(encode_rows("abc", lambda row, place: [row * place], done={1: 2}))
     [('a', ['']), ('b', None), ('c', ['cc'])]
     """
     rows, stream = iter(rows), next(_streams)
-    here, many = (jax.process_index(), jax.process_count()) if processes.several() else (0, 1)
+    together = shared and processes.several()
+    here, many = (jax.process_index(), jax.process_count()) if together else (0, 1)
     size = BLOCK_ROWS * many if many > 1 else 1
     first = stop = 0
     for block in count():
@@ -57,15 +61,15 @@ def encode_rows(
             stop = (done or {}).get(place, stop)
             if place >= stop:
                 wanted.append(place)
-        shared: dict[int, list[Request] | None] = {}
+        ready: dict[int, list[Request] | None] = {}
         if many > 1:
             mine = [_try(encode, group[place], place) for place in wanted[here::many]]
             shares = processes.exchange(f"rows {stream}, block {block}", _pack(mine))
             for number, share in enumerate(shares):
                 made = mine if number == here else _unpack(share)
-                shared.update(zip(wanted[number::many], made, strict=True))
+                ready.update(zip(wanted[number::many], made, strict=True))
         for place, row in group.items():
-            made = shared.get(place)
+            made = ready.get(place)
             yield row, encode(row, place) if made is None and place in wanted else made
         first += len(group)
 

@@ -97,7 +97,7 @@ def test_each_makes_a_share_and_gets_all(together: Any, count: int, done: dict[i
         asked.append(place)
         return make(row, place)
 
-    results = together(count, lambda: list_all(encode_rows(rows, encode, done=done)))
+    results = together(count, lambda: list_all(encode_rows(rows, encode, done=done, shared=True)))
     assert all(found == expected for found in results)
     wanted = [i for i, (_, made) in enumerate(expected) if made is not None]
     assert sorted(asked) == wanted  # each row by one of them
@@ -114,7 +114,7 @@ def test_what_is_refused_is_refused_by_all(together: Any) -> None:
     def work() -> None:
         mine: list[int] = []
         seen.append(mine)
-        for row, made in encode_rows(range(20), encode):
+        for row, made in encode_rows(range(20), encode, shared=True):
             assert (made == "refused 4") == (row == 4)
             mine.append(row)
 
@@ -124,4 +124,11 @@ def test_what_is_refused_is_refused_by_all(together: Any) -> None:
 
 
 def test_no_rows(together: Any) -> None:
-    assert together(2, lambda: list(encode_rows([], make))) == [[], []]
+    assert together(2, lambda: list(encode_rows([], make, shared=True))) == [[], []]
+
+
+def test_rows_of_ones_own_are_not_shared(together: Any) -> None:
+    own = iter([[1, 2, 3, 4], [5]])
+    found = together(2, lambda: list_all(encode_rows(next(own), make)))
+    assert sorted(len(rows) for rows in found) == [1, 4]
+    assert {row for rows in found for row, _ in rows} == {1, 2, 3, 4, 5}
