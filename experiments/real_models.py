@@ -316,13 +316,17 @@ def explain(rows: list[dict[str, Any]], note: dict[str, Any]) -> str:
     others = (OURS, FLOAT32, LLAMA_FLOAT32)
     far = {one: largest(rows, name, one, FLOAT64)["max_nats"] for one in others}
     text = f"{name}: the largest distance from float64 is "
-    text += ", ".join(f"{nats:.1e} ({one})" for one, nats in far.items()) + "."
+    text += ", ".join(f"{nats:.1e} ({one})" for one, nats in far.items())
+    text += (
+        "; transformers in float32, its embeddings moved by half a unit in the last place, goes up "
+        f"to {note['float32_nats']:.1e} astray."
+    )
     for token in note["beyond"]:
         reached = token["float32_nats"]
         text += (
             f" At token {token['token']}, {token['piece']!r} (log-prob {token['log_prob']:.2f}), "
-            f"instructjax is off by {token['nats']:.1e}. Transformers in float32, its embeddings "
-            f"moved by half a unit in the last place, is off by up to {reached:.1e} there: "
+            f"instructjax is off by {token['nats']:.1e}, and transformers, so moved, by up to "
+            f"{reached:.1e}: "
         )
         text += (
             "rounding, which this token magnifies."
@@ -338,8 +342,8 @@ def explain(rows: list[dict[str, Any]], note: dict[str, Any]) -> str:
         text += (
             f" llama.cpp in float32, {llama['mean_nats']:.1e} from float64 in the mean, looks GELU "
             f"up in a table of float16. Transformers with such a GELU is {table} from float64, "
-            f"{to_llama} from llama.cpp, and {again} from itself where its embeddings are moved by "
-            "half a unit in the last place: what is moved over a step of the table moves further "
+            f"{to_llama} from llama.cpp, and {again} from itself where its embeddings are so "
+            "moved: what is moved over a step of the table moves further "
             "from layer to layer."
         )
     return text

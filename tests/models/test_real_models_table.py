@@ -88,7 +88,8 @@ def test_the_one_that_is_off_is_named_with_its_token(script):
     words = script.explain(rows, note)
     assert "1.5e-04 (instructjax), 1.0e-06 (transformers), 1.0e-05 (llama.cpp, float32)" in words
     assert r"At token 2, '\n' (log-prob -12.00), instructjax is off by 1.5e-04" in words
-    assert "off by up to 2.5e-04 there: rounding" in words and "GELU" not in words
+    assert "so moved, by up to 2.5e-04: rounding" in words and "GELU" not in words
+    assert "last place, goes up to 2.5e-04 astray" in words
     rows, note = compared(script, ours=1.5e-4, astray=1.2e-4)
     assert "rounding does not account for it" in script.explain(rows, note)
     rows, note = compared(script)
