@@ -12,6 +12,7 @@ from instructjax.data import Example, Reject
 from instructjax.data.files import find_files
 from instructjax.data.unusable import make_reject
 from instructjax.errors import DataError, PromptError, UsageError
+from instructjax.sharding.processes import tick
 
 SHOWN_REASONS = 5
 
@@ -21,6 +22,7 @@ def check_all(rows: Iterator[Example | Reject], encode: Callable[[Example], obje
 
     def find() -> Iterator[Reject]:
         for row in rows:
+            tick()  # others wait for this process alone
             if isinstance(row, Reject):
                 yield row
                 continue

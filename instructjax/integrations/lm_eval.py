@@ -175,11 +175,8 @@ class InstructJaxLM(LM):
           UsageError: `generation_kwargs` that cannot be done here.
           PromptError: a context cannot be encoded faithfully; names task and document.
         """
-        if several():
-            raise UsageError(
-                "the harness asks for responses, which one process writes alone",
-                remedy="start one without --distributed; it uses all devices of its host",
-            )
+        if requests and several():
+            lm_eval_processes.refuse_to_write(name_request(requests[0]))
         answers = [""] * len(requests)
         wanted: list[Any] = [(*request.args, name_request(request)) for request in requests]
         flags = Counter[str]()

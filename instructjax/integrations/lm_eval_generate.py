@@ -60,6 +60,8 @@ def parse_generation(kwargs: Mapping[str, Any]) -> tuple[SamplingRules, tuple[st
         raise UsageError(
             f"the tokens to write are {length!r}", remedy="give a whole number above 0"
         )
+    if not isinstance(kwargs.get("seed") or 0, int):
+        raise UsageError(f"seed is {kwargs['seed']!r}", remedy="give a whole number")
     return rules, tuple(string for string in until if string), length
 
 
@@ -98,7 +100,7 @@ def write_responses(
         except UsageError as error:
             name = requests[members[0]][2]
             raise UsageError(error.message, row=name, remedy=error.remedy) from None
-        seed = int(kwargs.get("seed") or 0)
+        seed = kwargs.get("seed") or 0
         sampler = Sampler(model, rules=rules, stop=stops, seed=seed)
         for start in range(0, len(members), CHUNK):
             chunk = members[start : start + CHUNK]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -26,6 +27,14 @@ def ask(requests: Sequence[Request]) -> None:
         )
     if several():
         share([[request.ids.tolist(), request.spans] for request in requests])
+
+
+def refuse_to_write(asking: str) -> NoReturn:
+    """Raises a UsageError: of several processes none writes responses."""
+    raise UsageError(
+        f"{asking} asks for responses, which one process writes alone",
+        remedy="start one without --distributed; it uses all devices of its host",
+    )
 
 
 def release() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import instructjax.integrations.lm_eval  # noqa: F401  # says so if the harness is not installed
 from instructjax.errors import DataError, InstructJaxError, UsageError
+from instructjax.integrations.lm_eval_processes import refuse_to_write
+from instructjax.sharding.processes import several
 
 # After that.
 from lm_eval.tasks import TaskManager  # isort: skip
@@ -24,6 +26,7 @@ class ScoringTasks(TaskManager):
 
         Raises:
           DataError: a task or its data cannot be loaded.
+          UsageError: a task asks for responses, of several processes.
         """
         try:
             loaded = super().load(task_list)
@@ -36,7 +39,14 @@ class ScoringTasks(TaskManager):
                 f"({type(error).__name__}: {reason})",
                 remedy="check their files; data of built-in tasks come from the Hugging Face hub",
             ) from error
+        asking = [name for name, task in loaded["tasks"].items() if _asks_to_write(task)]
+        if asking and several():
+            refuse_to_write(asking[0])
         return loaded
+
+
+def _asks_to_write(task: Any) -> bool:
+    return getattr(task, "OUTPUT_TYPE", None) == "generate_until"
 
 
 def find_tasks(

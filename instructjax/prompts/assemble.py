@@ -58,9 +58,12 @@ def assemble_rows(
         ids, spans = one.ids, one.spans
         if limit is not None and length > limit:
             if options.truncation == "error":
+                response = sum(stop - start for start, stop in spans)
                 raise TooLong(
                     f"prompt and response are {length} tokens, more than {limit}",
-                    remedy="set truncation to left or middle",
+                    remedy="shorten the response"
+                    if response >= limit
+                    else "set truncation to left or middle",
                 )
             if cuttable is None:
                 cuttable = _cuttable_bytes(tokenizer, layout, prompt)

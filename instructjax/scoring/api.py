@@ -60,7 +60,7 @@ def score(
       progress: show a bar if it takes more than 2 s; by default on a terminal or in a notebook.
 
     Raises:
-      UsageError: an unknown option, no examples, or a cache of another model.
+      UsageError: an unknown option, what are no examples, or a cache of another model.
       DataError: an example has no response, or neither instruction nor input.
       PromptError: an example cannot be encoded faithfully, or is longer than `max_length`.
         Both name the example by its id or its number.

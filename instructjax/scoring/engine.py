@@ -100,9 +100,10 @@ def score_requests(
 
     What requests of a window have in common at the start is computed once. On CPU this changes no
     bit, in float32 or bfloat16: a token is computed in the same order whether its prefix is shared
-    or not. Other platforms attend over a standard row as a whole, where rounding may depend on the
-    row: within 1e-5 nats a token in float32, more in bfloat16 (engines that share prefixes in
-    bfloat16 report 0.1 nats); score in float32 where that matters.
+    or not. Only models with soft caps or experts are rounded by the length of the row, within 1e-5
+    nats a token in float32. Other platforms attend over a standard row as a whole, where rounding
+    may depend on the row in all models: within 1e-5 nats a token in float32, more in bfloat16
+    (engines that share prefixes in bfloat16 report 0.1 nats). Score in float32 where that matters.
 
     A row that several requests share is no longer than `row_memory.longest_row` allows; one that
     does not fit into the device's memory all the same is computed as shorter ones.

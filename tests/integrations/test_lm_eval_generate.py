@@ -85,6 +85,7 @@ def test_rules() -> None:
         ({"max_gen_toks": "many"}, "tokens to write are 'many'"),
         ({"max_gen_toks": 0}, "tokens to write are 0"),
         ({"until": ["a", 3]}, "until is"),
+        ({"seed": "x"}, "seed is 'x'"),
     ],
 )
 def test_what_cannot_be_done_names_the_request(

@@ -40,7 +40,9 @@ def some_kept(rows: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_a_stopped_process_does_not_hold_the_others_for_ever(start, rows, victim) -> None:
+def test_a_stopped_process_does_not_hold_the_others_for_ever(
+    start, rows, victim, record_property
+) -> None:
     """SIGSTOP: it lives, its connections stand, and it says nothing."""
     together = start(score(rows, "--lost-after", "5"), count=3, devices=1, before=SLOW)
     together.wait_for(lambda: some_kept(rows))
@@ -51,7 +53,7 @@ def test_a_stopped_process_does_not_hold_the_others_for_ever(start, rows, victim
         assert end.errors == [
             f"error: process {victim} has said nothing for 5 s: it was stopped or is cut off"
         ]
-        print(f"stopped after {end.when - stopped:.1f} s")
+        record_property("seconds", end.when - stopped)
     # Who is woken after that finds nobody.
     together.signal(victim, signal.SIGCONT)
     (end,) = together.ends(of=[victim], timeout=30)
@@ -61,7 +63,9 @@ def test_a_stopped_process_does_not_hold_the_others_for_ever(start, rows, victim
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_ends_the_others_at_once(start, rows, victim, sent) -> None:
+def test_a_killed_process_ends_the_others_at_once(
+    start, rows, victim, sent, record_property
+) -> None:
     together = start(score(rows), count=3, devices=1, before=SLOW)
     together.wait_for(lambda: some_kept(rows))
     killed = together.signal(victim, sent)
@@ -69,11 +73,11 @@ def test_a_killed_process_ends_the_others_at_once(start, rows, victim, sent) -> 
         assert end.code == 1, end
         assert end.when - killed < 10
         assert end.errors == [f"error: process {victim} is gone: its connection was closed"]
-        print(f"stopped after {end.when - killed:.1f} s")
+        record_property("seconds", end.when - killed)
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_in_python(start, rows) -> None:
+def test_a_process_that_hangs_in_python(start, rows, record_property) -> None:
     """It says that it lives, and does nothing: a lock, a file system that does not answer."""
     hang = SLOW + "from instructjax.scoring import dispatch\ncount = []\ntick = dispatch.tick\n"
     hang += "dispatch.tick = lambda: (count.append(1), tick()) "
@@ -85,24 +89,28 @@ def test_a_process_that_hangs_in_python(start, rows) -> None:
     for end in together.ends():
         assert end.code == 1, end
         assert end.when - began < 80
+        record_property("seconds", end.when - began)
         (error,) = end.errors
         assert "nothing has moved on for 6" in error and "process 1 is behind" in error
 
 
 @pytest.mark.slow
-def test_a_process_that_does_not_come(start, rows) -> None:
+def test_a_process_that_does_not_come(start, rows, record_property) -> None:
     wait = "import time; time.sleep(100)"
+    began = time.monotonic()
     together = start(score(rows, "--join-timeout", "6"), count=3, before={0: "", 1: "", 2: wait})
     for end in together.ends(of=[0, 1]):
         assert end.code == 1
         assert end.errors[0].startswith("error: process 2 of 3 did not come within 6 s")
+        assert end.when - began < 60
+        record_property("seconds", end.when - began)
     together = start(score(rows, "--join-timeout", "4"), before={0: wait, 1: ""})
     (end,) = together.ends(of=[1])
     assert end.code == 1 and "process 0 was not reached at 127.0.0.1:" in end.errors[0]
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_all(start, rows) -> None:
+def test_a_full_disk_stops_all(start, rows, record_property) -> None:
     """Process 0 writes; a limit on the size of files stands for a full disk."""
     full = SLOW + "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     full += "chunks.CHUNK_ROWS = 16\n"  # more than fits; messages do
@@ -119,6 +127,7 @@ def test_a_full_disk_stops_all(start, rows) -> None:
     assert "the scores cannot be written: File too large" in error and "rows are kept" in error
     assert second.errors == [f"error: process 0 stopped: {error.removeprefix('error: ')}"]
     assert second.when - first.when < 10
+    record_property("seconds", second.when - first.when)
     ends = start(score(rows), devices=1, before=large.replace("0.2", "0")).ends()
     assert [end.code for end in ends] == [0, 0], ends
     assert "going on after" in ends[0].err and rows.with_name("s.csv").exists()
@@ -162,7 +171,9 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(start, config, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_cannot_be_written_stops_all(start, config, tmp_path) -> None:
+def test_a_checkpoint_that_cannot_be_written_stops_all(
+    start, config, tmp_path, record_property
+) -> None:
     """The metrics fit, a checkpoint does not: first with process 1, then with process 0."""
     full = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     full += "resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))\n"
@@ -174,6 +185,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_all(start, config, tmp_path) 
             (error,) = end.errors
             assert "a checkpoint cannot be written (" in error, end
         assert abs(ends[0].when - ends[1].when) < 15
+        record_property("seconds", abs(ends[0].when - ends[1].when))
         assert not (tmp_path / "run" / "done.json").exists()
     ends = start(config, devices=1).ends()
     assert [end.code for end in ends] == [0, 0], ends

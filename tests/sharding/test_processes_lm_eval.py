@@ -67,7 +67,8 @@ def test_two_processes_give_the_results_of_one(start, tasks, tmp_path):
 
 
 def test_responses_are_for_one_process(start, tasks, tmp_path):
-    words = command(tasks, "writing", tmp_path / "out.json")
+    words = command(tasks, "choice,writing", tmp_path / "out.json")
     first, second = start(words, HF_HUB_OFFLINE="1").ends()
-    assert first.code == 2 and "which one process writes alone" in first.err
+    # Before anything is scored.
+    assert first.code == 2 and "writing asks for responses, which one process" in first.err
     assert second.code == 1 and "process 0 stopped" in second.err

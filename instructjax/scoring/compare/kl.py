@@ -62,7 +62,7 @@ def kl_divergence(
       A row for each y, with a number for each of its tokens.
 
     Raises:
-      UsageError: an unknown option, no examples, or not as many `examples_q` as examples.
+      UsageError: an unknown option, what are no examples, or not as many `examples_q` as examples.
       ModelError: the models have different vocabularies.
       DataError: the two sides have different y.
       PromptError: an example cannot be encoded faithfully.

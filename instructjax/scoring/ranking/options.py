@@ -28,7 +28,7 @@ class RankOptions:
       content_free: for "calibrated", the texts that are put in the place of z.
 
     Raises:
-      UsageError: a value that is not one of these.
+      UsageError: a value that is not one of these, or that does not count.
 
     >>> RankOptions(normalization="pmi", premise="c").describe()
     {'normalization': 'pmi', 'premise': 'c'}
@@ -52,6 +52,17 @@ class RankOptions:
             raise UsageError(
                 f"content_free is {texts!r}", remedy="give a list of at least one text"
             )
+
+        given = {
+            "premise": (premise != "none", "pmi"),
+            "content_free": (tuple(self.content_free) != CONTENT_FREE, "calibrated"),
+        }
+        for name, (chosen, needed) in given.items():
+            if chosen and self.normalization != needed:
+                raise UsageError(
+                    f"{name} does not count for the normalization {self.normalization}",
+                    remedy=f"leave it out, or normalize by {needed}",
+                )
 
     def describe(self) -> dict[str, str]:
         """What the scores of a ranking are, for its metadata."""

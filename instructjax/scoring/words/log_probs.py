@@ -119,7 +119,7 @@ def word_log_probs(
       One for each y: by example, within it by candidate.
 
     Raises:
-      UsageError: an unknown option, or no examples.
+      UsageError: an unknown option, or what are no examples.
       DataError: an example has no response.
       PromptError: an example cannot be encoded faithfully.
 

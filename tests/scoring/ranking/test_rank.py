@@ -63,6 +63,18 @@ def test_every_normalization_by_hand(tiny_model: Any, normalization: str) -> Non
     assert ("premise" in ranking.metadata) == (normalization == "pmi")
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"premise": "c"}, "premise does not count for the normalization per_byte"),
+        ({"content_free": ["zz"]}, "content_free does not count for the normalization per_byte"),
+    ],
+)
+def test_what_would_not_count_is_refused(tiny_model: Any, given: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        rank(tiny_model, EXAMPLE, normalization="per_byte", progress=False, **given)
+
+
 def test_premises(tiny_model: Any) -> None:
     own = log_probs(tiny_model, instruction=C, input=Z)
     for premise, fields in (
