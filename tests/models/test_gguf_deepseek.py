@@ -78,7 +78,7 @@ def test_one_half_alone_is_no_matrix():
     ("key", "value", "words"),
     [
         ("expert_gating_func", 1, "expert_gating_func` = 1 is not supported, only 2"),  # V2
-        ("expert_gating_func", None, "expert_gating_func` = None is not supported"),
+        ("expert_gating_func", None, "expert_gating_func`, which the file does not say, is not"),
         ("rope.scaling.yarn_log_multiplier", None, "yarn_log_multiplier` is missing"),
         ("leading_dense_block_count", 3, "must leave layers that have experts"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -109,12 +111,20 @@ def test_threads_get_the_same_requests(make_tokenizer):
         assert list(pool.map(run, examples)) == [run(example) for example in examples]
 
 
+def digest_pieces(tokenizer):
+    """SHA-256 of every token's bytes, each after its length in four bytes, the lowest first."""
+    pieces = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+    whole = b"".join(struct.pack("<I", len(piece)) + piece for piece in pieces)
+    return hashlib.sha256(whole).hexdigest()
+
+
 def test_the_description_says_how_prompts_are_made(make_tokenizer):
     tokenizer = make_tokenizer("trims", adds_bos=True)
     described = PromptEncoder(tokenizer).describe()
     assert described == {
         "tokenizer": "small",
         "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocabulary_fingerprint": digest_pieces(tokenizer),
         "template_fingerprint": tokenizer.template_fingerprint,
         "layout": "user",
         "boundary": "exact",
