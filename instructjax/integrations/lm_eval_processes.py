@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
-import numpy as np
-
 from instructjax.errors import UsageError
 from instructjax.models.model import Model
 from instructjax.prompts.request import Request
@@ -26,7 +24,7 @@ def ask(requests: Sequence[Request]) -> None:
             remedy="call `follow` here, and `release` there at the end",
         )
     if several():
-        share([[request.ids.tolist(), request.spans] for request in requests])
+        share([request.to_json() for request in requests])
 
 
 def refuse_to_write(asking: str) -> NoReturn:
@@ -46,9 +44,5 @@ def release() -> None:
 def follow(model: Model) -> None:
     """Computes its part of what process 0 asks for, until that has no more."""
     while (asked := share(None)) is not None:
-        requests = [
-            Request(ids=np.array(ids, np.int32), spans=tuple(map(tuple, spans)), num_bytes=0)
-            for ids, spans in asked
-        ]
-        for _ in score_requests(model, requests):
+        for _ in score_requests(model, map(Request.from_json, asked)):
             pass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +51,24 @@ class Request:
             place = stop
         if not self.spans:
             raise PromptError("nothing is scored", row=f"row {self.row + 1}", remedy="give a span")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, for another process.
+
+        >>> request = Request(ids=np.array([5, 6], np.int32), spans=((1, 2),), num_bytes=1)
+        >>> again = Request.from_json(request.to_json())
+        >>> again.ids.tolist(), again.spans
+        ([5, 6], ((1, 2),))
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "ids": self.ids.tolist()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Request:
+        """The request that `to_json` wrote."""
+        ids = np.array(values["ids"], np.int32)
+        spans, flags = tuple(map(tuple, values["spans"])), tuple(values["flags"])
+        return cls(**{**values, "ids": ids, "spans": spans, "flags": flags})
 
     @property
     def num_tokens(self) -> int:

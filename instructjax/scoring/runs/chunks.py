@@ -39,8 +39,8 @@ def chunk_tokens(model: Model) -> int:
     """
     if jax.default_backend() != "cpu":
         return CHUNK_TOKENS
-    size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    return max(CHUNK_TOKENS // max(size // CHUNK_PARAMS, 1), min(FEWEST_TOKENS, CHUNK_TOKENS))
+    times = max(model.config.num_params // CHUNK_PARAMS, 1)
+    return max(CHUNK_TOKENS // times, min(FEWEST_TOKENS, CHUNK_TOKENS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,6 @@ share, and what the others made comes by way of the coordinator, whatever the de
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +13,6 @@ from itertools import count, islice
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
 from instructjax.errors import InstructJaxError
 from instructjax.prompts.request import Request
@@ -84,21 +82,10 @@ def _try(encode: Callable[[Row, int], Any], row: Row, place: int) -> list[Reques
 
 
 def _pack(made: list[list[Request] | None]) -> bytes:
-    described = [one and list(map(_describe, one)) for one in made]
+    described = [one and [request.to_json() for request in one] for one in made]
     return zlib.compress(json.dumps(described).encode(), 1)
 
 
-def _describe(request: Request) -> dict[str, Any]:
-    fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    return {**fields, "ids": request.ids.tolist()}
-
-
 def _unpack(share: bytes) -> list[list[Request] | None]:
-    return [
-        one and [_make(**fields) for fields in one] for one in json.loads(zlib.decompress(share))
-    ]
-
-
-def _make(*, ids: list[int], spans: Any, flags: Any, **others: Any) -> Request:
-    ids_here, spans = np.array(ids, np.int32), tuple(map(tuple, spans))
-    return Request(ids=ids_here, spans=spans, flags=tuple(flags), **others)
+    described = json.loads(zlib.decompress(share))
+    return [one and list(map(Request.from_json, one)) for one in described]
