@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from instructjax.models.attention_tiles import capped
+from instructjax.models.attention_tiles import MASKED, capped
 from instructjax.models.linear import precision_of
 
 
@@ -72,6 +72,42 @@ def any_seen(q_block, k_block, size, ends, q_depth, k_depth, width):
     return some & (jnp.min(q_depth) - jnp.max(k_depth) < width)
 
 
-def slope_scores(weights, d_weights, delta, slope, scale):
-    d_scores = weights * (d_weights - delta) * scale
-    return d_scores if slope is None else d_scores * slope
+def start_sums(size: int, values: int):
+    """(maxima [size, 1], sums of weights [size, 1], weighted values) before the first block."""
+    top = jnp.full((size, 1), MASKED, jnp.float32)
+    return top, jnp.zeros((size, 1), jnp.float32), jnp.zeros((size, values), jnp.float32)
+
+
+def add_block(sums, q, k, v, seen, options: Options):
+    """The running softmax of queries, with one more block of keys and values."""
+    top, total, acc = sums
+    scores, _ = score_pairs(q, k, options)
+    scores = jnp.where(seen, scores, MASKED)
+    new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
+    weights = jnp.where(seen, jnp.exp(scores - new_top), 0.0)
+    keep = jnp.exp(top - new_top)
+    total = total * keep + weights.sum(-1, keepdims=True)
+    return new_top, total, acc * keep + dot(weights.astype(v.dtype), v, (1, 0))
+
+
+def finish_sums(sums):
+    """(what queries receive, log-normalizers [size, 1]); zeros for one that has seen nothing."""
+    top, total, acc = sums
+    whole = jnp.where(total == 0, 1.0, total)
+    return acc / whole, top + jnp.log(whole)
+
+
+def slope_pairs(left, right, left_values, right_values, seen, norm, delta, options: Options):
+    """(weights, slopes of the products) of rows against rows, computed again.
+
+    Args:
+      left, right: queries and keys, or keys and queries.
+      left_values, right_values: in the place of queries the slopes of what they receive, in that
+        of keys their values.
+      seen, norm, delta: of the queries, along their axis.
+    """
+    scores, slope = score_pairs(left, right, options)
+    weights = jnp.where(seen, jnp.exp(scores - norm), 0.0)
+    d_weights = dot(left_values, right_values, (1, 1))
+    d_scores = weights * (d_weights - delta) * options.scale
+    return weights, d_scores if slope is None else d_scores * slope

@@ -16,15 +16,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from instructjax.models.attention_tiles import MASKED
 from instructjax.models.flash_blocks import (
     Marks,
     Options,
+    add_block,
     any_seen,
     dot,
+    finish_sums,
     mask_pairs,
-    score_pairs,
-    slope_scores,
+    slope_pairs,
+    start_sums,
 )
 
 # Features of the widest head, and bytes of a block of them: beyond, registers and shared memory
@@ -69,27 +70,16 @@ def _forward_kernel(width, q, k, v, ends, depth, out, norm, *, size: int, option
         here = _at(j, size)
         marks = ends[0, 0, here][None], q_depth, depth[0, 0, here][None], window
 
-        def add(top, total, acc):
-            scores, _ = score_pairs(rows, k[0, 0, here], options)
+        def add(sums):
             seen = mask_pairs(i, j, size, *marks)
-            scores = jnp.where(seen, scores, MASKED)
-            new_top = jnp.maximum(top, scores.max(-1))
-            weights = jnp.where(seen, jnp.exp(scores - new_top[:, None]), 0.0)
-            keep = jnp.exp(top - new_top)
-            values = dot(weights.astype(v.dtype), v[0, 0, here], (1, 0))
-            return new_top, total * keep + weights.sum(-1), acc * keep[:, None] + values
+            return add_block(sums, rows, k[0, 0, here], v[0, 0, here], seen, options)
 
-        return lax.cond(any_seen(i, j, size, *marks), add, lambda *x: x, *running)
+        return lax.cond(any_seen(i, j, size, *marks), add, lambda x: x, running)
 
-    start = (
-        jnp.full((size,), MASKED, jnp.float32),
-        jnp.zeros((size,), jnp.float32),
-        jnp.zeros((size, v.shape[-1]), jnp.float32),
-    )
-    top, total, acc = lax.fori_loop(0, i + 1, visit, start)
-    whole = jnp.where(total == 0, 1.0, total)
-    out[0, 0] = (acc / whole[:, None]).astype(out.dtype)
-    norm[0, 0] = top + jnp.log(whole)
+    sums = lax.fori_loop(0, i + 1, visit, start_sums(size, v.shape[-1]))
+    received, norms = finish_sums(sums)
+    out[0, 0] = received.astype(out.dtype)
+    norm[0, 0] = norms.reshape(size)
 
 
 def _queries_kernel(
@@ -107,11 +97,9 @@ def _queries_kernel(
 
         def add(acc):
             keys = k[0, 0, here]
-            scores, slope = score_pairs(rows, keys, options)
             seen = mask_pairs(i, j, size, *marks)
-            weights = jnp.where(seen, jnp.exp(scores - norms), 0.0)
-            d_weights = dot(slopes, v[0, 0, here], (1, 1))
-            d_scores = slope_scores(weights, d_weights, deltas, slope, options.scale)
+            pairs = rows, keys, slopes, v[0, 0, here]
+            _, d_scores = slope_pairs(*pairs, seen, norms, deltas, options)
             return acc + dot(d_scores.astype(keys.dtype), keys, (1, 0))
 
         return lax.cond(any_seen(i, j, size, *marks), add, lambda x: x, acc)
@@ -138,13 +126,11 @@ def _keys_kernel(
 
         def add(k_acc, v_acc):
             rows, slopes = q[0, head, here], g[0, head, here]
-            scores, slope = score_pairs(keys, rows, options)
             seen = mask_pairs(i, j, size, *marks, keys_first=True)
-            weights = jnp.where(seen, jnp.exp(scores - norm[0, head, here][None]), 0.0)
+            of_queries = norm[0, head, here][None], delta[0, head, here][None]
+            pairs = keys, rows, values, slopes
+            weights, d_scores = slope_pairs(*pairs, seen, *of_queries, options)
             v_acc += dot(weights.astype(slopes.dtype), slopes, (1, 0))
-            d_weights = dot(values, slopes, (1, 1))
-            deltas = delta[0, head, here][None]
-            d_scores = slope_scores(weights, d_weights, deltas, slope, options.scale)
             return k_acc + dot(d_scores.astype(rows.dtype), rows, (1, 0)), v_acc
 
         return lax.cond(any_seen(i, j, size, *marks), add, lambda *x: x, *sums)

@@ -17,15 +17,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from instructjax.models.attention_tiles import MASKED
 from instructjax.models.flash_blocks import (
     Marks,
     Options,
+    add_block,
     any_seen,
     dot,
+    finish_sums,
     mask_pairs,
-    score_pairs,
-    slope_scores,
+    slope_pairs,
+    start_sums,
 )
 
 _BLOCKS = (512, 256, 128)
@@ -102,27 +103,18 @@ def _forward_kernel(width, q, k, v, ends, q_depth, k_depth, out, norm, top, tota
 
     @pl.when(j == 0)
     def _():
-        top[...] = jnp.full(top.shape, MASKED, jnp.float32)
-        total[...] = jnp.zeros(total.shape, jnp.float32)
-        acc[...] = jnp.zeros(acc.shape, jnp.float32)
+        top[...], total[...], acc[...] = start_sums(*acc.shape)
 
     @pl.when(any_seen(i, j, size, *marks))
     def _():
-        scores, _ = score_pairs(q[0, 0], k[0, 0], options)
+        sums = top[...], total[...], acc[...]
         seen = mask_pairs(i, j, size, *marks)
-        scores = jnp.where(seen, scores, MASKED)
-        new_top = jnp.maximum(top[...], scores.max(-1, keepdims=True))
-        weights = jnp.where(seen, jnp.exp(scores - new_top), 0)
-        keep = jnp.exp(top[...] - new_top)
-        total[...] = total[...] * keep + weights.sum(-1, keepdims=True)
-        acc[...] = acc[...] * keep + dot(weights.astype(v.dtype), v[0, 0], (1, 0))
-        top[...] = new_top
+        top[...], total[...], acc[...] = add_block(sums, q[0, 0], k[0, 0], v[0, 0], seen, options)
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _():
-        whole = jnp.where(total[...] == 0, 1, total[...])
-        out[0, 0] = (acc[...] / whole).astype(out.dtype)
-        norm[0, 0] = top[...] + jnp.log(whole)
+        received, norm[0, 0] = finish_sums((top[...], total[...], acc[...]))
+        out[0, 0] = received.astype(out.dtype)
 
 
 def _queries_kernel(
@@ -138,10 +130,9 @@ def _queries_kernel(
 
     @pl.when(any_seen(i, j, size, *marks))
     def _():
-        scores, slope = score_pairs(q[0, 0], k[0, 0], options)
-        weights = jnp.where(mask_pairs(i, j, size, *marks), jnp.exp(scores - norm[0, 0]), 0)
-        d_weights = dot(g[0, 0], v[0, 0], (1, 1))
-        d_scores = slope_scores(weights, d_weights, delta[0, 0], slope, options.scale)
+        seen = mask_pairs(i, j, size, *marks)
+        pairs = q[0, 0], k[0, 0], g[0, 0], v[0, 0]
+        _, d_scores = slope_pairs(*pairs, seen, norm[0, 0], delta[0, 0], options)
         acc[...] += dot(d_scores.astype(k.dtype), k[0, 0], (1, 0))
 
     @pl.when(j == pl.num_programs(3) - 1)
@@ -165,12 +156,10 @@ def _keys_kernel(
 
     @pl.when(any_seen(i, j, size, *marks))
     def _():
-        scores, slope = score_pairs(k[0, 0], q[0, 0], options)
         seen = mask_pairs(i, j, size, *marks, keys_first=True)
-        weights = jnp.where(seen, jnp.exp(scores - norm[0, 0]), 0)
+        pairs = k[0, 0], q[0, 0], v[0, 0], g[0, 0]
+        weights, d_scores = slope_pairs(*pairs, seen, norm[0, 0], delta[0, 0], options)
         v_acc[...] += dot(weights.astype(g.dtype), g[0, 0], (1, 0))
-        d_weights = dot(v[0, 0], g[0, 0], (1, 1))
-        d_scores = slope_scores(weights, d_weights, delta[0, 0], slope, options.scale)
         k_acc[...] += dot(d_scores.astype(q.dtype), q[0, 0], (1, 0))
 
     @pl.when(step == pl.num_programs(3) - 1)
