@@ -184,19 +184,15 @@ def _run(
     cache: ScoreCache | None,
 ) -> tuple[Headway, Work]:
     """Does what is not done yet; a thread writes each chunk while the next one is scored."""
-    checked = False
 
     def encode(row: Example | Reject, place: int) -> list[Request] | Reject:
-        nonlocal checked
         if isinstance(row, Reject):
             return row
         try:
             return job.encode(row, place)
         except (DataError, PromptError) as error:
-            if not checked and row.prompt_ids is None:
-                # What no text could pass, such as a missing chat template, is no fault of the row.
+            if row.prompt_ids is None:
                 encoder.check()
-                checked = True
             return make_reject(row, error)
 
     def write(chunk: Any) -> None:

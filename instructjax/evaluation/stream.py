@@ -89,14 +89,6 @@ def evaluate_chunks(
     writes = plan.reads_text and predictions is None
     headway = Headway() if headway is None else headway
     failed: dict[int, Failure] = {}
-    checked = False
-
-    def check_encoder(example: Example) -> None:
-        # What no text could pass, such as a missing chat template, is no fault of the row.
-        nonlocal checked
-        if not checked and encoder is not None and example.prompt_ids is None:
-            encoder.check()
-            checked = True
 
     def encode(example: Example | Reject, row: int) -> list[Request] | Reject | Failure:
         if isinstance(example, Reject):
@@ -110,7 +102,8 @@ def evaluate_chunks(
             if model is not None and encoder is not None:
                 return encode_example(model, encoder, example, row, plan)
         except (DataError, PromptError) as error:
-            check_encoder(example)
+            if encoder is not None and example.prompt_ids is None:
+                encoder.check()
             failed[row] = Failure(example=example, error=error)
         return []
 

@@ -84,22 +84,18 @@ def read_sequences(
     """
     rows: list[WeightedIds] = []
     cells: list[str] = []
-    checked = False
     count = 0
     fields = parse_fields(options.field)
 
     def encode(row: Example | Reject, number: int) -> list[Request] | Reject:
-        nonlocal checked
         if isinstance(row, Reject):
             return row
         try:
             chosen = options.references == "first" or row.answer is not None
             return encoder.encode(choose_output(row) if chosen else row, row=number)
         except (DataError, PromptError) as error:
-            if not checked and row.prompt_ids is None:
-                # What no text could pass, such as a missing chat template, is no row's fault.
+            if row.prompt_ids is None:
                 encoder.check()
-                checked = True
             return make_reject(row, _in_rows(error))
 
     examples = read_examples(path, format=options.format, fields=fields)
