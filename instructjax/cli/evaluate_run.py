@@ -98,7 +98,8 @@ class Run:
     def describe_inputs(self) -> dict[str, str]:
         """What else the rows of the table depend on."""
         fields = sorted(self.fields.items())
-        files = [*find_files(self.options.data), *self.options.predictions]
+        sources = [metric.source for metric in self.plan.metrics if metric.source is not None]
+        files = [*find_files(self.options.data), *self.options.predictions, *sources]
         return {
             "format": self.options.format or "detected",
             "field": ", ".join(f"{name}={column}" for name, column in fields) or "none",
@@ -170,7 +171,10 @@ def _check(options: Evaluate) -> Run:
         keep_predictions=options.keep_predictions,
     )
     PromptOptions(**options.prompt_options())
-    specs = name_specs(options.model or (DEFAULT_MODEL,))
+    if options.predictions and not options.model and not plan.reads_scores:
+        specs = name_files(options.predictions)
+    else:
+        specs = name_specs(options.model or (DEFAULT_MODEL,))
     if options.predictions and not plan.reads_text:
         raise UsageError("--predictions are for metrics of text", remedy="leave them out")
     if options.predictions and len(options.predictions) != len(specs):
@@ -202,6 +206,23 @@ def name_specs(specs: tuple[str, ...]) -> dict[str, str]:
     if len(set(specs)) < len(specs):
         raise UsageError(f"--model {', '.join(specs)}", remedy="give each model once")
     return dict(zip(short if len(set(short)) == len(short) else specs, specs, strict=True))
+
+
+def name_files(files: tuple[Path, ...]) -> dict[str, str]:
+    """Files of predictions by the names that the table has where no model is given.
+
+    Raises:
+      UsageError: a file that comes twice.
+
+    >>> list(name_files((Path("runs/a.jsonl"), Path("runs/b.jsonl"))))
+    ['a', 'b']
+    """
+    short, whole = [file.stem for file in files], [str(file) for file in files]
+    if len(set(whole)) < len(whole):
+        raise UsageError(
+            f"--predictions {', '.join(whole)}", remedy="give each file once, or name its --model"
+        )
+    return dict(zip(short if len(set(short)) == len(short) else whole, whole, strict=True))
 
 
 def _name(spec: str) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from instructjax.data.example import Example
@@ -56,11 +57,15 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric: its name as it is asked for, what it reads, and a pure function of a case."""
+    """A metric: its name as it is asked for, what it reads, and a pure function of a case.
+
+    One of the user's own comes from a file, `source`.
+    """
 
     name: str
     reads: Literal["scores", "text"]
     measure: Callable[[Case], list[Value]]
+    source: Path | None = None
 
 
 def measure_log_prob(case: Case, *, per_token: bool = False) -> list[Value]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from instructjax.errors import DataError, InstructJaxError, UsageError
@@ -53,7 +55,8 @@ def load_metric(spec: str) -> Metric:
             f"there is no function {name!r} in {module_name} ({getattr(module, '__file__', '')})",
             remedy="write MODULE:FUNCTION",
         )
-    return make_metric(function, spec)
+    file = getattr(module, "__file__", None)
+    return dataclasses.replace(make_metric(function, spec), source=Path(file) if file else None)
 
 
 def make_metric(function: Callable[..., Any], name: str) -> Metric:

@@ -33,7 +33,7 @@ class StepBatch:
         jax arrays of which each process has made its own rows.
       plan: indices of the sequences in each row.
       num_tokens: positions that hold a token.
-      num_response_tokens: tokens that are learned.
+      num_response_tokens: tokens that are learned as a response.
     """
 
     batch: SftBatch
@@ -114,7 +114,7 @@ class Batches:
             batch=self._own(plan),
             plan=plan,
             num_tokens=int(self._sizes[members].sum()),
-            num_response_tokens=sum(self._sequences[index].nonzero for index in members),
+            num_response_tokens=int(self._sequences.responses[members].sum()),
         )
 
     def _own(self, plan: Plan) -> SftBatch:

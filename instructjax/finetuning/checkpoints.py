@@ -39,6 +39,8 @@ class Checkpoints:
     def __init__(self, folder: Path, *, newest: int = 2, every: int | None = None) -> None:
         # Failures are raised here; the library tells of each several times over as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = _tell_but_of_closed_loops
         self._folder = folder.resolve()
         rules: list[keep.PreservationPolicy] = [
             keep.LatestN(newest),
@@ -174,6 +176,12 @@ class Checkpoints:
                 file=self._folder,
                 remedy="make space and run the same command again; it goes on from the last one",
             ) from error
+
+
+def _tell_but_of_closed_loops(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Writes that a save has failed have nobody left to tell, and each says so with a traceback."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _make_barrier() -> Callable[..., None] | None:

@@ -171,8 +171,9 @@ class FinetuneConfig(RunOptions, TrainOptions, DataOptions):
 _AT_LEAST_ONE = ("row_length", "rows", "micro_batches", "lora_rank", "eval_every", "keep")
 _AT_LEAST_ONE += ("checkpoint_every", "steps", "patience", "keep_every")
 _NOT_NEGATIVE = ("prompt_loss_weight", "warmup_steps", "weight_decay", "seed")
-_POSITIVE = ("epochs", "learning_rate", "clip_norm")
+_POSITIVE = ("epochs", "learning_rate", "clip_norm", "epsilon", "lora_alpha")
 _SHARES = ("final_share", "decay_share")
+_BETAS = ("beta1", "beta2")
 
 
 def check_config(config: FinetuneConfig) -> None:
@@ -186,6 +187,7 @@ def check_config(config: FinetuneConfig) -> None:
         (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
         (_POSITIVE, lambda x: x > 0, "more than 0"),
         (_SHARES, lambda x: 0 <= x <= 1, "from 0 to 1"),
+        (_BETAS, lambda x: 0 <= x < 1, "from 0 up, below 1"),
     ):
         for name in names:
             value = getattr(config, name)
@@ -193,8 +195,14 @@ def check_config(config: FinetuneConfig) -> None:
                 raise UsageError(f"{name} is {value}", remedy=f"give a number, {rule}")
     if not config.data:
         raise UsageError("there is no data", remedy="give `data`, one or several files")
+    if config.steps is not None and 0 < config.steps <= config.warmup_steps:
+        raise UsageError(
+            f"warmup_steps is {config.warmup_steps}, and the run has {config.steps} steps",
+            remedy="give fewer",
+        )
     weights = config.data_weights
-    if weights and (len(weights) != len(config.data) or min(weights) <= 0):
+    in_range = all(math.isfinite(weight) and weight > 0 for weight in weights)
+    if weights and (len(weights) != len(config.data) or not in_range):
         raise UsageError(
             f"{len(weights)} data_weights for {len(config.data)} data sets",
             remedy="give one number, more than 0, a data set",

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
@@ -202,7 +204,7 @@ class _Run:
             raise InstructJaxError(
                 f"the held-out log-probability is not finite after step {self._step:,}",
                 file=self._config.out,
-                remedy="lower the learning rate",
+                remedy="give another --out and a lower learning rate",
             )
         self._headway = self._headway.look(self._step, held_out)
         return dataclasses.replace(report, held_out=held_out)
@@ -216,6 +218,12 @@ class _Run:
         return early or self._step >= self._prepared.steps
 
     def _save(self, report: StepReport | None) -> None:
+        if _count_not_finite(self._state.trainable):
+            raise InstructJaxError(
+                f"a parameter is not finite after step {self._step:,}; nothing of it is kept",
+                file=self._config.out,
+                remedy="give another --out and a lower learning rate, or another optimizer",
+            )
         value = report.held_out.total().per_token if report and report.held_out else None
         self._checkpoints.save(self._state, self._headway.to_json(), log_prob=value)
 
@@ -233,8 +241,8 @@ class _Run:
             f"the loss of step {report.step:,} is {report.loss} and its gradient's norm "
             f"{report.grad_norm}; the parameters are those before it",
             file=path,
-            remedy="this file holds the batch and names its rows: lower the learning rate, or look "
-            "for what is special in them",
+            remedy="this file holds the batch and names its rows: look for what is special in "
+            "them, or give another --out and a lower learning rate",
         )
 
     def _write_out(self, made: StepBatch, path: Path) -> None:
@@ -270,4 +278,11 @@ def _before(steps: int) -> StepReport:
         num_tokens=0,
         seconds=0.0,
         waited=0.0,
+    )
+
+
+@jax.jit
+def _count_not_finite(params: Any) -> jax.Array:
+    return sum(
+        (jnp.sum(~jnp.isfinite(x)) for x in jax.tree.leaves(params)), jnp.zeros((), jnp.int32)
     )

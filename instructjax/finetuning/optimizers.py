@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from instructjax.errors import UsageError
@@ -98,7 +99,10 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> Optimizer:
     """
     schedule = make_schedule(config, num_steps)
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    chain = optax.chain(*parts, _find_optimizer(config, schedule))
+    parts.append(_find_optimizer(config, schedule))
+    if config.weight_decay:
+        parts.append(_decay(config, schedule))
+    chain = optax.chain(*parts)
     return Optimizer(chain.init, chain.update, schedule)
 
 
@@ -111,35 +115,58 @@ def _find_optimizer(config: OptimizerConfig, schedule) -> optax.GradientTransfor
             remedy="adamw, adafactor, lion, muon, sgd, ...",
         )
 
-    def decayed(params: Any) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, _: not matches(name_param(path), config.no_decay), params
-        )
-
     options: dict[str, Any] = {"learning_rate": schedule}
     wanted = {
         ("b1", "adam_b1"): config.beta1,
         ("b2", "adam_b2"): config.beta2,
         ("eps",): config.epsilon,
-        ("weight_decay", "weight_decay_rate"): config.weight_decay or None,
     }
     for names, value in wanted.items():
         found = [name for name in names if name in parameters]
         if value is not None and not found:
             raise UsageError(f"{config.name} has no {names[0]}", remedy="leave it unset")
         options |= {name: value for name in found if value is not None}
-    if config.name in ("adamw", "lion"):
-        options.setdefault("weight_decay", 0.0)  # theirs is not zero by default
-    for mask in ("mask", "weight_decay_mask"):
-        if mask in parameters:
-            options[mask] = decayed
+    if "weight_decay" in parameters:
+        options["weight_decay"] = 0.0  # see `_decay`; theirs is not zero by default
     if config.name == "muon":
-        options |= {
-            "adam_weight_decay": config.weight_decay,
-            "muon_weight_dimension_numbers": _find_matrices,
-        }
-    made: Any = make(**options)
+        options["muon_weight_dimension_numbers"] = _find_matrices
+    try:
+        made: Any = make(**options)
+        trial = {"embed": jnp.zeros((2, 2))}
+        jax.eval_shape(lambda x: made.update(x, made.init(x), x), trial)
+    except (TypeError, ValueError, KeyError) as error:
+        raise _not_usable(config.name, "it needs more than gradients and parameters") from error
+    if config.name.startswith("schedule_free"):
+        raise _not_usable(config.name, "what it evaluates is not what it trains")
     return _layer_by_layer(made) if config.name == "adafactor" else made
+
+
+def _not_usable(name: str, reason: str) -> UsageError:
+    return UsageError(
+        f"the optimizer {name} cannot be used here: {reason}",
+        remedy="adamw, adafactor, lion, muon, sgd, ...",
+    )
+
+
+def _decay(config: OptimizerConfig, schedule) -> optax.GradientTransformation:
+    """Takes learning rate times `weight_decay` off parameters, whatever made the update.
+
+    Decoupled as in AdamW (Loshchilov & Hutter 2019), which optax's optimizers do each in its way:
+    Adafactor's does not heed the learning rate, others know no mask.
+    """
+
+    def update(updates, state, params):
+        share = schedule(state.count) * config.weight_decay
+
+        def one(path, step, param):
+            decays = not matches(name_param(path), config.no_decay)
+            return step - share * param if decays else step
+
+        made = jax.tree.map_with_path(one, updates, params)
+        return made, optax.ScaleByScheduleState(count=state.count + 1)
+
+    zero = jnp.zeros([], jnp.int32)
+    return optax.GradientTransformation(lambda _: optax.ScaleByScheduleState(count=zero), update)
 
 
 def _find_matrices(params: Any) -> Any:

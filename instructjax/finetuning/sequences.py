@@ -29,6 +29,7 @@ class Sequences:
     Attributes:
       ids, weights: of all tokens; see `WeightedIds`.
       starts: where each sequence begins, and at last where all end.
+      responses: how many tokens of each are learned as a response.
       places: file and row of each.
       cells: what each is grouped by, "" for nothing.
     """
@@ -36,6 +37,7 @@ class Sequences:
     ids: Int[np.ndarray, " tokens"]
     weights: Float[np.ndarray, " tokens"]
     starts: Int[np.ndarray, " starts"]
+    responses: Int[np.ndarray, " N"]
     places: tuple[str, ...]
     cells: tuple[str, ...]
 
@@ -53,8 +55,8 @@ class Sequences:
 
     @property
     def num_response_tokens(self) -> int:
-        """Tokens that are learned."""
-        return int(np.count_nonzero(self.weights))
+        """Tokens that are learned as a response; those of prompts may have a weight as well."""
+        return int(self.responses.sum())
 
 
 class NothingUsable(DataError):
@@ -84,6 +86,7 @@ def read_sequences(
     """
     rows: list[WeightedIds] = []
     cells: list[str] = []
+    responses: list[int] = []
     count = 0
     fields = parse_fields(options.field)
 
@@ -105,6 +108,7 @@ def read_sequences(
             reject(made)
             continue
         rows += [_weigh(row, request, prompt_loss_weight) for request in made]
+        responses += [sum(stop - start for start, stop in request.spans) for request in made]
         cell = "" if options.cell == "none" else getattr(row, options.cell) or ""
         cells += [cell] * len(made)
     if not rows:
@@ -114,6 +118,7 @@ def read_sequences(
         ids=np.concatenate([row.ids for row in rows]).astype(np.int32),
         weights=np.concatenate([row.weights for row in rows]).astype(np.float32),
         starts=np.cumsum(sizes),
+        responses=np.array(responses, np.int64),
         places=tuple(row.row for row in rows),
         cells=tuple(cells),
     )
@@ -139,6 +144,7 @@ def join_sequences(parts: list[Sequences]) -> Sequences:
         ids=np.concatenate([part.ids for part in parts]),
         weights=np.concatenate([part.weights for part in parts]),
         starts=np.concatenate([*starts, offsets[-1:]]),
+        responses=np.concatenate([part.responses for part in parts]),
         places=tuple(place for part in parts for place in part.places),
         cells=tuple(cell for part in parts for cell in part.cells),
     )

@@ -13,6 +13,7 @@ from instructjax.data.example import Example
 from instructjax.errors import UsageError
 from instructjax.models.model import Model
 from instructjax.sampling.responses import key_of
+from instructjax.sampling.rules import LEAST, is_temperature
 from instructjax.scoring.api import score
 
 
@@ -58,11 +59,13 @@ def choose(
       layout, include_eos: see `score`.
 
     Raises:
-      UsageError: a temperature below 0.
+      UsageError: a temperature that is neither 0 nor at least `LEAST`.
       DataError, PromptError: an example cannot be scored; they name it.
     """
-    if isinstance(temperature, bool) or not temperature >= 0:
-        raise UsageError(f"temperature is {temperature!r}", remedy="give a number from 0 up")
+    if not is_temperature(temperature):
+        raise UsageError(
+            f"temperature is {temperature!r}", remedy=f"give 0, or a number from {LEAST} up"
+        )
     examples = [examples] if isinstance(examples, Example) else list(examples)
     scores = score(model, examples, layout=layout, include_eos=include_eos)
     choices, start = [], 0

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from instructjax.errors import UsageError
 
+# What logits may be divided by: with less, they overflow.
+LEAST = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingRules:
@@ -38,15 +41,15 @@ class SamplingRules:
     def __post_init__(self) -> None:
         whole = isinstance(self.top_k, int) and not isinstance(self.top_k, bool)
         good = {
-            "repetition_penalty": _in_range(self.repetition_penalty, 0.0, math.inf, low=False),
-            "temperature": _in_range(self.temperature, 0.0, math.inf),
+            "repetition_penalty": _in_range(self.repetition_penalty, LEAST, math.inf),
+            "temperature": is_temperature(self.temperature),
             "top_k": whole and self.top_k >= 0,
             "top_p": _in_range(self.top_p, 0.0, 1.0, low=False, high=True),
             "min_p": _in_range(self.min_p, 0.0, 1.0, high=True),
         }
         remedies = {
-            "repetition_penalty": "a number above 0, 1 for none",
-            "temperature": "a number from 0 (greedy) up",
+            "repetition_penalty": f"a number from {LEAST} up, 1 for none",
+            "temperature": f"0 (greedy), or a number from {LEAST} up",
             "top_k": "a whole number, 0 for all tokens",
             "top_p": "a number above 0, at most 1",
             "min_p": "a number from 0 to 1",
@@ -66,6 +69,11 @@ class SamplingRules:
         """The rules as text by name."""
         names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
         return {name: str(getattr(self, name)) for name in names}
+
+
+def is_temperature(value: object) -> bool:
+    """0, or large enough to divide logits by."""
+    return _in_range(value, LEAST, math.inf) or (_in_range(value, 0.0, LEAST) and value == 0)
 
 
 def _in_range(

@@ -111,6 +111,10 @@ def test_samples_files_need_no_model(
     columns = read_evaluation(out)
     np.testing.assert_array_equal(columns["value"], [1, 1, 1, np.nan, np.nan, np.nan])
     assert columns["status"].tolist() == ["ok", "samples=2", "ok", *["no_prediction"] * 3]
+    # Without a model, the table names what was read.
+    args = ("--data", data, "--predictions", file, "--metrics", "exact_match")
+    assert run(*args, "--out", tmp_path / "s.csv") == 0
+    assert set(read_evaluation(tmp_path / "s.csv")["model"]) == {"s"}
     # Without any that fits, there is nothing to tell.
     strange = write(tmp_path / "x.jsonl", [{"id": "z", "output": "1"}])
     args = ("--model", TIED, "--data", data, "--predictions", strange)
@@ -217,6 +221,19 @@ def test_the_file_of_ifeval_as_it_is(run: Run, tmp_path: Path) -> None:
     assert run("--model", TIED, "--data", data, "--metrics", "ifeval", "--out", out) == 0
     columns = read_evaluation(out)
     assert set(columns["id"]) == {"1000"} and columns["value"].tolist() == [1.0] * 4
+
+
+def test_a_metric_changed_between_two_runs_is_not_the_same(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "own_metric_of_test.py"
+    source.write_text("def m(prediction, references, example):\n    return 1.0\n")
+    data, plan = write(tmp_path / "d.jsonl", ROWS), "own_metric_of_test:m"
+    options = evaluate_run.Evaluate(data=data, metrics=plan, out=tmp_path / "r.csv")
+    first = evaluate_run._check(options).describe_inputs()
+    source.write_text("def m(prediction, references, example):\n    return -1.0\n")
+    assert evaluate_run._check(options).describe_inputs() != first
 
 
 @pytest.mark.parametrize(

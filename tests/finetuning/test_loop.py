@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from instructjax.data import Example, read_examples
 from instructjax.errors import DataError, InstructJaxError, UsageError
-from instructjax.finetuning import prepare
+from instructjax.finetuning import checkpoints, prepare
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.config_file import read_config
 from instructjax.finetuning.loop import finetune
@@ -248,6 +248,35 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         rows = json.loads(stored.metadata()["rows"])
     assert len(rows) == 2 and all("rows.jsonl, line " in place for row in rows for place in row)
     assert [row["step"] for row in read_metrics(run_config)] == [1, 2]
+
+
+def test_parameters_that_are_not_finite_are_not_kept(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = prepare.make_optimizer
+
+    def make_bad(*args: Any) -> Any:
+        made = make(*args)
+
+        def update(grads: Any, state: Any, params: Any) -> Any:
+            updates, state = made.update(grads, state, params)
+            return jax.tree.map(lambda x: x * np.nan, updates), state
+
+        return made._replace(update=update)
+
+    monkeypatch.setattr(prepare, "make_optimizer", make_bad)
+    run_config = config(steps=1)
+    with pytest.raises(InstructJaxError, match="a parameter is not finite after step 1"):
+        run(run_config)
+    assert not (run_config.out / "model").exists()
+    assert not any((run_config.out / "checkpoints").iterdir())
+
+
+def test_callbacks_of_a_failed_save_are_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("Event loop is closed", "something else"):
+        error = RuntimeError(text)
+        checkpoints._tell_but_of_closed_loops(RuntimeError, error, None)
+    assert capsys.readouterr().err == "RuntimeError: something else\n"
 
 
 def test_data_without_a_row_to_use(config: Config, tmp_path: Path) -> None:

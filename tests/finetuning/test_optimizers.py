@@ -118,5 +118,28 @@ def test_unknown_names_and_options_are_refused():
         make_optimizer(OptimizerConfig(name="adamww"), 3)
     with pytest.raises(UsageError, match="no optimizer called 'chain'"):
         make_optimizer(OptimizerConfig(name="chain"), 3)
-    with pytest.raises(UsageError, match="sgd has no weight_decay"):
-        make_optimizer(OptimizerConfig(name="sgd", weight_decay=0.1), 3)
+    with pytest.raises(UsageError, match="sgd has no b1"):
+        make_optimizer(OptimizerConfig(name="sgd", beta1=0.1), 3)
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "sophia", "schedule_free_adamw"])
+def test_what_cannot_train_here_is_refused(name):
+    with pytest.raises(UsageError, match=f"{name} cannot be used here"):
+        make_optimizer(OptimizerConfig(name=name), 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw", "adafactor", "lion", "muon", "sgd", "nadamw", "adamaxw", "adabelief"]
+)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_decay_is_rate_times_share_for_every_optimizer(name, share, params, grads):
+    """Without a gradient nothing else moves a parameter."""
+    config = OptimizerConfig(
+        name=name, learning_rate=0.01, schedule="constant", weight_decay=share, clip_norm=None
+    )
+    nothing = jax.tree.map(jnp.zeros_like, grads)
+    found, before = each(move(config, params, nothing)), each(params)
+    for key, old in before.items():
+        spared = "norm" in key or key.startswith(("embed", "lm_head"))
+        left = 1.0 if spared else 1 - 0.01 * share
+        np.testing.assert_allclose(found[key], left * old, rtol=1e-6, atol=1e-7, err_msg=key)

@@ -119,6 +119,7 @@ def test_the_prompt_may_count_a_little(tmp_path: Path, tiny_model: Any) -> None:
     found, _ = read(tiny_model, file, prompt_loss_weight=0.25)
     weights = found[0].weights.tolist()
     assert weights == [0.0, *[0.25] * (len(weights) - 3), 1.0, 1.0]
+    assert found.num_response_tokens == 2
 
 
 def test_joined_data_sets_keep_their_sequences(tmp_path: Path, tiny_model: Any) -> None:

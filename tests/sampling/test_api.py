@@ -123,6 +123,8 @@ def test_wrong_calls(tiny_model: Any) -> None:
         {"max_new_tokens": 0},
         {"num_samples": True},
         {"temperature": -0.1},
+        {"temperature": 1e-40},
+        {"repetition_penalty": 1e-40},
     ]
     for wrong in calls:
         with pytest.raises(ij.UsageError, match=next(iter(wrong))):
