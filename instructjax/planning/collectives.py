@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from instructjax.errors import InstructJaxError
 from instructjax.planning.hlo import (
     Computation,
     Expect,
@@ -77,18 +78,25 @@ def find_collectives(
 def collect(
     computations: Mapping[str, Computation], runs: Mapping[str, float], mesh: Mapping[str, int]
 ) -> list[Collective]:
-    """As `find_collectives`, of a parsed program. The largest traffic first."""
+    """As `find_collectives`, of a parsed program. The largest traffic first.
+
+    Raises:
+      InstructJaxError: a collective is in a computation that nothing is seen to call.
+    """
     found: dict[tuple, float] = {}
     chains: set[tuple[str, str]] = set()
     for name, computation in computations.items():
-        if not runs.get(name):
-            continue
         for step in computation.values():
             kind = step.kind.removesuffix("-start")
             if kind == "all-reduce" and "all-reduce-scatter" in name:
                 kind = "reduce-scatter"  # as TPUs spell it: a fusion that keeps one part
             if kind not in KINDS or step.kind.endswith("-done"):
                 continue
+            if name not in runs:
+                raise InstructJaxError(
+                    f"the compiled program has {step.kind} in {name}, which nothing known calls",
+                    remedy="--compile 0 estimates what devices say",
+                )
             chain = re.search(r'chain_id="(\w+)"', step.rest)
             channel = re.search(r"channel_id=(\d+)", step.rest)
             if chain and channel:

@@ -35,9 +35,9 @@ _BYTES = {
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _CALLS = re.compile(
-    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+    r"\b(?:calls|to_apply|body|condition|select|scatter|\w+_computations?)="
+    r"(?:%?([\w.\-]+)|\{([^}]*)\})"
 )
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ def count_runs(
       computations, entry: of `parse_hlo`.
       expect: how often the body of a loop runs whose bound is data.
 
-    Branches of a conditional count as if each ran.
+    Branches of a conditional count as if each ran; what is applied to each element, once.
     """
     runs: dict[str, float] = defaultdict(float)
 
@@ -167,12 +167,9 @@ def count_runs(
         runs[name] += times
         computation = computations.get(name, {})
         for step in computation.values():
-            inner = [each for each in _CALLS.findall(step.rest) if each in computations]
-            for branches in _BRANCHES.findall(step.rest):
-                inner += [b.strip().lstrip("%") for b in branches.split(",")]
+            inner = [each for each in _called(step) if each in computations]
             if step.kind != "while":
-                # what a reduction applies to each element moves no data of its own
-                for each in inner if step.kind in _CALLERS else ():
+                for each in inner:
                     visit(each, times, within, layers)
                 continue
             bound = find_bound(computations, computation, step)
@@ -192,7 +189,10 @@ def count_runs(
     return dict(runs)
 
 
-_CALLERS = ("fusion", "call", "conditional", "async-start", "custom-call")
+def _called(step: Instruction) -> list[str]:
+    """Names of all computations that an instruction calls, whatever its kind."""
+    found = [one or many for one, many in _CALLS.findall(step.rest)]
+    return [name.strip().lstrip("%") for names in found for name in names.split(",")]
 
 
 def find_bound(

@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from instructjax.errors import InstructJaxError
 from instructjax.planning.collectives import Collective, find_collectives
 from instructjax.planning.hlo import Loop, array_bytes, count_runs, parse_hlo
 
@@ -97,6 +98,47 @@ def test_as_tpus_spell_them():
     permute = found["collective-permute"]
     assert (permute.axes, permute.group, permute.num_bytes) == (("tensor",), 2, 16 * 8 * 2)
     assert len(found) == 3
+
+
+GATHER = "all-gather(%part), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}"
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [
+        "call-start(%x), to_apply=%called",
+        "async-start(%x), calls=%called",
+        "custom-call(%x), called_computations={%other, %called}",
+        "conditional(%x), branch_computations={%other, %called}",
+    ],
+)
+def test_whatever_calls_them_they_are_found(caller):
+    found = find_collectives(program_with(f"f32[8]{{0}} {caller}"), MESH)
+    assert by_kind(found) == {"all-gather": (("fsdp",), 4, 32, 1)}
+
+
+def test_one_that_nothing_calls_is_an_error():
+    with pytest.raises(InstructJaxError, match="all-gather in called"):
+        find_collectives(program_with("f32[8]{0} unheard-of(%x), does=%called"), MESH)
+
+
+def program_with(result):
+    return f"""HloModule made
+
+%other (part: f32[2]) -> f32[2] {{
+  ROOT %part = f32[2]{{0}} parameter(0)
+}}
+
+%called (part: f32[2]) -> f32[8] {{
+  %part = f32[2]{{0}} parameter(0)
+  ROOT %whole = f32[8]{{0}} {GATHER}
+}}
+
+ENTRY %main (x: f32[2]) -> f32[8] {{
+  %x = f32[2]{{0}} parameter(0)
+  ROOT %y = {result}
+}}
+"""
 
 
 def test_runs_multiply_through_loops_within_loops():
