@@ -59,6 +59,10 @@ def read_seconds(results: Path) -> dict[str, list[float]]:
     return seconds
 
 
+def _seconds(value: float) -> str:
+    return f"{max(value, 0.0):.1f}"  # the others may end a moment before the one with the fault
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write, and a table beside it (.md)")
@@ -69,7 +73,7 @@ def main() -> int:
         seconds = read_seconds(results)
     head = ("one process", "ends of others", "seconds", "the test's limit")
     rows = [
-        (what, f"{len(times)}", f"{min(times):.1f} to {max(times):.1f}", limit)
+        (what, f"{len(times)}", f"{_seconds(min(times))} to {_seconds(max(times))}", limit)
         for name, (what, limit) in FAULTS.items()
         if (times := seconds.get(name))
     ]

@@ -14,8 +14,9 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalize_answer(text: str) -> str:
     """Lower case, without ASCII punctuation, articles and superfluous white space.
 
-    In this order, as in SQuAD's evaluation (Rajpurkar et al. 2016). Of "A", "the" and "+" nothing is
-    left, so that they match each other and an empty text: lettered choices are for `rank_accuracy`.
+    In this order, as in SQuAD's evaluation (Rajpurkar et al. 2016). Of "A", "the" and "+" nothing
+    is left, so that they match each other and an empty text: lettered choices are for
+    `rank_accuracy`.
 
     >>> normalize_answer(" The  Eiffel Tower! ")
     'eiffel tower'

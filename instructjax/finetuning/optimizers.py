@@ -23,7 +23,8 @@ class OptimizerConfig:
 
     Attributes:
       name: "adamw", "adafactor", "lion", "muon" (matrices of the layers by Muon, everything else by
-        AdamW), or any other optimizer of optax by its name there.
+        AdamW), or another optimizer of optax by its name there, if gradients and parameters are all
+        that it needs.
       learning_rate: the highest of the run.
       schedule: after warm-up, "constant"; "linear" or "cosine" down to the final share; or "wsd",
         constant until the last `decay_share` of steps, then linear down.
@@ -155,7 +156,10 @@ def _decay(config: OptimizerConfig, schedule) -> optax.GradientTransformation:
     Adafactor's does not heed the learning rate, others know no mask.
     """
 
-    def update(updates, state, params):
+    def init(params):
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates, state: Any, params=None):
         share = schedule(state.count) * config.weight_decay
 
         def one(path, step, param):
@@ -165,8 +169,7 @@ def _decay(config: OptimizerConfig, schedule) -> optax.GradientTransformation:
         made = jax.tree.map_with_path(one, updates, params)
         return made, optax.ScaleByScheduleState(count=state.count + 1)
 
-    zero = jnp.zeros([], jnp.int32)
-    return optax.GradientTransformation(lambda _: optax.ScaleByScheduleState(count=zero), update)
+    return optax.GradientTransformation(init, update)
 
 
 def _find_matrices(params: Any) -> Any:
