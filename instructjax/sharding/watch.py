@@ -92,10 +92,13 @@ class Watch:
 
     def finish(self) -> None:
         """Returns when all processes have called this."""
+        self._moved = time.monotonic()
         self._done.add(self._index)
         self._send({"done": True})
         self._end_together()
         self._over.wait()
+        with self._ending:  # who stops them all is to end this process first
+            return
 
     def close(self) -> None:
         """Lets go of the connections."""
@@ -111,9 +114,10 @@ class Watch:
             self._send({"ticks": self._ticks})
             waited = time.monotonic() - self._moved
             # Process 0 sees them all, and waits when any other does.
-            if self._index == 0 and not self._done and waited > self._stalled_after:
+            if self._index == 0 and waited > self._stalled_after:
                 counts = {0: self._ticks, **self._theirs}
-                least = [n for n, count in counts.items() if count == min(counts.values())]
+                working = {n: count for n, count in counts.items() if n not in self._done}
+                least = [n for n, count in working.items() if count == min(working.values())]
                 behind = "" if len(least) == len(counts) else f": {_name(least)} is behind"
                 self._stop_all(f"nothing has moved on for {waited:.0f} s{behind}", lost=True)
 
@@ -137,8 +141,12 @@ class Watch:
 
     def _take(self, number: int, said: dict[str, Any]) -> None:
         if "ticks" in said:
+            # Once process 0 has finished, the others alone show whether anything moves.
+            if said["ticks"] > self._theirs[number] and self._index in self._done:
+                self._moved = time.monotonic()
             self._theirs[number] = said["ticks"]
         elif "done" in said:
+            self._moved = time.monotonic()
             self._done.add(number)
             self._end_together()
         elif "over" in said:

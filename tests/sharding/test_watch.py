@@ -135,6 +135,47 @@ def test_work_that_moves_on_is_left_alone(members) -> None:
     assert all(end.empty() for end in two.ends)
 
 
+@pytest.mark.parametrize("hangs", [0, 1])
+def test_one_that_hangs_when_others_have_finished_is_named(members, hangs: int) -> None:
+    three = members(3, lost_after=0.4, stalled_after=1.0)
+    for number in {0, 1, 2} - {hangs}:
+        threading.Thread(target=three.watches[number].finish, daemon=True).start()
+    for number in (1, 2):
+        assert f"nothing has moved on for 1 s: process {hangs} is behind" in three.said(number)
+
+
+def test_the_last_may_work_on_when_process_0_has_finished(members) -> None:
+    two = members(2, lost_after=0.4, stalled_after=0.6)
+    first = threading.Thread(target=two.watches[0].finish)
+    first.start()
+    for _ in range(15):
+        two.watches[1].tick()
+        time.sleep(0.1)
+    assert first.is_alive()
+    two.watches[1].finish()
+    first.join()
+    assert all(end.empty() for end in two.ends)
+
+
+def test_nothing_goes_on_past_the_end_while_all_are_stopped() -> None:
+    """A process that waits for the others to finish does not leave as if they had."""
+    port = free_port()
+    made: dict[int, Watch] = {}
+    ending, finished = threading.Event(), threading.Event()
+    options: dict[str, Any] = {"timeout": 20.0, "lost_after": 5.0, "stalled_after": 60.0}
+    ends = [lambda *_: (ending.set(), time.sleep(0.5)), lambda *_: None]
+
+    def join(n: int) -> None:
+        made[n] = meet(f"127.0.0.1:{port}", n, 2, end=ends[n], **options)
+
+    run_all([lambda: join(0), lambda: join(1)])
+    threading.Thread(target=lambda: (made[0].finish(), finished.set()), daemon=True).start()
+    drop(made[1])
+    assert ending.wait(10) and not finished.wait(0.2)
+    assert finished.wait(5)
+    made[0].close()
+
+
 def test_one_that_fails_tells_the_others(members) -> None:
     three = members(3)
     three.watches[1].stop_others("process 1 stopped: no space")
