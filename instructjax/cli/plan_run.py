@@ -154,7 +154,8 @@ def _talk_table(collectives: Sequence[Collective]) -> Table:
     columns = ("", "axes", "devices", "MiB", "times", f"{unit} sent")
     table = _table("what devices say in a step", *columns)
     for each in collectives[:_COLLECTIVES]:
-        kind = f"{each.kind}, {each.where}" if each.where else each.kind
+        between = "slices" if each.network else ""
+        kind = ", ".join(word for word in (each.kind, each.where, between) if word)
         table.add_row(
             kind,
             ", ".join(each.axes),

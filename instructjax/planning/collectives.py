@@ -27,6 +27,16 @@ KINDS = (
     "ragged-all-to-all",
     "collective-permute",
 )
+# As libtpu spells what goes from slice to slice, on a host's sends.
+_BETWEEN_SLICES = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "RAGGED_ALL_TO_ALL": "ragged-all-to-all",
+    "COLLECTIVE_PERMUTE": "collective-permute",
+    "ONE_TO_ONE": "collective-permute",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +51,7 @@ class Collective:
         sends.
       count: how often a step does it.
       where: what of the traced function it is in.
+      network: each of the group is in another slice; False: the group lies as the mesh does.
     """
 
     kind: str
@@ -49,6 +60,7 @@ class Collective:
     num_bytes: float
     count: float
     where: str = ""
+    network: bool = False
 
     @property
     def sent(self) -> float:
@@ -62,7 +74,10 @@ class Collective:
 
 
 def find_collectives(
-    text: str, mesh: Mapping[str, int], expect: Expect = lambda loop: 1.0
+    text: str,
+    mesh: Mapping[str, int],
+    expect: Expect = lambda loop: 1.0,
+    crossing: str | None = None,
 ) -> list[Collective]:
     """The collectives of a compiled program, those in loops as often as the loops run.
 
@@ -70,24 +85,30 @@ def find_collectives(
       text: of the optimized program.
       mesh: sizes of its axes, in order.
       expect: see `count_runs`.
+      crossing: the axis that lies over several slices.
     """
     computations, entry = parse_hlo(text)
-    return collect(computations, count_runs(computations, entry, expect), mesh)
+    return collect(computations, count_runs(computations, entry, expect), mesh, crossing)
 
 
 def collect(
-    computations: Mapping[str, Computation], runs: Mapping[str, float], mesh: Mapping[str, int]
+    computations: Mapping[str, Computation],
+    runs: Mapping[str, float],
+    mesh: Mapping[str, int],
+    crossing: str | None = None,
 ) -> list[Collective]:
     """As `find_collectives`, of a parsed program. The largest traffic first.
 
     Raises:
-      InstructJaxError: a collective is in a computation that nothing is seen to call.
+      InstructJaxError: a collective is in a computation that nothing is seen to call, or slices
+        send each other what is not known.
     """
     found: dict[tuple, float] = {}
     chains: set[tuple[str, str]] = set()
     for name, computation in computations.items():
         for step in computation.values():
-            kind = step.kind.removesuffix("-start")
+            network = step.kind == "send" and "_xla_megascale_transfer_type" in step.rest
+            kind = _slice_kind(step) if network else step.kind.removesuffix("-start")
             if kind == "all-reduce" and "all-reduce-scatter" in name:
                 kind = "reduce-scatter"  # as TPUs spell it: a fusion that keeps one part
             if kind not in KINDS or step.kind.endswith("-done"):
@@ -104,22 +125,59 @@ def collect(
                 if (chain[1], channel[1]) in chains:
                     continue
                 chains.add((chain[1], channel[1]))
-            axes, group = _find_axes(step, mesh)
+            if network:
+                axes, group = (crossing,) if crossing else (), _count_slices(step)
+            else:
+                axes, group = _find_axes(step, mesh)
             if group < 2:
                 continue
             size = _size_of(step, kind, group)
-            where = _place(step.op_name)
-            key = (kind, axes, group, size, where)
+            source = computation.get(step.operands[0]) if network else step
+            where = _place(source.op_name if source else "")
+            key = (kind, axes, group, size, where, network)
             found[key] = found.get(key, 0.0) + runs[name]
     made = [
-        Collective(kind=kind, axes=axes, group=group, num_bytes=size, count=count, where=where)
-        for (kind, axes, group, size, where), count in found.items()
+        Collective(
+            kind=kind,
+            axes=axes,
+            group=group,
+            num_bytes=size,
+            count=count,
+            where=where,
+            network=network,
+        )
+        for (kind, axes, group, size, where, network), count in found.items()
     ]
     return sorted(made, key=lambda each: -each.sent)
 
 
+def _slice_kind(step: Instruction) -> str:
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', step.rest)
+    kind = _BETWEEN_SLICES.get(found[1] if found else "")
+    if kind is None:
+        raise InstructJaxError(
+            f"slices send each other {found[1] if found else 'something'}, which is not known",
+            remedy="--compile 0 estimates what devices say",
+        )
+    return kind
+
+
+def _count_slices(step: Instruction) -> int:
+    """How many slices talk: of a target such as {1,2}x{0:3}, slices 1 and 2, devices 0 to 3."""
+    found = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', step.rest)
+    if found is None:
+        raise InstructJaxError(
+            "the compiled program does not say which slices talk",
+            remedy="--compile 0 estimates what devices say",
+        )
+    ranges = [[int(end) for end in part.split(":")] for part in found[1].split(",")]
+    return sum(ends[-1] - ends[0] + 1 for ends in ranges)
+
+
 def _size_of(step: Instruction, kind: str, group: int) -> float:
     sizes = array_bytes(step.shape) or [0.0]
+    if step.kind == "send":
+        return sizes[0] * (group if kind == "all-gather" else 1)  # (what is sent, context, token)
     if step.kind.endswith("-start") and kind != "all-reduce":
         return max(sizes)  # (operand, result, context)
     total = sum(sizes)

@@ -26,7 +26,13 @@ from instructjax.planning.hlo import Loop, count_runs, parse_hlo
 from instructjax.planning.programs import build_program
 from instructjax.planning.roofline import Times, estimate_times, utilization
 from instructjax.planning.setting import Setting, check_setting
-from instructjax.planning.topology import Topology, compiler_missing, lay_out, open_devices
+from instructjax.planning.topology import (
+    Topology,
+    compiler_missing,
+    crossing_axis,
+    lay_out,
+    open_devices,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,9 +176,12 @@ def make_plan(
     memory["code"] = found.code
     computations, entry = parse_hlo(found.text)
     runs = count_runs(computations, entry, _expectation(config, setting))
+    crossing = None
+    if topology.slices > 1:
+        crossing = list(setting.mesh)[crossing_axis(setting.mesh, topology.slices)]
     collectives = [
         dataclasses.replace(each, count=each.count * setting.programs)
-        for each in collect(computations, runs, setting.mesh)
+        for each in collect(computations, runs, setting.mesh, crossing)
     ]
     return dataclasses.replace(
         plan,

@@ -60,23 +60,38 @@ def estimate_times(
         return None
     links: dict[tuple[str, ...], float] = {}
     for each in collectives:
-        seconds = talk_seconds(topology, mesh, each.axes, each.group, each.sent)
+        seconds = talk_seconds(
+            topology, mesh, each.axes, each.group, each.sent, network=each.network
+        )
         links[each.axes] = links.get(each.axes, 0.0) + seconds
     return Times(compute=flops / chip.flops, memory=bytes_moved / chip.bandwidth, links=links)
 
 
 def talk_seconds(
-    topology: Topology, mesh: Mapping[str, int], axes: tuple[str, ...], group: int, sent: float
+    topology: Topology,
+    mesh: Mapping[str, int],
+    axes: tuple[str, ...],
+    group: int,
+    sent: float,
+    *,
+    network: bool = False,
 ) -> float:
     """How long a device takes to send so many bytes around a ring of `group` devices.
 
     A ring of TPUs goes over as few dimensions of the torus as hold it, both ways where they close
     (16 chips of v5e and v6e, multiples of 4 in every dimension of the others). Where it crosses
     slices or nodes, each device sends over the network what its own slice does not have: the part
-    that is left when the devices within the slice share the work.
+    that is left when the devices within the slice share the work. A group that is smaller than its
+    axes lies within a slice. With `network` every device of the group is in another slice.
     """
     chip, slices = topology.chip, topology.slices
-    crosses = slices > 1 and list(mesh)[crossing_axis(mesh, slices)] in axes
+    if network:
+        return sent / chip.network
+    crosses = (
+        slices > 1
+        and list(mesh)[crossing_axis(mesh, slices)] in axes
+        and group == math.prod(mesh[axis] for axis in axes)
+    )
     within = group // slices if crosses else group
     seconds = sent / (max(within, 1) * chip.network) if crosses else 0.0
     if within < 2:

@@ -122,7 +122,37 @@ def test_one_that_nothing_calls_is_an_error():
         find_collectives(program_with("f32[8]{0} unheard-of(%x), does=%called"), MESH)
 
 
+@pytest.mark.parametrize(
+    ("spelled", "kind", "num_bytes"),
+    [
+        ("ALL_REDUCE", "all-reduce", 8),
+        ("REDUCE_SCATTER", "reduce-scatter", 8),
+        ("ALL_GATHER", "all-gather", 32),
+    ],
+)
+def test_what_slices_send_each_other(spelled, kind, num_bytes):
+    """Of a gather each sends its part, of the others the whole."""
+    text = program_with(send_between("{1:2,3,4}x{0:3}", spelled))
+    (found,) = find_collectives(text, {"data": 8, "fsdp": 2}, crossing="data")
+    assert (found.kind, found.axes, found.group) == (kind, ("data",), 4)
+    assert (found.num_bytes, found.count, found.network) == (num_bytes, 1, True)
+
+
+def test_slices_that_send_the_unknown_are_an_error():
+    with pytest.raises(InstructJaxError, match="TELEPATHY"):
+        find_collectives(program_with(send_between("{1,2}x{0:3}", "TELEPATHY")), MESH)
+
+
+def send_between(target, spelled):
+    attributes = f'_xla_megascale_target="{target}",_xla_megascale_transfer_type="{spelled}"'
+    return (
+        "(f32[2]{0}, u32[], token[]) send(%x, %token), channel_id=2, is_host_transfer=true, "
+        f"frontend_attributes={{{attributes}}}"
+    )
+
+
 def program_with(result):
+    result_of_called = GATHER if "%called" in result else "tanh(%part)"
     return f"""HloModule made
 
 %other (part: f32[2]) -> f32[2] {{
@@ -131,7 +161,7 @@ def program_with(result):
 
 %called (part: f32[2]) -> f32[8] {{
   %part = f32[2]{{0}} parameter(0)
-  ROOT %whole = f32[8]{{0}} {GATHER}
+  ROOT %whole = f32[8]{{0}} {result_of_called}
 }}
 
 ENTRY %main (x: f32[2]) -> f32[8] {{

@@ -80,6 +80,11 @@ def test_between_slices_the_devices_of_each_share_the_network():
     both = talk_seconds(topology, mesh, ("data", "fsdp"), 512, 3.125e9)
     assert math.isclose(both, 1 / 256 + 3.125e9 / 200e9)
 
+    wide = {"data": 4, "fsdp": 128}
+    assert math.isclose(talk_seconds(topology, wide, ("data",), 2, 3.125e9, network=True), 1.0)
+    # two of the four along the axis are in the same slice
+    assert talk_seconds(topology, wide, ("data",), 2, 3.125e9) < 0.1
+
 
 def test_what_bounds_a_step():
     found = estimate_times(
