@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from instructjax.errors import UsageError
+from instructjax.sharding.layout import lay_out
 
 # Outermost first: neighbours on the last axes talk most, so they are nearest to each other.
 AXES = ("data", "fsdp", "expert", "context", "tensor")
@@ -79,20 +80,19 @@ def make_mesh(shape: str | Mapping[str, int], devices: Sequence[Any] | None = No
 
     Args:
       shape: as for `parse_mesh`, or its result.
-      devices: by default all there are.
+      devices: in this order; by default all there are, laid out as `layout.lay_out` does.
 
     Raises:
-      UsageError: the sizes do not multiply to the number of devices.
+      UsageError: the sizes do not multiply to the number of devices, or they cannot be laid out.
 
     >>> make_mesh("data=-1").axis_names
     ('data',)
     """
     sizes = size_mesh(shape, len(jax.devices() if devices is None else devices))
-    types = (AxisType.Auto,) * len(sizes)
     if devices is None:
-        return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types)
+        return lay_out(sizes, jax.devices())
     grid = np.asarray(devices, dtype=object).reshape(tuple(sizes.values()))
-    return Mesh(grid, tuple(sizes), axis_types=types)
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def choose_mesh(shape: str | None) -> Mesh | None:
