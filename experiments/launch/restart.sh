@@ -10,6 +10,7 @@ for ((attempt = 1; attempt <= ${ATTEMPTS:-100}; attempt++)); do
   code=$?
   case $code in
     0 | 2 | 130) exit "$code" ;; # done; the call itself is wrong; interrupted by hand
+    126 | 127) exit "$code" ;;   # there is no such program
   esac
   echo "restart.sh: exit code $code; attempt $attempt" >&2
   sleep "${PAUSE:-10}"

@@ -12,12 +12,14 @@ hosts=(gcloud compute tpus tpu-vm ssh "$name" --project "$PROJECT" --zone "$ZONE
 
 "${tpu[@]}" create "$name" --accelerator-type v5litepod-16 --version v2-alpha-tpuv5-lite
 "${tpu[@]}" scp "$here/restart.sh" "$name:" --worker=all
-"${hosts[@]}" --command 'pip install "instructjax[tpu]"'
+# Python of the image is 3.10, too old; uv brings its own.
+"${hosts[@]}" --command 'curl -LsSf https://astral.sh/uv/install.sh | sh &&
+  .local/bin/uv tool install --python 3.12 "instructjax[tpu]"'
 "${hosts[@]}" --command "sudo apt-get install -y gcsfuse && mkdir -p work && gcsfuse $BUCKET work"
 # On a pod the processes find each other: --distributed is all.
-"${hosts[@]}" --command "./restart.sh instructjax finetune --model $model \
+"${hosts[@]}" --command "./restart.sh .local/bin/instructjax finetune --model $model \
   --data work/rows.jsonl --out work/run --dtype bfloat16 --remat layer --row-length 4096 --rows 16 \
   --mesh fsdp=16 --distributed"
-"${hosts[@]}" --command "./restart.sh instructjax score work/rows.jsonl --model work/run/model \
+"${hosts[@]}" --command "./restart.sh .local/bin/instructjax score work/rows.jsonl --model work/run/model \
   --out work/scores.parquet --mesh fsdp=16 --distributed"
 "${tpu[@]}" delete "$name" --quiet

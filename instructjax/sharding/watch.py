@@ -28,10 +28,10 @@ _HELLO = 5.0
 _CLOSED = "is gone: its connection was closed"
 
 
-def end_process(message: str) -> None:
-    """Says why, and ends this process at once with exit code 1."""
+def end_process(message: str, code: int) -> None:
+    """Says why, and ends this process at once."""
     os.write(2, f"error: {message}\n".encode(errors="backslashreplace"))
-    os._exit(1)
+    os._exit(code)
 
 
 class Watch:
@@ -42,7 +42,7 @@ class Watch:
       peers: connections: of process 0 to all others, of another to process 0.
       lost_after: seconds without a word after which a process is lost.
       stalled_after: seconds without progress after which one is taken to hang.
-      end: ends this process, given why.
+      end: ends this process, given why and the exit code.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Watch:
         *,
         lost_after: float,
         stalled_after: float,
-        end: Callable[[str], None] = end_process,
+        end: Callable[[str, int], None] = end_process,
     ) -> None:
         self._index, self._peers, self._end = index, peers, end
         self._lost_after, self._stalled_after = lost_after, stalled_after
@@ -71,14 +71,15 @@ class Watch:
         self._ticks += 1
         self._moved = time.monotonic()
 
-    def stop_others(self, message: str, *, lost: bool = False) -> None:
+    def stop_others(self, message: str, *, lost: bool = False, code: int = 1) -> None:
         """Tells the others that this process ends, and why.
 
         Args:
           message: why.
           lost: because another is lost; otherwise others may be about to fail for the same reason.
+          code: the exit code of them all, so that supervisors of all do the same.
         """
-        self._send({"stop": message, "lost": lost})
+        self._send({"stop": message, "lost": lost, "code": code})
         self._over.set()
 
     def leave_last(self, seconds: float = 5.0) -> None:
@@ -154,19 +155,19 @@ class Watch:
         elif "stop" in said and not self._over.is_set():
             if not said["lost"]:
                 time.sleep(_GRACE)
-            self._stop_all(said["stop"], lost=said["lost"])
+            self._stop_all(said["stop"], lost=said["lost"], code=said["code"])
 
     def _end_together(self) -> None:
         if self._index == 0 and len(self._done) == len(self._peers) + 1:
             self._send({"over": True})
             self._over.set()
 
-    def _stop_all(self, message: str, *, lost: bool) -> None:
+    def _stop_all(self, message: str, *, lost: bool, code: int = 1) -> None:
         with self._ending:
             if not self._over.is_set():
-                self.stop_others(message, lost=lost)
+                self.stop_others(message, lost=lost, code=code)
                 self.leave_last()
-                self._end(message)
+                self._end(message, code)
 
     def _send(self, message: dict[str, Any]) -> None:
         with self._sending:
@@ -189,7 +190,7 @@ def meet(
     timeout: float,
     lost_after: float,
     stalled_after: float,
-    end: Callable[[str], None] = end_process,
+    end: Callable[[str, int], None] = end_process,
 ) -> Watch:
     """Waits until all processes are there.
 
@@ -234,10 +235,11 @@ def _gather(
             except TimeoutError:
                 missing = [n for n in range(1, count) if n not in peers]
                 message = f"{_name(missing)} of {count} did not come within {timeout:g} s"
-                _refuse(peers, message)
-                raise InstructJaxError(
+                error = InstructJaxError(
                     message, remedy=f"see that all are started and reach {host}:{port}"
-                ) from None
+                )
+                _refuse(peers, message, error.exit_code)
+                raise error from None
             try:
                 peer.settimeout(_HELLO)
                 said = _hear(peer)
@@ -251,12 +253,13 @@ def _gather(
                     if number not in peers
                     else f"two processes are number {number}"
                 )
-                _refuse({**peers, -1: peer}, message)
-                raise UsageError(
+                error = UsageError(
                     message,
                     remedy="give each its own --process-id from 0, and all the same "
                     "--num-processes",
                 )
+                _refuse({**peers, -1: peer}, message, error.exit_code)
+                raise error
             peers[number] = peer
     for peer in peers.values():
         _tell(peer, {"welcome": count})
@@ -288,7 +291,9 @@ def _reach(
         said = {"stop": "process 0 is gone, or is not of this program"}
     if "welcome" not in said:
         peer.close()
-        raise InstructJaxError(said.get("stop", "process 0 is not of this program"))
+        wrong = said.get("code") == UsageError.exit_code
+        message = said.get("stop", "process 0 is not of this program")
+        raise UsageError(message) if wrong else InstructJaxError(message)
     return peer
 
 
@@ -310,10 +315,10 @@ def _tell(peer: socket.socket, message: dict[str, Any]) -> None:
     peer.sendall((json.dumps(message) + "\n").encode())
 
 
-def _refuse(peers: dict[int, socket.socket], message: str) -> None:
+def _refuse(peers: dict[int, socket.socket], message: str, code: int) -> None:
     for peer in peers.values():
         try:
-            _tell(peer, {"stop": message})
+            _tell(peer, {"stop": message, "code": code})
             peer.close()
         except OSError:
             continue

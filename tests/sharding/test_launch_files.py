@@ -74,9 +74,11 @@ def test_the_job_set():
 
 
 def test_the_supervisor_starts_again_what_failed(tmp_path):
-    """Exit codes 1, 143, 0; and 2 at once."""
+    """Exit codes 1, 143, 0; and at once 2, or those of a shell that finds no program."""
     script = "n=$(cat n 2>/dev/null || echo 0); echo $((n+1)) > n; set -- $CODES; shift $n; exit $1"
-    for codes, calls, end in (("1 143 0", 3, 0), ("1 2 0", 2, 2), ("1 1 1 1", 3, 1)):
+    cases = [("1 143 0", 3, 0), ("1 2 0", 2, 2), ("1 1 1 1", 3, 1)]
+    cases += [("126 0", 1, 126), ("127 0", 1, 127)]
+    for codes, calls, end in cases:
         (tmp_path / "n").unlink(missing_ok=True)
         done = subprocess.run(
             [FOLDER / "restart.sh", "bash", "-c", script],
@@ -85,6 +87,32 @@ def test_the_supervisor_starts_again_what_failed(tmp_path):
         )
         assert done.returncode == end
         assert int((tmp_path / "n").read_text()) == calls
+
+
+@pytest.mark.parametrize(
+    ("code", "count", "again"),
+    [(0, "", False), (1, "", True), (143, "99", True), (1, "100", False), (2, "", False)]
+    + [(126, "", False), (127, "", False)],
+)
+def test_the_slurm_job_is_requeued_so_often(tmp_path, code, count, again):
+    for name, line in {"srun": "exit $CODE", "scontrol": "echo $@ > requeued"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"CODE": str(code), "SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    if count:
+        variables["SLURM_RESTART_COUNT"] = count
+    script = ["bash", FOLDER / "slurm.sbatch"]
+    assert subprocess.run(script, cwd=tmp_path, env=variables).returncode == code
+    assert (tmp_path / "requeued").exists() is again
+
+
+def test_the_image_of_the_pod_gets_a_python_that_is_new_enough():
+    import tomllib
+
+    project = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text())["project"]
+    wanted = project["requires-python"].removeprefix(">=")
+    (given,) = re.findall(r"--python (\d+\.\d+)", (FOLDER / "tpu_pod.sh").read_text())
+    assert tuple(map(int, given.split("."))) >= tuple(map(int, wanted.split(".")))
 
 
 @pytest.mark.slow

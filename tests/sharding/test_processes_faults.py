@@ -95,6 +95,17 @@ def test_a_process_that_hangs_in_python(start, rows, record_property) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("refuses", [0, 1])
+def test_a_wrong_call_that_one_process_sees_ends_all_as_such(start, rows, refuses) -> None:
+    refuse = "from instructjax.cli.score import Score\nfrom instructjax.errors import UsageError\n"
+    refuse += "def run(self): raise UsageError('not so')\nScore.run = run\n"
+    before = {number: refuse if number == refuses else SLOW for number in range(3)}
+    ends = start(score(rows), count=3, devices=1, before=before).ends()
+    assert [end.code for end in ends] == [2, 2, 2], ends
+    assert ends[1 - refuses].errors == [f"error: process {refuses} stopped: not so"]
+
+
+@pytest.mark.slow
 def test_a_process_that_does_not_come(start, rows, record_property) -> None:
     wait = "import time; time.sleep(100)"
     began = time.monotonic()

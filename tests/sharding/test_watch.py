@@ -20,21 +20,23 @@ class Members:
     """Watches of several processes in one, and what each ended with."""
 
     def __init__(self, count: int, *, lost_after: float = 5.0, stalled_after: float = 60.0) -> None:
-        self.ends: list[queue.Queue[str]] = [queue.Queue() for _ in range(count)]
+        self.ends: list[queue.Queue[tuple[str, int]]] = [queue.Queue() for _ in range(count)]
         address = f"127.0.0.1:{free_port()}"
         options: dict[str, Any] = {"timeout": 20.0, "lost_after": lost_after}
         options["stalled_after"] = stalled_after
         made: dict[int, Watch] = {}
 
         def join(n: int) -> None:
-            made[n] = meet(address, n, count, end=self.ends[n].put, **options)
+            made[n] = meet(address, n, count, end=lambda *end: self.ends[n].put(end), **options)
 
         run_all([lambda n=n: join(n) for n in range(count)])
         self.watches = [made[n] for n in range(count)]
 
-    def said(self, number: int, timeout: float = 10) -> str:
-        """What a process ends with."""
-        return self.ends[number].get(timeout=timeout)
+    def said(self, number: int, code: int = 1) -> str:
+        """What a process ends with, and with which exit code."""
+        said, found = self.ends[number].get(timeout=10)
+        assert found == code
+        return said
 
 
 def free_port() -> int:
@@ -176,11 +178,14 @@ def test_nothing_goes_on_past_the_end_while_all_are_stopped() -> None:
     made[0].close()
 
 
-def test_one_that_fails_tells_the_others(members) -> None:
+@pytest.mark.parametrize("fails", [0, 1])
+@pytest.mark.parametrize("code", [1, 2])
+def test_one_that_fails_tells_the_others(members, fails: int, code: int) -> None:
+    """They end with its exit code: a supervisor starts none again that cannot go on."""
     three = members(3)
-    three.watches[1].stop_others("process 1 stopped: no space")
-    for number in (0, 2):
-        assert three.said(number) == "process 1 stopped: no space"
+    three.watches[fails].stop_others("process stopped: no space", code=code)
+    for number in {0, 1, 2} - {fails}:
+        assert three.said(number, code) == "process stopped: no space"
 
 
 def test_those_that_do_not_come_are_named() -> None:
@@ -207,8 +212,8 @@ def test_processes_that_do_not_agree_on_their_number(index: int, count: int, say
             told[number] = error
 
     run_all([lambda: join(0, 2), lambda: join(index, count)])
-    assert isinstance(told[0], UsageError) and says in str(told[0])
-    assert says in str(told[index])
+    for number in (0, index):
+        assert isinstance(told[number], UsageError) and says in str(told[number])
 
 
 def test_a_stranger_at_the_door_is_passed_over() -> None:
