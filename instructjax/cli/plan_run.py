@@ -114,9 +114,14 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(f"[dim]{how} in {seconds:,.0f} s with {memory:.1f} GiB here[/]\n")
     console.print(_memory_table(plan))
     if plan.collectives:
-        console.print(_talk_table(plan.collectives))
+        console.print(_talk_table(plan.collectives, _note(plan)))
     if plan.times is not None:
         console.print(_time_table(plan))
+
+
+def _note(plan: Plan) -> str:
+    """What the compiler has not said, as it refused the program or was not asked."""
+    return " (estimated)" if plan.collectives_source == "estimated" else ""
 
 
 def _count(number: int) -> str:
@@ -149,10 +154,10 @@ def _memory_table(plan: Plan) -> Table:
     return table
 
 
-def _talk_table(collectives: Sequence[Collective]) -> Table:
+def _talk_table(collectives: Sequence[Collective], note: str) -> Table:
     unit, size = ("GiB", GIB) if collectives[0].sent > GIB / 8 else ("MiB", MIB)
     columns = ("", "axes", "devices", "MiB", "times", f"{unit} sent")
-    table = _table("what devices say in a step", *columns)
+    table = _table(f"what devices say in a step{note}", *columns)
     for each in collectives[:_COLLECTIVES]:
         between = "slices" if each.network else ""
         kind = ", ".join(word for word in (each.kind, each.where, between) if word)
@@ -174,7 +179,7 @@ def _talk_table(collectives: Sequence[Collective]) -> Table:
 def _time_table(plan: Plan) -> Table:
     assert plan.times is not None
     chip = plan.topology.chip
-    table = _table("least time of a step, at the chip's rates", "", "", "seconds")
+    table = _table(f"least time of a step, at the chip's rates{_note(plan)}", "", "", "seconds")
     work = {
         "compute": f"{plan.flops / 1e12:,.1f} TFLOP ({plan.useful / 1e12:,.1f} useful) "
         f"at {chip.flops / 1e12:,.0f} T/s",
@@ -200,7 +205,10 @@ def show_verdict(plan: Plan, nearest: Plan | None, console: Console) -> None:
     else:
         console.print(f"[bold red]does not fit:[/] needs {needed:,.1f} GiB of {capacity:,.2f}")
         if nearest is None:
-            console.print("no mesh, micro-batches and remat fit: take more or larger devices")
+            console.print(
+                "nothing near fits, of meshes of data, fsdp, expert and tensor: "
+                "take more or larger devices"
+            )
         else:
             console.print(
                 f"the nearest that fits, by estimate: {nearest.setting.describe()} "

@@ -49,9 +49,13 @@ class Plan:
       flops, useful: operations; `useful` without what is computed twice or masked.
       bytes_moved: to and from memory; an estimate.
       collectives: what devices say to each other, the largest first.
+      collectives_source: as `source`, of them and of the times that they take; "estimated" also
+        where the compiler refuses a program that does not fit.
       times: at the chip's rates; None where they are not known.
       seconds: that compiling took.
       host_memory: most bytes that this process has used.
+      headroom: share of the capacity that is to stay free, as a compiler may find more than was
+        estimated.
     """
 
     model: str
@@ -65,9 +69,11 @@ class Plan:
     useful: float
     bytes_moved: float
     collectives: Sequence[Collective]
+    collectives_source: Literal["compiled", "estimated"]
     times: Times | None
     seconds: float
     host_memory: float
+    headroom: float = 0.0
 
     @property
     def needed(self) -> float:
@@ -76,8 +82,8 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether a device has as much; None where that is not known."""
-        return self.needed <= self.capacity if self.capacity else None
+        """Whether a device has as much and the headroom; None where that is not known."""
+        return self.needed <= self.capacity * (1 - self.headroom) if self.capacity else None
 
     @property
     def tokens(self) -> int:
@@ -112,10 +118,12 @@ class Plan:
             "memory_bytes": self.memory,
             "needed_bytes": self.needed,
             "capacity_bytes": self.capacity or None,
+            "headroom_bytes": self.capacity * self.headroom if self.capacity else None,
             "fits": self.fits,
             "flops_per_device": self.flops,
             "useful_flops_per_device": self.useful,
             "bytes_moved_per_device": self.bytes_moved,
+            "collectives_source": self.collectives_source,
             "collectives": [
                 {**dataclasses.asdict(each), "sent_bytes_per_device": each.sent}
                 for each in self.collectives
@@ -188,6 +196,7 @@ def make_plan(
         source="compiled",
         memory=memory,
         collectives=collectives,
+        collectives_source="compiled",
         times=estimate_times(
             topology,
             setting.mesh,
@@ -222,6 +231,7 @@ def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: S
         useful=device_flops(config, program, setting, form, tile, useful=True).total,
         bytes_moved=moved,
         collectives=collectives,
+        collectives_source="estimated",
         times=estimate_times(
             topology, setting.mesh, flops=flops, bytes_moved=moved, collectives=collectives
         ),

@@ -13,8 +13,8 @@ from instructjax.planning.plan import Plan, make_plan
 from instructjax.planning.setting import Setting, check_setting
 from instructjax.planning.topology import Topology, crossing_axis
 
-# An estimate that needs more than this share of a device is not worth compiling.
-_ROOM = 0.95
+# Of a device: an estimate that does not leave as much is not worth compiling.
+_HEADROOM = 0.05
 
 
 def list_settings(config: DecoderConfig, topology: Topology, setting: Setting) -> Iterator[Setting]:
@@ -77,17 +77,13 @@ def search(
     Raises:
       UsageError: no mesh fits the model and the batch.
     """
-    plans = [
-        make_plan(model, config, topology, each, compile=False)
-        for each in list_settings(config, topology, setting)
-    ]
-    if not plans:
+    ranked = _estimate_all(model, config, topology, setting)
+    if not ranked:
         raise UsageError(
             f"no mesh of {topology.num_devices} devices fits {setting.batch} rows",
             remedy=f"a --batch that has a factor of {topology.num_devices}, such as "
             f"{_next_multiple(setting.batch, topology.num_devices)}",
         )
-    ranked = rank([_with_room(plan) for plan in plans])
     compiled: list[Plan] = []
     left = list(ranked)
     while left and left[0].fits is not False and len(compiled) < compile:
@@ -96,8 +92,15 @@ def search(
     return rank(compiled) + left if compile else ranked
 
 
-def _with_room(plan: Plan) -> Plan:
-    return dataclasses.replace(plan, capacity=plan.capacity * _ROOM)
+def _estimate_all(
+    model: str, config: DecoderConfig, topology: Topology, setting: Setting
+) -> list[Plan]:
+    """Of all settings that can be, the best first; empty where there are none."""
+    plans = (
+        make_plan(model, config, topology, each, compile=False)
+        for each in list_settings(config, topology, setting)
+    )
+    return rank([dataclasses.replace(plan, headroom=_HEADROOM) for plan in plans])
 
 
 def _next_multiple(number: int, of: int) -> int:
@@ -107,12 +110,13 @@ def _next_multiple(number: int, of: int) -> int:
 def find_nearest(plan: Plan, config: DecoderConfig) -> Plan | None:
     """Of the settings that are estimated to fit, the one that changes least and is fastest.
 
-    What is changed least: remat and micro-batches, then the mesh. None if nothing fits.
+    What is changed least: remat and micro-batches, then the mesh. None if nothing fits,
+    or no other mesh takes the batch.
     """
     wanted = plan.setting
     found = [
         each
-        for each in search(plan.model, config, plan.topology, wanted)
+        for each in _estimate_all(plan.model, config, plan.topology, wanted)
         if each.fits and each.setting != wanted
     ]
 

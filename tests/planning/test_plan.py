@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from instructjax.cli.main import main
 from instructjax.errors import UsageError
 from instructjax.models.config import DecoderConfig
 from instructjax.models.lora import LoraConfig
@@ -49,7 +50,7 @@ def compiled():
 
 def test_memory_of_arguments_is_what_the_compiler_says(compiled):
     """The sum by shardings is exact; on CPU the layout adds nothing."""
-    assert compiled.source == "compiled"
+    assert compiled.source == compiled.collectives_source == "compiled"
     assert compiled.memory["padding"] == 0
     # two moments of every parameter, and three counts of steps: Adam's, the schedule's, the run's
     assert compiled.memory["optimizer"] == 2 * compiled.memory["parameters"] + 4 * 3
@@ -184,6 +185,9 @@ def test_an_overflow_is_an_answer(monkeypatch):
     found = plan_of(SETTING)
     assert found.fits is False and found.capacity == 1e9
     assert found.needed == 3e9 + sum(found.memory[n] for n in ("parameters", "optimizer", "batch"))
+    # what it would say was never compiled
+    assert (found.source, found.collectives_source) == ("compiled", "estimated")
+    assert found.to_json()["collectives_source"] == "estimated"
 
 
 def test_the_nearest_that_fits():
@@ -194,11 +198,23 @@ def test_the_nearest_that_fits():
     assert found.fits is False
     nearest = find_nearest(found, config)
     assert nearest is not None and nearest.fits
-    assert nearest.setting.batch == 64 and nearest.needed < topology.chip.memory
+    assert nearest.setting.batch == 64 and nearest.needed < 0.95 * topology.chip.memory
+    assert nearest.capacity == nearest.to_json()["capacity_bytes"] == topology.chip.memory
     # 405B needs 4.9 TB for its optimizer alone
     large = read_decoder_config("llama-3.1-405b")
     far = make_plan("llama-3.1-405b", large, topology, setting, compile=False)
     assert find_nearest(far, large) is None
+
+
+def test_nothing_is_near_where_no_other_mesh_takes_the_rows(tmp_path, capsys):
+    """One row of 70B on 16 GPUs: only context splits it, and that is not enough."""
+    written = tmp_path / "plan.json"
+    words = "plan llama-3.1-70b --topology h100:16 --mesh context=16 --batch 1 --json"
+    assert main([*words.split(), str(written)]) == 0
+    printed = capsys.readouterr().out
+    assert "does not fit" in printed and "nothing near fits" in printed
+    assert "the chip's rates (estimated)" in printed
+    assert json.loads(written.read_text())["fits"] is False
 
 
 def test_search_ranks_what_fits_by_time():
