@@ -1,4 +1,4 @@
-"""What XLA must be told for its sums to be right."""
+"""What XLA must be told for its sums to be right, and for steps to compile."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from importlib import metadata
 # (#39257), and what keeps them from it. Others may not know the flag, and end if they are given it.
 AFFECTED = ("0.10.2", "0.11.0")
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+# This pass ends in a failed check of its own, on TPUs (libtpu 0.0.42), where gradients of
+# micro-batches are added up.
+SKIP = "--xla_disable_hlo_passes"
+PASS = "while-loop-all-reduce-code-motion"
 
 
 def keep_sums_right() -> None:
@@ -31,6 +35,13 @@ def keep_sums_right() -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def skip_failing_pass() -> None:
+    """Sets the flag by which steps with micro-batches compile for TPUs, if it is not in use."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if SKIP not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {SKIP}={PASS}".strip()
 
 
 def _find_jaxlib() -> str | None:

@@ -1,4 +1,7 @@
-"""Sums that some releases of jaxlib get wrong on CPU are right after `import instructjax`."""
+"""Sums that some releases of jaxlib get wrong on CPU are right after `import instructjax`.
+
+And of the pass of XLA that fails: what it fails at is compiled in `planning/test_micro_batches.py`.
+"""
 
 from __future__ import annotations
 
@@ -61,3 +64,16 @@ def test_other_flags_stay(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XLA_FLAGS", "")
         xla_flags.keep_sums_right()
         assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_a_choice_of_passes_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip = f"{xla_flags.SKIP}={xla_flags.PASS}"
+    for before, after in (
+        ("", skip),
+        ("--xla_other=1", f"--xla_other=1 {skip}"),
+        (f"{xla_flags.SKIP}=cse", f"{xla_flags.SKIP}=cse"),
+        (skip, skip),
+    ):
+        monkeypatch.setenv("XLA_FLAGS", before)
+        xla_flags.skip_failing_pass()
+        assert os.environ["XLA_FLAGS"] == after
