@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from instructjax.errors import InstructJaxError
 from instructjax.planning.programs import Program
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -55,6 +56,10 @@ class Overflow:
     seconds: float
 
 
+class CompilerError(InstructJaxError):
+    """The compiler refuses a program, and not for want of memory."""
+
+
 # XLA for CPUs dies of a bfloat16 sum over an axis that it splits by itself, in the pass that would
 # make it float32 (JAX 0.10). Programs that are only looked at can do without.
 _OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_disable_hlo_passes": "all-reduce-promotion"}}
@@ -66,6 +71,9 @@ def compile_program(program: Program, platform: str) -> Compiled | Overflow:
     Args:
       program: what is compiled.
       platform: of the devices that it is for.
+
+    Raises:
+      CompilerError: the compiler refuses it for another reason than memory.
     """
     start = time.monotonic()
     lowered = program.lower()
@@ -74,7 +82,11 @@ def compile_program(program: Program, platform: str) -> Compiled | Overflow:
     except jax.errors.JaxRuntimeError as error:
         found = read_overflow(str(error), time.monotonic() - start)
         if found is None:
-            raise
+            reason = str(error).strip().partition("\n")[0]
+            raise CompilerError(
+                f"the {platform} compiler refuses this step: {reason}",
+                remedy="another --micro-batches, --mesh or --remat may do; --compile 0 estimates",
+            ) from error
         return found
     stats = compiled.memory_analysis()
     return Compiled(

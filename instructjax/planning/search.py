@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from instructjax.errors import UsageError
 from instructjax.models.config import DecoderConfig
 from instructjax.models.remat import REMAT
+from instructjax.planning.compiling import CompilerError
 from instructjax.planning.plan import Plan, make_plan
 from instructjax.planning.setting import Setting, check_setting
 from instructjax.planning.topology import Topology, crossing_axis
@@ -72,10 +73,12 @@ def search(
     Args:
       model, config, topology: what and where.
       setting: the task and the batch.
-      compile: how many of the best to compile; what does not fit is passed over for the next.
+      compile: how many of the best to compile; what does not fit is passed over for the next, and
+        what the compiler refuses is left out.
 
     Raises:
       UsageError: no mesh fits the model and the batch.
+      CompilerError: the compiler refuses all that it was given.
     """
     ranked = _estimate_all(model, config, topology, setting)
     if not ranked:
@@ -85,10 +88,16 @@ def search(
             f"{_next_multiple(setting.batch, topology.num_devices)}",
         )
     compiled: list[Plan] = []
+    refused: list[CompilerError] = []
     left = list(ranked)
-    while left and left[0].fits is not False and len(compiled) < compile:
+    while left and left[0].fits is not False and len(compiled) + len(refused) < compile:
         best = left.pop(0)
-        compiled.append(make_plan(model, config, topology, best.setting))
+        try:
+            compiled.append(make_plan(model, config, topology, best.setting))
+        except CompilerError as error:
+            refused.append(error)
+    if refused and not compiled:
+        raise refused[0]
     return rank(compiled) + left if compile else ranked
 
 

@@ -14,7 +14,11 @@ from instructjax.models.config import DecoderConfig
 from instructjax.models.lora import LoraConfig
 from instructjax.models.sharded import device_bytes
 from instructjax.planning import plan as planning
-from instructjax.planning.compiling import Overflow, read_overflow
+from instructjax.planning.compiling import (
+    CompilerError,
+    Overflow,
+    read_overflow,
+)
 from instructjax.planning.models import read_decoder_config
 from instructjax.planning.plan import make_plan
 from instructjax.planning.programs import build_program
@@ -188,6 +192,27 @@ def test_an_overflow_is_an_answer(monkeypatch):
     # what it would say was never compiled
     assert (found.source, found.collectives_source) == ("compiled", "estimated")
     assert found.to_json()["collectives_source"] == "estimated"
+
+
+class Refused:
+    def compile(self, **_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure (motion.cc:1) x\nmore")
+
+
+def test_what_the_compiler_refuses_is_said(monkeypatch):
+    """A search goes on to the next, and fails if there is none."""
+    real, refusing = planning.compile_program, [True, False, True]
+
+    def compile_or_refuse(program, platform):
+        if refusing.pop(0):
+            program = dataclasses.replace(program, lower=Refused)
+        return real(program, platform)
+
+    monkeypatch.setattr(planning, "compile_program", compile_or_refuse)
+    found = search("tiny", CONFIG, CPUS, SETTING, compile=2)
+    assert [plan.source for plan in found].count("compiled") == 1
+    with pytest.raises(CompilerError, match=r"cpu compiler refuses this step: INTERNAL: .*1\) x;"):
+        search("tiny", CONFIG, CPUS, SETTING, compile=1)
 
 
 def test_the_nearest_that_fits():
