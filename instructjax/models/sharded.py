@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from instructjax.errors import ModelError, UsageError
 from instructjax.models.config import DecoderConfig
+from instructjax.sharding.mesh import AXES
 from instructjax.sharding.rules import AnyMesh, ShardingRules
 
 Names = tuple[str | None, ...]
@@ -90,7 +92,7 @@ def param_shardings(
     """The sharding of every parameter, in a tree like that of `Model.params`.
 
     The hidden state and the vocabulary are left whole where their sizes do not divide; nothing
-    depends on it but memory.
+    depends on it but memory. The hidden state is an axis of nearly all, so that is warned of.
 
     Args:
       config: the decoder.
@@ -104,6 +106,7 @@ def param_shardings(
 
     rules = rules or ShardingRules()
     check_mesh(config, mesh, rules)
+    _check_hidden(config, mesh, rules)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, param_spec(path_of(path), leaf.shape, mesh, rules))
@@ -141,13 +144,38 @@ def check_mesh(config: DecoderConfig, mesh: AnyMesh, rules: ShardingRules) -> No
         parts = rules.parts(name, mesh)
         if count % parts:
             alike = [c for n, (c, _) in counts.items() if getattr(rules, n) == getattr(rules, name)]
-            common = math.gcd(*alike)
-            fits = [str(n) for n in range(1, min(common, 1024) + 1) if common % n == 0]
-            axes = " x ".join(rules.mesh_axes(name, mesh))
+            axes = rules.mesh_axes(name, mesh)
             raise UsageError(
-                f"the model's {count} {what} do not divide over {axes}={parts}",
-                remedy=f"{axes} of {', '.join(fits[:12])}",
+                f"the model's {count} {what} do not divide over {' x '.join(axes)}={parts}",
+                remedy=_that_fit(config, mesh, axes, math.gcd(*alike)),
             )
+
+
+def _check_hidden(config: DecoderConfig, mesh: AnyMesh, rules: ShardingRules) -> None:
+    size, parts = config.hidden_size, rules.parts("embed", mesh)
+    if size % parts:
+        axes = rules.mesh_axes("embed", mesh)
+        warnings.warn(
+            f"the hidden size of {size} does not divide over {' x '.join(axes)}={parts}, so every "
+            f"device holds parameters whole; give {_that_fit(config, mesh, axes, size)}",
+            stacklevel=3,
+        )
+
+
+def _that_fit(config: DecoderConfig, mesh: AnyMesh, axes: tuple[str, ...], common: int) -> str:
+    """Sizes of axes that divide both a number and the devices, and a mesh with such a size."""
+    divisor = math.gcd(common, mesh.size)
+    fits = [str(n) for n in range(1, divisor + 1) if divisor % n == 0]
+    words = f"{' x '.join(axes)} of {', '.join(fits[:12])} on {mesh.size} devices"
+    if len(axes) != 1:
+        return words
+    axis = axes[0]
+    sizes = {name: mesh.shape.get(name, 1) for name in AXES}
+    fitting = math.gcd(divisor, sizes[axis])
+    rest, sizes[axis] = sizes[axis] // fitting, fitting
+    within = axis != "fsdp" and config.hidden_size % (sizes["fsdp"] * rest) == 0
+    sizes["fsdp" if within else "data"] *= rest
+    return f"{words}, such as {','.join(f'{n}={s}' for n, s in sizes.items() if s > 1)}"
 
 
 def sharding_of(shardings: nnx.State, path: str) -> NamedSharding:

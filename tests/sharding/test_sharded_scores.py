@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,48 @@ def test_a_model_loads_onto_a_mesh(tiny_model):
 
 def test_heads_that_do_not_divide_are_refused_with_numbers_that_would(random_model):
     model = random_model(num_heads=6, num_kv_heads=3)
-    with pytest.raises(UsageError, match=r"6 heads do not divide over tensor=4.*tensor of 1, 3"):
+    with pytest.raises(UsageError, match="6 heads do not divide over tensor=4.*tensor of 1 on 8"):
         param_shardings(model.config, make_mesh("fsdp=2,tensor=4"))
     with pytest.raises(UsageError, match="2 experts do not divide over expert=8"):
         config = random_model(num_experts=2, experts_per_token=1).config
         param_shardings(config, make_mesh("expert=8"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mesh", "says"),
+    [
+        (
+            {"num_heads": 9, "num_kv_heads": 3, "hidden_size": 144},
+            "tensor=8",
+            "1 on 8 devices, such as fsdp=8",
+        ),
+        (
+            {"num_heads": 6, "num_kv_heads": 2},
+            "data=2,tensor=4",
+            "1, 2 on 8 devices, such as data=2,fsdp=2,t",
+        ),
+        (
+            {"num_heads": 3, "num_kv_heads": 3, "hidden_size": 12},
+            "tensor=8",
+            "1 on 8 devices, such as data=8",
+        ),
+    ],
+)
+def test_the_mesh_that_is_suggested_fits(random_model, sizes, mesh, says):
+    config = dataclasses.replace(random_model().config, **sizes)
+    with pytest.raises(UsageError, match=f"tensor of {says}") as caught:
+        param_shardings(config, make_mesh(mesh))
+    param_shardings(config, make_mesh(str(caught.value).rpartition("such as ")[2]))
+
+
+def test_a_hidden_size_that_does_not_divide_is_warned_of(random_model):
+    config = dataclasses.replace(random_model().config, hidden_size=64)
+    mesh = make_mesh("fsdp=6", jax.devices()[:6])
+    with pytest.warns(
+        UserWarning, match="of 64 does not .* fsdp=6.* of 1, 2 on 6 devices, such as data=3,fsdp=2"
+    ):
+        shardings = dict(flat(param_shardings(config, mesh)))
+    assert shardings["layers.mlp.down.kernel"].spec == P(None, None, None)
 
 
 def test_a_vocabulary_that_does_not_divide_is_left_whole(random_model):
