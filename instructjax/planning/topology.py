@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from instructjax.errors import UsageError
 from instructjax.planning.chips import CHIPS, Chip
-from instructjax.sharding.mesh import AXES, make_mesh, size_mesh
+from instructjax.sharding import layout
+from instructjax.sharding.layout import crossing_axis as crossing_axis
+from instructjax.sharding.mesh import size_mesh
 
 _ALIASES = {"v5": "v5p", "v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e"}
 _EXAMPLES = {
@@ -165,44 +166,9 @@ def _open_cpus(count: int) -> Sequence[Any]:
 
 
 def lay_out(topology: Topology, sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
-    """A mesh of these devices whose last axes lie on nearest neighbours.
-
-    Several slices lie along the first axis that their number divides, so that only it crosses the
-    network.
+    """The mesh of these devices that `make_mesh` makes where they are.
 
     Raises:
-      UsageError: the sizes do not multiply to the number of devices, or no axis takes the slices.
+      UsageError: the sizes do not multiply to the number of devices, or cannot be laid out.
     """
-    if topology.chip.platform != "tpu":
-        return make_mesh(sizes, devices)
-    size_mesh(sizes, len(devices))
-    from jax.experimental import mesh_utils
-
-    shape = tuple(sizes.values())
-    inner = list(shape)
-    at = crossing_axis(sizes, topology.slices)
-    inner[at] //= topology.slices
-    by_slice: dict[int, list[Any]] = {}
-    for device in devices:
-        by_slice.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
-    grids = [
-        mesh_utils.create_device_mesh(tuple(inner), by_slice[index], allow_split_physical_axes=True)
-        for index in sorted(by_slice)
-    ]
-    grid = np.concatenate(grids, axis=at)
-    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-
-
-def crossing_axis(sizes: Mapping[str, int], slices: int) -> int:
-    """Which axis of a mesh lies over several slices.
-
-    Raises:
-      UsageError: none has a size that their number divides.
-    """
-    for at, size in enumerate(sizes.values()):
-        if size % slices == 0:
-            return at
-    raise UsageError(
-        f"no axis of the mesh divides by {slices} slices",
-        remedy=f"give data={slices} or a multiple of it (axes: {', '.join(AXES)})",
-    )
+    return layout.lay_out(size_mesh(sizes, len(devices)), devices)
