@@ -70,8 +70,9 @@ def device_flops(
             **options,
         )
     heads = setting.parts("heads")
+    # tiles of attention and of logits are whole on every device that has a part of a row
     split = Flops(
-        layers=found.layers / setting.parts("mlp"),
+        layers=found.layers / setting.parts("mlp") / setting.parts("sequence"),
         attention=found.attention / heads,
         head=found.head / setting.parts("vocab"),
     )
@@ -107,7 +108,7 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
         else 12.0 * tokens * config.num_heads * (config.head_dim / setting.parts("heads"))
     )
     if setting.task == "score":
-        return gathered + tokens * (4 * e + 2 * wide) * size + attend
+        return gathered + tokens / setting.parts("sequence") * (4 * e + 2 * wide) * size + attend
     params = program.state["parameters"]
     trained = device_bytes(params[0])
     total = gathered + trained * (1 if setting.micro_batches == 1 else 3)
@@ -116,10 +117,11 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
     total += (table * tables + 2 * layer) * size * split  # and of what was gathered
     kept = {"layer": e, "dots": 3 * e + wide + _heads_width(config) / tensor}
     kept["none"] = kept["dots"] + 4 * e + wide
-    total += config.num_layers * tokens * kept[setting.remat] * size
+    part = tokens / setting.parts("sequence")
+    total += config.num_layers * part * kept[setting.remat] * size
     if setting.remat == "none" and form == "whole":
         total += config.num_layers * scores * (4 + size)
-    total += tokens * (4 * e + 3 * wide) * size + 2 * attend
+    total += part * (4 * e + 3 * wide) * size + 2 * attend
     return total
 
 
@@ -157,7 +159,8 @@ def estimate_traffic(
     total = kernels * passes * split
     wide = _wide(config) / tensor
     narrow = 8 * config.hidden_size + 2 * _heads_width(config) / tensor
-    total += config.num_layers * tokens * (narrow + 3 * wide) * size * passes
+    part = tokens / setting.parts("sequence")
+    total += config.num_layers * part * (narrow + 3 * wide) * size * passes
     scores = setting.rows * config.num_heads / setting.parts("heads") * setting.length**2
     if form == "whole":
         total += config.num_layers * scores * 2 * (4 + 4 + size) * passes
@@ -177,11 +180,13 @@ def estimate_traffic(
 def estimate_collectives(
     config: DecoderConfig, program: Program, setting: Setting
 ) -> list[Collective]:
-    """What has to be said: parameters gathered, gradients scattered, partial sums of `tensor`."""
+    """What has to be said: parameters gathered, gradients scattered, partial sums of `tensor`, and
+    over `context` queries, keys and values gathered and gradients added up."""
     size = jnp.dtype(setting.dtype).itemsize
     mesh, rules = setting.abstract_mesh, setting.rules
     rows: tuple[str, ...] = rules.mesh_axes("batch", mesh)
     rows = tuple(axis for axis in rows if mesh.shape[axis] > 1)
+    context = tuple(a for a in rules.mesh_axes("sequence", mesh) if mesh.shape[a] > 1)
     found: list[Collective] = []
     train, steps = setting.task == "finetune", setting.programs * setting.micro_batches
     params = program.state["parameters"]
@@ -209,6 +214,8 @@ def estimate_collectives(
             if rest:
                 share = math.prod(mesh.shape[a] for a in over)
                 summed[rest] = summed.get(rest, 0.0) + whole / share
+            if context and within:
+                summed[context] = summed.get(context, 0.0) + whole
     for kind, parts, where in (
         ("all-gather", gathered, "forward"),
         ("reduce-scatter", scattered, "backward"),
@@ -223,6 +230,13 @@ def estimate_collectives(
         times = {"score": 2, "none": 4, "dots": 4, "layer": 5}
         count = times["score" if not train else setting.remat] * config.num_layers
         found.append(_collective("all-reduce", tensor, mesh.shape, hidden, count * steps, "layers"))
+    if context:
+        heads = _heads_width(config) / 2 + config.num_kv_heads * config.head_dim
+        gathered_heads = setting.rows * setting.length * heads / setting.parts("heads") * size
+        count = config.num_layers * steps * (2 if train and setting.remat == "layer" else 1)
+        found.append(
+            _collective("all-gather", context, mesh.shape, gathered_heads, count, "layers")
+        )
     return sorted(found, key=lambda each: -each.sent)
 
 

@@ -149,6 +149,27 @@ def test_estimates_are_near_to_what_the_compiler_finds():
         assert 0.5 < pair[1] / pair[0] < 2, (remat, pair)
 
 
+def test_estimates_know_what_context_splits():
+    """Projections are split, tiles of attention and logits are not; heads are gathered."""
+    one = dataclasses.replace(SETTING, mesh={"data": 1}, batch=1, length=512, task="score")
+    config = dataclasses.replace(CONFIG, hidden_size=128, intermediate_size=512)
+    split = dataclasses.replace(one, mesh={"context": 8})
+    whole, part = (plan_of(each, config=config, compile=False) for each in (one, split))
+    matrices = config.num_params - 256 * 128 - 5 * 128
+    assert whole.flops - part.flops == 2 * matrices * 512 * 7 / 8
+    (gather,) = part.collectives
+    assert (gather.kind, gather.axes, gather.group, gather.count) == (
+        "all-gather",
+        ("context",),
+        8,
+        config.num_layers,
+    )
+    assert gather.num_bytes == 512 * (4 + 2 + 2) * 8 * 4
+    compiled = plan_of(split, config=config)
+    found = [e for e in compiled.collectives if e.axes == ("context",) and e.kind == "all-gather"]
+    assert sum(each.sent for each in found) >= gather.sent
+
+
 @pytest.mark.parametrize(
     ("message", "needed", "available", "whole"),
     [
