@@ -26,13 +26,8 @@ from instructjax.planning.hlo import Loop, count_runs, parse_hlo
 from instructjax.planning.programs import build_program
 from instructjax.planning.roofline import Times, estimate_times, utilization
 from instructjax.planning.setting import Setting, check_setting
-from instructjax.planning.topology import (
-    Topology,
-    compiler_missing,
-    crossing_axis,
-    lay_out,
-    open_devices,
-)
+from instructjax.planning.topology import Topology, compiler_missing, lay_out, open_devices
+from instructjax.sharding.layout import crossing_axis
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from instructjax.planning.collectives import Collective
-from instructjax.planning.topology import Topology, crossing_axis
+from instructjax.planning.topology import Topology
+from instructjax.sharding.layout import crossing_axis
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from instructjax.models.remat import REMAT
 from instructjax.planning.compiling import CompilerError
 from instructjax.planning.plan import Plan, make_plan
 from instructjax.planning.setting import Setting, check_setting
-from instructjax.planning.topology import Topology, crossing_axis
+from instructjax.planning.topology import Topology
+from instructjax.sharding.layout import crossing_axis
 
 # Of a device: an estimate that does not leave as much is not worth compiling.
 _HEADROOM = 0.05

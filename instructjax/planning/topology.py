@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from instructjax.errors import UsageError
 from instructjax.planning.chips import CHIPS, Chip
 from instructjax.sharding import layout
-from instructjax.sharding.layout import crossing_axis as crossing_axis
 from instructjax.sharding.mesh import size_mesh
 
 _ALIASES = {"v5": "v5p", "v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e"}

@@ -7,7 +7,8 @@ import pytest
 from instructjax.errors import UsageError
 from instructjax.planning.collectives import Collective
 from instructjax.planning.roofline import estimate_times, talk_seconds
-from instructjax.planning.topology import crossing_axis, lay_out, open_devices, parse_topology
+from instructjax.planning.topology import lay_out, open_devices, parse_topology
+from instructjax.sharding.layout import crossing_axis
 
 
 @pytest.mark.parametrize(
