@@ -47,6 +47,21 @@ class UsageError(InstructJaxError):
     exit_code = 2
 
 
+def exit_code_of(error: BaseException) -> int:
+    """With which a command ends that an error has ended.
+
+    >>> [exit_code_of(e) for e in (UsageError("no"), KeyboardInterrupt(), SystemExit(3), OSError())]
+    [2, 130, 3, 1]
+    """
+    if isinstance(error, InstructJaxError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return 1
+
+
 class DataError(InstructJaxError):
     """A row or a data file cannot be used."""
 

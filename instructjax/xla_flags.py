@@ -23,10 +23,8 @@ def keep_sums_right() -> None:
     Warns:
       RuntimeWarning: something has been computed before, so it comes too late.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if FLAG in flags or _find_jaxlib() not in AFFECTED:
+    if _find_jaxlib() not in AFFECTED or not _set(FLAG, "-reduce"):
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=-reduce".strip()
     bridge = sys.modules.get("jax._src.xla_bridge")
     if bridge is not None and bridge.backends_are_initialized():
         warnings.warn(
@@ -39,9 +37,16 @@ def keep_sums_right() -> None:
 
 def skip_failing_pass() -> None:
     """Sets the flag by which steps with micro-batches compile for TPUs, if it is not in use."""
+    _set(SKIP, PASS)
+
+
+def _set(flag: str, value: str) -> bool:
+    """Sets a flag of XLA unless it is there; whether it was not."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if SKIP not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {SKIP}={PASS}".strip()
+    if flag in flags:
+        return False
+    os.environ["XLA_FLAGS"] = f"{flags} {flag}={value}".strip()
+    return True
 
 
 def _find_jaxlib() -> str | None:

@@ -1,6 +1,6 @@
 """Sums that some releases of jaxlib get wrong on CPU are right after `import instructjax`.
 
-And of the pass of XLA that fails: what it fails at is compiled in `planning/test_micro_batches.py`.
+And of the pass of XLA that fails: what it fails at is compiled in `planning/test_plan.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +205,7 @@ def name_specs(specs: tuple[str, ...]) -> dict[str, str]:
     short = [_name(spec) for spec in specs]
     if len(set(specs)) < len(specs):
         raise UsageError(f"--model {', '.join(specs)}", remedy="give each model once")
-    return dict(zip(short if len(set(short)) == len(short) else specs, specs, strict=True))
+    return _by_short_names(short, specs)
 
 
 def name_files(files: tuple[Path, ...]) -> dict[str, str]:
@@ -217,12 +217,17 @@ def name_files(files: tuple[Path, ...]) -> dict[str, str]:
     >>> list(name_files((Path("runs/a.jsonl"), Path("runs/b.jsonl"))))
     ['a', 'b']
     """
-    short, whole = [file.stem for file in files], [str(file) for file in files]
+    whole = [str(file) for file in files]
     if len(set(whole)) < len(whole):
         raise UsageError(
             f"--predictions {', '.join(whole)}", remedy="give each file once, or name its --model"
         )
-    return dict(zip(short if len(set(short)) == len(short) else whole, whole, strict=True))
+    return _by_short_names([file.stem for file in files], whole)
+
+
+def _by_short_names(short: Sequence[str], whole: Sequence[str]) -> dict[str, str]:
+    names = short if len(set(short)) == len(short) else whole
+    return dict(zip(names, whole, strict=True))
 
 
 def _name(spec: str) -> str:

@@ -24,7 +24,7 @@ from instructjax.cli.report import Report
 from instructjax.cli.sample import Sample
 from instructjax.cli.score import Score
 from instructjax.cli.split import Split
-from instructjax.errors import InstructJaxError
+from instructjax.errors import InstructJaxError, exit_code_of
 
 VERBS = {
     "demo": Demo,
@@ -55,7 +55,7 @@ Verb = (
     | Info
 )
 
-FAILED, WRONG_USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+FAILED, WRONG_USAGE, BROKEN_PIPE = 1, 2, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,11 +108,11 @@ def _run(args: list[str]) -> int:
         say_error(str(error))
         _show_traceback()
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         say_error(f"interrupted: {verb.describe_interrupt()}", label="")
-        return INTERRUPTED
+        return exit_code_of(error)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else FAILED
+        return exit_code_of(end)
     except BrokenPipeError:
         raise
     except Exception as error:

@@ -195,7 +195,7 @@ def check_config(config: FinetuneConfig) -> None:
                 raise UsageError(f"{name} is {value}", remedy=f"give a number, {rule}")
     if not config.data:
         raise UsageError("there is no data", remedy="give `data`, one or several files")
-    if config.steps is not None and 0 < config.steps <= config.warmup_steps:
+    if config.steps is not None and config.steps <= config.warmup_steps:
         raise UsageError(
             f"warmup_steps is {config.warmup_steps}, and the run has {config.steps} steps",
             remedy="give fewer",

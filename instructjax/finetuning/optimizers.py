@@ -116,6 +116,8 @@ def _find_optimizer(config: OptimizerConfig, schedule) -> optax.GradientTransfor
             remedy="adamw, adafactor, lion, muon, sgd, ...",
         )
 
+    if config.name.startswith("schedule_free"):
+        raise _not_usable(config.name, "what it evaluates is not what it trains")
     options: dict[str, Any] = {"learning_rate": schedule}
     wanted = {
         ("b1", "adam_b1"): config.beta1,
@@ -137,8 +139,6 @@ def _find_optimizer(config: OptimizerConfig, schedule) -> optax.GradientTransfor
         jax.eval_shape(lambda x: made.update(x, made.init(x), x), trial)
     except (TypeError, ValueError, KeyError) as error:
         raise _not_usable(config.name, "it needs more than gradients and parameters") from error
-    if config.name.startswith("schedule_free"):
-        raise _not_usable(config.name, "what it evaluates is not what it trains")
     return _layer_by_layer(made) if config.name == "adafactor" else made
 
 

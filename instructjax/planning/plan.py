@@ -26,8 +26,9 @@ from instructjax.planning.hlo import Loop, count_runs, parse_hlo
 from instructjax.planning.programs import build_program
 from instructjax.planning.roofline import Times, estimate_times, utilization
 from instructjax.planning.setting import Setting, check_setting
-from instructjax.planning.topology import Topology, compiler_missing, lay_out, open_devices
-from instructjax.sharding.layout import crossing_axis
+from instructjax.planning.topology import Topology, compiler_missing, open_devices
+from instructjax.sharding.layout import crossing_axis, lay_out
+from instructjax.sharding.mesh import size_mesh
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,7 +158,8 @@ def make_plan(
     check_setting(config, setting)
     if not compile or compiler_missing(topology) is not None:
         return _estimated(model, config, topology, setting)
-    mesh = lay_out(topology, setting.mesh, open_devices(topology))
+    devices = open_devices(topology)
+    mesh = lay_out(size_mesh(setting.mesh, len(devices)), devices)
     program = build_program(config, setting, mesh)
     plan = _estimated(model, config, topology, setting)
     found = compile_program(program, topology.chip.platform)

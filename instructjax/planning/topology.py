@@ -7,17 +7,14 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from instructjax.errors import UsageError
 from instructjax.planning.chips import CHIPS, Chip
-from instructjax.sharding import layout
-from instructjax.sharding.mesh import size_mesh
 
 _ALIASES = {"v5": "v5p", "v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e"}
 _EXAMPLES = {
@@ -162,12 +159,3 @@ def _open_cpus(count: int) -> Sequence[Any]:
             remedy=f"set jax_num_cpu_devices to {count} before JAX is used",
         )
     return devices[:count]
-
-
-def lay_out(topology: Topology, sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
-    """The mesh of these devices that `make_mesh` makes where they are.
-
-    Raises:
-      UsageError: the sizes do not multiply to the number of devices, or cannot be laid out.
-    """
-    return layout.lay_out(size_mesh(sizes, len(devices)), devices)

@@ -73,7 +73,7 @@ class SamplingRules:
 
 def is_temperature(value: object) -> bool:
     """0, or large enough to divide logits by."""
-    return _in_range(value, LEAST, math.inf) or (_in_range(value, 0.0, LEAST) and value == 0)
+    return _in_range(value, LEAST, math.inf) or _in_range(value, 0.0, 0.0, high=True)
 
 
 def _in_range(

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from instructjax.errors import DataError, InstructJaxError, UsageError
+from instructjax.errors import DataError, InstructJaxError, UsageError, exit_code_of
 from instructjax.sharding.watch import Watch, meet
 
 # The watch listens this far from the port of jax's coordinator: beyond the range of ports that
@@ -302,7 +302,7 @@ def together() -> Iterator[None]:
             # Most likely another process is gone, and the watch is about to say which.
             time.sleep(8.0)
         message = f"process {jax.process_index()} stopped: {_describe(error)}"
-        watch.stop_others(message, code=_exit_code(error))
+        watch.stop_others(message, code=exit_code_of(error) or 1)
         raise
     watch.finish()
     jax.distributed.shutdown()
@@ -316,21 +316,6 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"exit code {error.code}"
     return str(error) or type(error).__name__
-
-
-def _exit_code(error: BaseException) -> int:
-    """That with which the command line ends after an error.
-
-    >>> [_exit_code(error) for error in (UsageError("no file"), KeyboardInterrupt(), OSError())]
-    [2, 130, 1]
-    """
-    if isinstance(error, InstructJaxError):
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code or 1
-    return 1
 
 
 def _is_of_device(error: BaseException | None) -> bool:

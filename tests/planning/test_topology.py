@@ -7,8 +7,8 @@ import pytest
 from instructjax.errors import UsageError
 from instructjax.planning.collectives import Collective
 from instructjax.planning.roofline import estimate_times, talk_seconds
-from instructjax.planning.topology import lay_out, open_devices, parse_topology
-from instructjax.sharding.layout import crossing_axis
+from instructjax.planning.topology import open_devices, parse_topology
+from instructjax.sharding.layout import crossing_axis, lay_out
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_there_is_not(text, slices, says):
 
 def test_virtual_devices_in_a_mesh():
     topology = parse_topology("cpu:8")
-    mesh = lay_out(topology, {"fsdp": 4, "tensor": 2}, open_devices(topology))
+    mesh = lay_out({"fsdp": 4, "tensor": 2}, open_devices(topology))
     assert dict(mesh.shape) == {"fsdp": 4, "tensor": 2}
     with pytest.raises(UsageError, match="begun with 8"):
         open_devices(parse_topology("cpu:9"))
