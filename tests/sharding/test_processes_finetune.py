@@ -92,13 +92,28 @@ def alone(config: Path, tmp_path: Path) -> Path:
     return tmp_path / "alone"
 
 
-def test_laws_3_and_7_two_processes_take_the_steps_of_one(start, config, alone, tmp_path):
-    out = tmp_path / "two"
-    first, second = start(["finetune", config, "--out", out, "--mesh", "data=-1"]).ends()
-    assert first.code == second.code == 0, (first.err, second.err)
+@pytest.mark.parametrize(
+    ("count", "devices", "mesh"),
+    [
+        (2, 2, "data=-1"),
+        pytest.param(4, 1, "fsdp=4", marks=pytest.mark.slow),
+        pytest.param(4, 2, "data=2,fsdp=2,tensor=2", marks=pytest.mark.slow),
+    ],
+)
+def test_laws_3_and_7_processes_take_the_steps_of_one(
+    start, config, alone, tmp_path, count, devices, mesh
+):
+    out = tmp_path / "many"
+    together = start(
+        ["finetune", config, "--out", out, "--mesh", mesh], count=count, devices=devices
+    )
+    first, *others = together.ends()
+    assert first.code == 0, first.err
     assert_same_run(out, alone)
     assert "6 steps, " in first.out and "step 6 of 6" in first.err
-    assert "steps" not in second.out and "step" not in second.err
+    for other in others:
+        assert other.code == 0, other.err
+        assert "steps" not in other.out and "step" not in other.err
     rejects = [(run / "data.rejects.jsonl").read_text() for run in (out, alone)]
     assert rejects[0] == rejects[1] and rejects[0].count("\n") == 6
 
@@ -139,15 +154,19 @@ def test_laws_3_and_8_a_run_goes_on_with_other_processes_and_meshes(start, confi
 
 
 @pytest.mark.slow
-def test_law_3_lora_and_its_adapter_by_two_processes(start, config, tmp_path):
+@pytest.mark.parametrize(
+    ("count", "devices", "mesh"), [(2, 2, "fsdp=4"), (4, 2, "data=2,fsdp=2,tensor=2")]
+)
+def test_law_3_lora_and_its_adapter_by_processes(start, config, tmp_path, count, devices, mesh):
     options = ["--train", "lora", "--lora-rank", "2", "--adapter", "--learning-rate", "0.03"]
-    runs = [tmp_path / name for name in ("one", "two")]
+    runs = [tmp_path / name for name in ("one", "many")]
     command = ["finetune", str(config), *options]
     assert main([*command, "--out", str(runs[0])]) == 0
-    for end in start([*command, "--out", runs[1], "--mesh", "fsdp=4"]).ends():
+    together = start([*command, "--out", runs[1], "--mesh", mesh], count=count, devices=devices)
+    for end in together.ends():
         assert end.code == 0, end.err
-    one, two = (load_file(run / "model" / "adapter_model.safetensors") for run in runs)
-    assert one.keys() == two.keys()
+    one, many = (load_file(run / "model" / "adapter_model.safetensors") for run in runs)
+    assert one.keys() == many.keys()
     assert max(np.abs(value).max() for name, value in one.items() if "lora_B" in name) > 0.02
     for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-4 * np.abs(value).max())
+        np.testing.assert_allclose(many[name], value, rtol=0, atol=1e-4 * np.abs(value).max())
