@@ -20,10 +20,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.models import attention_flash, flash_gpu, flash_tpu
+from instructjax.models.attention_split import UNSPLIT, AttentionSplit
 from instructjax.models.attention_tiles import attend_tiles
 from instructjax.models.linear import precision_of
 from instructjax.models.tiles import Tiles
-from instructjax.models.varying import WHOLE_HEADS, HeadSplit
 
 # Longest row that is attended to whole. Memory grows with its square, and little of a longer row is
 # seen by any one query where it holds a tree.
@@ -109,7 +109,7 @@ def kernel_block(platform: str, length: int, width: int, itemsize: int) -> int |
 
     Args:
       platform: "tpu" or "gpu"; others have none.
-      length: of rows, in tokens.
+      length: of rows, in tokens; of their pieces where they are split, see `attention_split`.
       width: features of the wider of keys and values.
       itemsize: bytes of a feature.
     """
@@ -133,34 +133,39 @@ def attend(
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    split: HeadSplit | None = WHOLE_HEADS,
+    split: AttentionSplit = UNSPLIT,
 ) -> Float[Array, "N H V"]:
     """Attention in the form that the platform runs best, chosen when the program is lowered.
 
     On CPU in tiles; on TPUs and GPUs by a kernel, `attention_flash`, where rows divide into its
     blocks and heads are not too wide. Else whole, or in tiles where rows are longer than `WHOLE`:
     their memory grows with the row, not with its square. With `INSTRUCTJAX_KERNELS=off` in the
-    environment there are no kernels.
+    environment there are no kernels. Where tokens of a row are split over devices, each computes
+    what its own queries see, by the kernel if pieces of rows divide into its blocks, or in tiles.
 
     Args:
-      q, k, v, ends, sinks, scale, softcap: as for `attend_dense`.
+      q, k, v, ends, sinks, scale, softcap: as for `attend_dense`; tokens lie by device, as `split`
+        lays them out, and so do those of the result; those of `ends` and `positions` by row.
       positions: depth of each token in its own sequence.
       tiles, tile: of `find_tiles`.
       window: a query sees keys less than so many tokens before it.
-      split: how heads are split; None if tokens of a row are, which no kernel takes.
+      split: how heads and queries are split over devices.
     """
     options: dict[str, Any] = {"scale": scale, "softcap": softcap}
 
     def in_tiles(q, k, v, ends, positions, tiles, window, sinks):
-        return attend_tiles(q, k, v, tiles, tile=tile, window=window, sinks=sinks, **options)
+        more = {"tile": tile, "window": window, "sinks": sinks, "split": split, "rows": len(ends)}
+        return attend_tiles(q, k, v, tiles, **more, **options)
 
     def whole(q, k, v, ends, positions, tiles, window, sinks):
         near = None if window is None else Window(window, positions)
         return attend_dense(q, k, v, ends, window=near, sinks=sinks, **options)
 
     operands = (q, k, v, ends, positions, tiles, window, sinks)
-    long = ends.shape[1] > WHOLE
-    forms = {"cpu": in_tiles, "default": in_tiles if long else whole}
+    length = ends.shape[1]
+    forms = {"cpu": in_tiles, "default": whole}
+    if length > WHOLE or split.parts > 1:
+        forms["default"] = in_tiles
 
     def flash(platform, q, k, v, ends, positions, tiles, window, sinks):
         more = {"window": window, "sinks": sinks, "split": split, "platform": platform}
@@ -168,6 +173,6 @@ def attend(
 
     head = max(q.shape[-1], v.shape[-1]), q.dtype.itemsize
     for lowered_for, platform in (("tpu", "tpu"), ("cuda", "gpu")):
-        if split is not None and kernel_block(platform, ends.shape[1], *head):
+        if kernel_block(platform, split.piece(length), *head):
             forms[lowered_for] = partial(flash, platform)
     return lax.platform_dependent(*operands, **forms)

@@ -5,7 +5,6 @@ Memory grows with the row, not with its square.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -16,9 +15,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from instructjax.models import flash_gpu, flash_tpu
+from instructjax.models.attention_split import UNSPLIT, AttentionSplit
 from instructjax.models.attention_tiles import ATTENDED
 from instructjax.models.flash_blocks import Marks, Options
-from instructjax.models.varying import WHOLE_HEADS, HeadSplit, vary_alike
+from instructjax.models.varying import vary_alike
 
 Platform = Literal["tpu", "gpu"]
 _KERNELS = {"tpu": flash_tpu, "gpu": flash_gpu}
@@ -35,22 +35,23 @@ def attend_flash(
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    split: HeadSplit = WHOLE_HEADS,
+    split: AttentionSplit = UNSPLIT,
     platform: Platform = "tpu",
     interpret: Any = False,
 ) -> Float[Array, "N H V"]:
     """What `attention.attend_dense` gives, but for rounding; padding gives zeros.
 
     Args:
-      q, k, v: N = B * T tokens, flat; T is a multiple of 128.
+      q, k, v: N = B * T tokens, flat, laid out as `split` says; pieces of rows are multiples of the
+        kernel's blocks.
       ends, positions: who sees whom, and the depth of each token in its own sequence.
       window: a query sees keys less than so many tokens before it.
       sinks, scale, softcap: as for `attend_dense`.
-      split: how heads are split over devices.
+      split: how heads and queries are split over devices.
       platform: whose kernel.
       interpret: run the kernel's operations one by one, on any device.
     """
-    rows, length = ends.shape
+    rows, length = split.parts * len(ends), ends.shape[1] // split.parts
     q, k, v = (x.reshape(rows, length, *x.shape[1:]).swapaxes(1, 2) for x in (q, k, v))
     options = Options(
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
@@ -59,10 +60,11 @@ def attend_flash(
         interpret=interpret,
         platform=platform,
     )
-    width = jnp.full(split.parts, 0 if window is None else window, jnp.int32)
-    q, k, v, ends, positions, width = vary_alike(q, k, v, ends, positions, width)
-    marks = (Marks.of(x, split.parts) for x in (ends, positions))
-    both: Any = _flash(q, k, v, *marks, width, options, split)
+    starts = split.spread(jnp.arange(ends.shape[1])[None])[:: split.piece(ends.shape[1])]
+    width = jnp.full(1, 0 if window is None else window, jnp.int32)
+    q_depth = split.spread(positions).reshape(rows, length)
+    q, k, v, *marks = vary_alike(q, k, v, ends, positions, q_depth, starts, width)
+    both: Any = _flash(q, k, v, Marks(*marks), options, split)
     out, log_norm = both
     if sinks is not None:  # one more term of the normalizer, without a value
         sinks = sinks.astype(jnp.float32)[:, None, None]
@@ -70,45 +72,43 @@ def attend_flash(
     return out.swapaxes(1, 2).reshape(rows * length, -1, v.shape[-1])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _flash(q, k, v, ends: Marks, depth: Marks, width, options: Options, split: HeadSplit):
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _flash(q, k, v, marks: Marks, options: Options, split: AttentionSplit):
     """([B, H, T, V], log-normalizers [B, H, T, 1]) of queries, keys and values by head."""
-    return _flash_fwd(q, k, v, ends, depth, width, options, split)[0]
+    return _flash_fwd(q, k, v, marks, options, split)[0]
 
 
-def _over_heads(call: Callable[..., Any], split: HeadSplit) -> Callable[..., Any]:
-    """Each device calls it on its heads, since a compiler cannot split a kernel.
-
-    Every argument has its part for each of them, so that nothing is computed within but the kernel:
-    what a backward pass could keep of that is not for an inner shard_map to hand over.
-    """
-    if not split.auto:
-        return call
-    axes = split.axes or None
-    heads = PartitionSpec(None, axes)
-
-    def run(*arguments):
-        specs = (heads,) * (len(arguments) - 1) + (PartitionSpec(axes),)
-        options = {"in_specs": specs, "out_specs": heads, "axis_names": split.auto}
-        return jax.shard_map(call, mesh=split.mesh, **options)(*arguments)
-
-    return run
+def _specs(split: AttentionSplit) -> tuple[PartitionSpec, PartitionSpec, Marks]:
+    """How arrays of queries, of keys of whole rows, and the marks are split."""
+    heads, queries = split.heads or None, split.queries or None
+    whole: Any = PartitionSpec()
+    own: Any = PartitionSpec(queries)
+    of_q, of_k = PartitionSpec(queries, heads), PartitionSpec(None, heads)
+    return of_q, of_k, Marks(whole, whole, own, own, whole)
 
 
-def _flash_fwd(q, k, v, ends, depth, width, options, split):
-    run = _over_heads(partial(_KERNELS[options.platform].forward, options=options), split)
-    out, norm = run(q, k, v, ends, depth, width)
+def _flash_fwd(q, k, v, marks, options, split):
+    of_q, of_k, of_marks = _specs(split)
+    call = partial(_KERNELS[options.platform].forward, options=options)
+    run = split.map_devices(call, (of_q, of_k, of_k, of_marks), of_q)
+    out, norm = run(q, split.gather(k), split.gather(v), marks)
     out, norm = checkpoint_name(out, ATTENDED), checkpoint_name(norm, ATTENDED)
-    return (out, norm), (q, k, v, ends, depth, width, out, norm)
+    return (out, norm), (q, k, v, marks, out, norm)
 
 
 def _flash_bwd(options, split, saved, slopes):
-    q, k, v, ends, depth, width, out, norm = saved
+    q, k, v, marks, out, norm = saved
     g, d_norm = slopes
     wide = g.astype(jnp.float32) * out.astype(jnp.float32)
     delta = wide.sum(-1, keepdims=True) - d_norm
-    run = _over_heads(partial(_KERNELS[options.platform].backward, options=options), split)
-    return *run(q, k, v, g, norm, delta, ends, depth, width), None, None, None
+
+    def call(*arguments):
+        dq, *d_keys = _KERNELS[options.platform].backward(*arguments, options=options)
+        return dq, *map(split.scatter, d_keys)
+
+    of_q, of_k, of_marks = _specs(split)
+    run = split.map_devices(call, (of_q, of_k, of_k, of_q, of_q, of_q, of_marks), of_q)
+    return *run(q, split.gather(k), split.gather(v), g, norm, delta, marks), None
 
 
 _flash.defvjp(_flash_fwd, _flash_bwd)

@@ -12,25 +12,77 @@ The backward pass recomputes each tile's probabilities from the saved log-normal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from instructjax.models.attention_split import UNSPLIT, AttentionSplit
 from instructjax.models.linear import precision_of
 from instructjax.models.tiles import Tiles, gather, lanes_of, pad, put, scatter_add, wide
+from instructjax.models.varying import vary_alike
 
 MASKED = -1e30
 # What a backward pass that computes layers again may keep of attention; see `models.remat`.
 ATTENDED = "attended"
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _attend(q, k, v, sinks, window, tiles, tile, scale, softcap):
-    return _forward(q, k, v, sinks, window, tiles, tile, scale, softcap)[0]
+class _Options(NamedTuple):
+    tile: int
+    scale: float
+    softcap: float | None
+    split: AttentionSplit
+    rows: int
+
+
+class _Own(NamedTuple):
+    """Queries that stand in pieces, one after the other, of a batch that may have more.
+
+    Attributes:
+      owner: the tile that each query belongs to, -1 for padding.
+      starts: where in the batch each piece begins.
+    """
+
+    owner: Int[Array, " Q"]
+    starts: Int[Array, " P"]
+
+    def visits(self, firsts, count):
+        """How many of the parts of a batch have queries here, and a function from their number to
+        such a part, and how much further in the batch its queries stand than here.
+
+        Args:
+          firsts: the first tile of each part: a tile, or a group of them.
+          count: how many parts there are.
+        """
+        if len(self.starts) == 1:  # all of it; varies over the devices of a shard_map as that does
+            return count, lambda i: (count * 0 + i, 0)
+        owner = self.owner.reshape(len(self.starts), -1)
+        firsts = jnp.where(jnp.arange(len(firsts)) < count, firsts, len(firsts))
+        part = partial(jnp.searchsorted, firsts, side="right", method="compare_all")
+        low = jnp.maximum(part(jnp.where(owner < 0, len(firsts), owner).min(1)) - 1, 0)
+        high, shifts = part(owner.max(1)), self.starts - jnp.arange(0, owner.size, owner.shape[1])
+        # What reaches into the next piece is visited once where that stands behind it here as well.
+        follows = shifts[1:] == shifts[:-1]
+        low = low.at[1:].max(jnp.where(follows, high[:-1], 0))
+        stops = jnp.cumsum(jnp.maximum(high - low, 0))
+
+        def find(i):
+            piece = (stops <= i).sum()
+            before = jnp.where(piece > 0, stops[piece - 1], 0)
+            return low[piece] + i - before, shifts[piece]
+
+        return stops[-1], find
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attend(q, k, v, sinks, window, tiles, options: _Options):
+    return _attend_fwd(q, k, v, sinks, window, tiles, options)[0]
 
 
 def attend_tiles(
@@ -44,20 +96,28 @@ def attend_tiles(
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
+    split: AttentionSplit = UNSPLIT,
+    rows: int = 1,
 ) -> Float[Array, "N H V"]:
     """As `attend_dense`, with zeros for tokens that nobody sees.
 
     Args:
-      q, k, v: N = B * T tokens, flat.
+      q, k, v: N = B * T tokens, flat, laid out as `split` says.
       tiles: of `find_tiles` with the same `tile`; one serves all layers.
       tile: queries and keys a tile.
       window: a query sees keys less than so many tokens before it; tiles beyond are not visited.
       sinks: one more logit a head, which takes part in the softmax and has no value.
       scale: of scores, 1 / sqrt(D) if None.
       softcap: c in c tanh(score / c), after the scale.
+      split: how heads and queries are split over devices; the former is left to the compiler where
+        the latter are whole.
+      rows: B, which nothing depends on where queries are whole.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _attend(q, k, v, sinks, window, tiles, tile, scale, softcap)
+    scale = float(q.shape[-1] ** -0.5) if scale is None else scale
+    if sinks is not None:  # their gradient is added up over devices that share them
+        q, sinks = vary_alike(q, sinks)
+    options = _Options(tile, scale, softcap, split, rows)
+    return _attend(q, k, v, sinks, window, tiles, options)
 
 
 def _split(x, kv_heads):
@@ -107,18 +167,23 @@ def _rows_of_heads(x, kv_heads, tile):
     return jnp.tile(x.astype(jnp.float32).reshape(kv_heads, -1), (1, tile))
 
 
-def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
+def _forward(q, k, v, sinks, window, tiles, own_queries, options):
+    """(what queries receive [Q, H, V], log-normalizers [Q, H, 1])."""
+    tile, scale, softcap, *_ = options
     heads, kv_heads = q.shape[1], k.shape[1]
     group = heads // kv_heads
     scores_of, values_of, _ = _dots(q.dtype)
     lane = jnp.arange(tile)
-    q, k, v, owner = (pad(x, tile) for x in (q, k, v, tiles.owner))
+    count, find = own_queries.visits(tiles.lead, tiles.groups)
+    q, k, v, owner = (pad(x, tile) for x in (q, k, v, own_queries.owner))
 
-    def one_group(g, carry):
+    def one_group(i, carry):
+        g, shift = find(i)
         lead, stop = tiles.lead[g], tiles.lead[g + 1]
         start = tiles.first[lead] + tiles.own[lead]
-        q_tile = _split(lanes_of(q, start, tile), kv_heads)
-        own = lanes_of(owner, start, tile)
+        here = start - shift
+        q_tile = _split(lanes_of(q, here, tile), kv_heads)
+        own = lanes_of(owner, here, tile)
         # Of each query: depth in its block, less that of each key of a tile in the same block.
         distance = jnp.repeat(start + lane - tiles.first[own], group)[:, None] - lane
         owners = jnp.repeat(own, group)
@@ -178,28 +243,82 @@ def _forward(q, k, v, sinks, window, tiles, tile, scale, softcap):
             top = new_top
         out_tile = _join((acc / total[..., None]).astype(q.dtype), tile)
         norm_tile = _join((top + jnp.log(total))[..., None], tile)
-        here = (own >= lead) & (own < stop)
+        in_group = (own >= lead) & (own < stop)
 
         def keep_own(x, new):
-            old = lanes_of(x, start, tile)
-            return put(x, start, jnp.where(wide(here, new), new, old))
+            old = lanes_of(x, here, tile)
+            return put(x, here, jnp.where(wide(in_group, new), new, old))
 
         return keep_own(carry[0], out_tile), keep_own(carry[1], norm_tile)
 
     out = jnp.broadcast_to(jnp.zeros_like(q[..., :1]), (*q.shape[:-1], v.shape[-1]))
     carry = (out, jnp.zeros_like(out[..., :1], jnp.float32))
-    out, log_norm = lax.fori_loop(0, tiles.groups, one_group, carry)
+    out, log_norm = lax.fori_loop(0, count, one_group, carry)
     return out[tile:-tile], log_norm[tile:-tile]
 
 
-def _attend_fwd(q, k, v, sinks, window, tiles, tile, scale, softcap):
-    out, log_norm = _forward(q, k, v, sinks, window, tiles, tile, scale, softcap)
+def _specs(split: AttentionSplit) -> tuple[PartitionSpec, PartitionSpec, Any]:
+    """How arrays of queries, and of keys of whole rows, are split, and the other arguments."""
+    heads, queries = split.heads or None, split.queries or None
+    whole: Any = PartitionSpec()
+    own: Any = PartitionSpec(queries)
+    of_q, of_k = PartitionSpec(queries, heads), PartitionSpec(None, heads)
+    return of_q, of_k, (PartitionSpec(heads), whole, whole, _Own(own, own))
+
+
+def _own_queries(tiles, options) -> _Own:
+    split, rows = options.split, options.rows
+    index = jnp.arange(tiles.owner.size)
+    if split.parts == 1:
+        return _Own(tiles.owner, index[:1])
+    owner, index = (split.spread(x.reshape(rows, -1)) for x in (tiles.owner, index))
+    return _Own(owner, index[:: split.piece(index.size // rows)])
+
+
+def _gather(options, *arrays):
+    """Tokens of whole rows."""
+    split = options.split
+    if split.parts == 1:
+        return arrays
+    rows = split.parts * options.rows
+    by_row = (x.reshape(rows, -1, *x.shape[1:]) for x in arrays)
+    return tuple(split.gather(x, axis=1).reshape(-1, *x.shape[2:]) for x in by_row)
+
+
+def _attend_fwd(q, k, v, sinks, window, tiles, options):
+    own = _own_queries(tiles, options)
+    call: Callable[..., Any] = partial(_forward, options=options)
+    if options.split.parts > 1:
+        of_q, of_k, others = _specs(options.split)
+        call = options.split.map_devices(call, (of_q, of_k, of_k, *others), of_q)
+    keys, values = _gather(options, k, v)
+    out, log_norm = call(q, keys, values, sinks, window, tiles, own)
     out, log_norm = checkpoint_name(out, ATTENDED), checkpoint_name(log_norm, ATTENDED)
-    return out, (q, k, v, sinks, window, tiles, out, log_norm)
+    return out, (q, k, v, sinks, window, tiles, own, out, log_norm)
 
 
-def _attend_bwd(tile, scale, softcap, saved, d_out):
-    q, k, v, sinks, window, tiles, out, log_norm = saved
+def _attend_bwd(options, saved, d_out):
+    q, k, v, sinks, window, tiles, own, out, log_norm = saved
+    split = options.split
+    keys, values = _gather(options, k, v)
+    arguments = (q, keys, values, sinks, window, tiles, own, out, log_norm, d_out)
+    if split.parts == 1:
+        return *_backward(*arguments, options=options), None, None
+
+    def call(*arguments):
+        dq, *d_keys, d_sinks = _backward(*arguments, options=options)
+        d_keys = (x.reshape(options.rows, -1, *x.shape[1:]) for x in d_keys)
+        d_keys = (split.scatter(x, axis=1).reshape(-1, *x.shape[2:]) for x in d_keys)
+        return dq, *d_keys, None if d_sinks is None else lax.psum(d_sinks, split.queries)
+
+    of_q, of_k, others = _specs(split)
+    specs = (of_q, of_k, of_k, *others, of_q, of_q, of_q), (of_q, of_q, of_q, others[0])
+    return *split.map_devices(call, *specs)(*arguments), None, None
+
+
+def _backward(q, k, v, sinks, window, tiles, own_queries, out, log_norm, d_out, *, options):
+    """Gradients of q, k and v, and of sinks or None."""
+    tile, scale, softcap, *_ = options
     dtype, kv_heads = q.dtype, k.shape[1]
     group = q.shape[1] // kv_heads
     scores_of, values_of, transposed_of = _dots(dtype)
@@ -207,20 +326,21 @@ def _attend_bwd(tile, scale, softcap, saved, d_out):
     if window is not None:
         in_window, more = _in_window(tile, group, window)
         causal &= in_window(0)
-    d_out = jnp.where(tiles.owner[:, None, None] >= 0, d_out, 0)
+    used = own_queries.owner[:, None] >= 0
+    d_out = jnp.where(used[..., None], d_out, 0)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
     d_sinks = None
     if sinks is not None:  # its weight has no value: the softmax's slope is all that is left
-        used = tiles.owner[:, None] >= 0
         weight = jnp.where(used, jnp.exp(sinks.astype(jnp.float32) - log_norm[..., 0]), 0)
         d_sinks = -(weight * delta[..., 0]).sum(0).astype(sinks.dtype)
+    count, find = own_queries.visits(jnp.arange(len(tiles.first)), tiles.count)
     queries = [pad(x, tile) for x in (q, d_out, log_norm, delta)]
-    k, v, owner = (pad(x, tile) for x in (k, v, tiles.owner))
+    k, v, owner = (pad(x, tile) for x in (k, v, own_queries.owner))
 
     def one_tile(i, carry):
         dq, *d_keys = carry
-        i = tiles.count * 0 + i  # varies over the devices of a shard_map as the rest does
-        first = tiles.first[i]
+        i, shift = find(i)
+        first = tiles.first[i] - shift
         q_tile, g_tile, norm_tile, delta_tile = (
             _split(lanes_of(x, first, tile), kv_heads) for x in queries
         )
@@ -257,9 +377,9 @@ def _attend_bwd(tile, scale, softcap, saved, d_out):
         return put(dq, first, dq_tile), *d_keys
 
     zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (queries[0], k, v))
-    grads = lax.fori_loop(0, tiles.count, one_tile, zeros)
+    grads = lax.fori_loop(0, count, one_tile, zeros)
     dq, dk, dv = (x[tile:-tile].astype(dtype) for x in grads)
-    return dq, dk, dv, d_sinks, None, None
+    return dq, dk, dv, d_sinks
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

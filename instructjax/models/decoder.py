@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from instructjax.models.attention import Look, attend
+from instructjax.models.attention_split import UNSPLIT
 from instructjax.models.config import NO_ROPE, DecoderConfig, RopeConfig
 from instructjax.models.experts import Experts
 from instructjax.models.latent_attention import LatentAttention
@@ -31,7 +32,7 @@ from instructjax.models.rotary import (
     sequence_lengths,
 )
 from instructjax.models.tiles import find_tiles
-from instructjax.models.varying import WHOLE_HEADS, WHOLE_TABLE
+from instructjax.models.varying import WHOLE_TABLE
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -210,7 +211,7 @@ class Decoder(nnx.Module):
     Attributes:
       gather: makes a layer's parameters whole where each device has a part of them; see `spmd`.
       table_split: how the rows of `output_table` are split, for the head.
-      head_split: how heads are, for attention; None if tokens of a row are.
+      attention_split: how heads are, and tokens of a row.
     """
 
     gather: Callable[[nnx.State], nnx.State] | None
@@ -219,7 +220,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.gather = None
         self.table_split = WHOLE_TABLE
-        self.head_split = WHOLE_HEADS
+        self.attention_split = UNSPLIT
         self.embed = Embedding(config, dtype)
         dense = config.dense_layers
         self.dense_layers = (
@@ -252,17 +253,22 @@ class Decoder(nnx.Module):
           remat: what the backward pass computes again instead of keeping it, see
             `rematerialize`.
         """
+        split, (rows, length) = self.attention_split, tokens.shape
+        tokens, positions, ends = map(split.pad, (tokens, positions, ends))
         tiles = find_tiles(positions, ends, tile)
 
         def look(q, k, v, **options):
-            options |= {"tile": tile, "split": self.head_split}
+            options |= {"tile": tile, "split": split}
             return attend(q, k, v, ends, positions, tiles, **options), None
 
         ropes = [self.config.rope, *(kind.rope for kind in self.config.layers)]
-        lengths = sequence_lengths(positions, ends) if any(map(by_length, ropes)) else None
-        depth = positions.reshape(-1)
-        x, _ = self.scan_layers(tokens.reshape(-1), depth, look, lengths=lengths, remat=remat)
-        return x.reshape(*tokens.shape, -1)
+        lengths = None
+        if any(map(by_length, ropes)):
+            lengths = sequence_lengths(positions, ends)
+            lengths = split.spread(lengths.reshape(positions.shape))
+        tokens, depth = split.spread(tokens), split.spread(positions)
+        x, _ = self.scan_layers(tokens, depth, look, lengths=lengths, remat=remat)
+        return split.collect(x, rows)[:, :length]
 
     def scan_layers(
         self,

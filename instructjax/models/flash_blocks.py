@@ -30,16 +30,33 @@ class Options(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """A number a token, along either axis of the scores; again for each part of the heads."""
+    """Who sees whom.
 
-    row: Int[Array, "B P T"]
-    column: Int[Array, "B P T 1"]
+    Attributes:
+      ends, depth: of the tokens of each row; see `attention`.
+      q_depth: of the queries. They stand one after the other in pieces of equal length, which may
+        be some of those of the row.
+      starts: where in the row each piece begins; ascending.
+      width: of the window.
+    """
 
-    @classmethod
-    def of(cls, x: Int[Array, "B T"], parts: int) -> Marks:
-        """The same for each of `parts`."""
-        row = jnp.broadcast_to(x[:, None], (len(x), parts, x.shape[1]))
-        return cls(row, row[..., None])
+    ends: Int[Array, "B T"]
+    depth: Int[Array, "B T"]
+    q_depth: Int[Array, "B Q"]
+    starts: Int[Array, " P"]
+    width: Int[Array, " 1"]
+
+    @property
+    def piece(self) -> int:
+        """Tokens of a piece."""
+        return self.q_depth.shape[1] // len(self.starts)
+
+    def places(self, size: int) -> tuple[Int[Array, " I"], Int[Array, " J"]]:
+        """Which block of the row each block of queries is, and for each block of the row the first
+        block of queries that is no earlier."""
+        places = (self.starts[:, None] + jnp.arange(0, self.piece, size)).reshape(-1) // size
+        row = jnp.arange(self.ends.shape[1] // size)
+        return places, (places < row[:, None]).sum(1, dtype=places.dtype)
 
 
 def dot(a, b, contract: tuple[int, int]):

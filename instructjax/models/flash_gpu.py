@@ -60,15 +60,17 @@ def _at(block, size):
     return pl.ds(block * size, size)
 
 
-def _forward_kernel(width, q, k, v, ends, depth, out, norm, *, size: int, options: Options):
-    i = pl.program_id(2)
+def _forward_kernel(
+    width, places, firsts, q, k, v, ends, q_depth, k_depth, out, norm, *, size, options
+):
+    i = places[pl.program_id(2)]
     rows = q[0, 0]
-    q_depth = depth[0, 0, _at(i, size)][:, None]
+    depth = q_depth[0, _at(pl.program_id(2), size)][:, None]
     window = width[0] if options.windowed else None
 
     def visit(j, running):
         here = _at(j, size)
-        marks = ends[0, 0, here][None], q_depth, depth[0, 0, here][None], window
+        marks = ends[0, here][None], depth, k_depth[0, here][None], window
 
         def add(sums):
             seen = mask_pairs(i, j, size, *marks)
@@ -83,17 +85,17 @@ def _forward_kernel(width, q, k, v, ends, depth, out, norm, *, size: int, option
 
 
 def _queries_kernel(
-    width, q, k, v, g, norm, delta, ends, depth, dq, *, size: int, options: Options
+    width, places, firsts, q, k, v, g, norm, delta, ends, q_depth, k_depth, dq, *, size, options
 ):
-    i = pl.program_id(2)
+    i = places[pl.program_id(2)]
     rows, slopes = q[0, 0], g[0, 0]
     norms, deltas = norm[0, 0][:, None], delta[0, 0][:, None]
-    q_depth = depth[0, 0, _at(i, size)][:, None]
+    depth = q_depth[0, _at(pl.program_id(2), size)][:, None]
     window = width[0] if options.windowed else None
 
     def visit(j, acc):
         here = _at(j, size)
-        marks = ends[0, 0, here][None], q_depth, depth[0, 0, here][None], window
+        marks = ends[0, here][None], depth, k_depth[0, here][None], window
 
         def add(acc):
             keys = k[0, 0, here]
@@ -109,20 +111,21 @@ def _queries_kernel(
 
 
 def _keys_kernel(
-    width, q, k, v, g, norm, delta, ends, depth, dk, dv, *, size: int, options: Options
+    width, places, firsts, q, k, v, g, norm, delta, ends, q_depth, k_depth, dk, dv, *, size, options
 ):
     """Scores with keys as rows, so that nothing has to be transposed."""
     j, group = pl.program_id(2), q.shape[1]
-    count = q.shape[2] // size - j
+    first = firsts[j]
+    count = q.shape[2] // size - first
     keys, values = k[0, 0], v[0, 0]
     at_keys = _at(j, size)
-    k_ends, k_depth = ends[0, 0, at_keys][:, None], depth[0, 0, at_keys][:, None]
+    k_ends, depth = ends[0, at_keys][:, None], k_depth[0, at_keys][:, None]
     window = width[0] if options.windowed else None
 
     def visit(step, sums):
-        head, i = lax.div(step, count), j + lax.rem(step, count)
-        here = _at(i, size)
-        marks = k_ends, depth[0, 0, here][None], k_depth, window
+        head, at = lax.div(step, count), first + lax.rem(step, count)
+        i, here = places[at], _at(at, size)
+        marks = k_ends, q_depth[0, here][None], depth, window
 
         def add(k_acc, v_acc):
             rows, slopes = q[0, head, here], g[0, head, here]
@@ -157,33 +160,36 @@ def _call(kernel, grid, arguments, specs, outputs, size, options: Options):
 
 
 class _Specs:
-    """Where arrays of queries and of keys lie: a block of them, or the whole row."""
+    """Where arrays of queries and of keys lie: a block of them, or all of the row."""
 
-    def __init__(self, size: int, length: int, group: int) -> None:
-        self.size, self.length, self.group = size, length, group
+    def __init__(self, size: int, queries: int, keys: int, group: int) -> None:
+        self.size, self.queries, self.keys, self.group = size, queries, keys, group
 
     def block(self, *width: int) -> pl.BlockSpec:
-        """Of [B, H, T] or [B, H, T, width], the block that the program is for."""
+        """Of [B, H, Q] or [B, H, Q, width], or of keys, the block that the program is for."""
         zeros = (0,) * len(width)
         return pl.BlockSpec((1, 1, self.size, *width), lambda b, h, i: (b, h, i, *zeros))
 
     def keys_of_row(self, width: int) -> pl.BlockSpec:
         """Of [B, K, T, width], the keys or values of a head of queries."""
-        shape = (1, 1, self.length, width)
+        shape = (1, 1, self.keys, width)
         return pl.BlockSpec(shape, lambda b, h, i: (b, lax.div(h, self.group), 0, 0))
 
     def queries_of_row(self, *width: int) -> pl.BlockSpec:
-        """Of [B, H, T] or [B, H, T, width], the heads of queries of a head of keys."""
+        """Of [B, H, Q] or [B, H, Q, width], the heads of queries of a head of keys."""
         zeros = (0,) * (len(width) + 1)
-        shape = (1, self.group, self.length, *width)
+        shape = (1, self.group, self.queries, *width)
         return pl.BlockSpec(shape, lambda b, h, i: (b, h, *zeros))
 
-    def mark(self) -> pl.BlockSpec:
-        """Of [B, 1, T]."""
-        return pl.BlockSpec((1, 1, self.length), lambda b, h, i: (b, 0, 0))
+    def scalars(self) -> list[pl.BlockSpec]:
+        """Of the window's width and of `Marks.places`."""
+        counts = 1, self.queries // self.size, self.keys // self.size
+        return [pl.BlockSpec((count,), lambda b, h, i: (0,)) for count in counts]
 
-
-_WIDTH = pl.BlockSpec((1,), lambda b, h, i: (0,))
+    def marks(self) -> list[pl.BlockSpec]:
+        """Of `ends`, and of depths of queries and of keys."""
+        lengths = self.keys, self.queries, self.keys
+        return [pl.BlockSpec((1, length), lambda b, h, i: (b, 0)) for length in lengths]
 
 
 def _widen(*arrays) -> Any:
@@ -196,25 +202,27 @@ def _widen(*arrays) -> Any:
     return tuple(map(widen, arrays))
 
 
-def _lay_out(q, k, v) -> tuple[int, int, _Specs]:
-    length, group = q.shape[2], q.shape[1] // k.shape[1]
-    size = block_size(length, max(q.shape[-1], v.shape[-1]), q.dtype.itemsize)
-    assert size is not None, f"rows of {length} tokens, heads of {q.shape[-1]} features"
-    return size, length // size, _Specs(size, length, group)
+def _lay_out(q, k, v, marks: Marks) -> tuple[int, _Specs, Any, Any]:
+    """Size of blocks, where they lie, scalars, and what is known of each token."""
+    size = block_size(marks.piece, max(q.shape[-1], v.shape[-1]), q.dtype.itemsize)
+    assert size is not None, f"pieces of {marks.piece} tokens, heads of {q.shape[-1]} features"
+    at = _Specs(size, q.shape[2], k.shape[2], q.shape[1] // k.shape[1])
+    scalars = marks.width, *marks.places(size)
+    return size, at, scalars, (marks.ends, marks.q_depth, marks.depth)
 
 
-def forward(q, k, v, ends: Marks, depth: Marks, width, *, options: Options):
-    """(what each query sees [B, H, T, V], log-normalizers [B, H, T, 1])."""
+def forward(q, k, v, marks: Marks, *, options: Options):
+    """(what each query sees [B, H, Q, V], log-normalizers [B, H, Q, 1])."""
     features = v.shape[-1]
     q, k, v = _widen(q, k, v)
-    size, count, at = _lay_out(q, k, v)
+    size, at, scalars, rest = _lay_out(q, k, v, marks)
     rows, heads, length, dim = q.shape
     values = v.shape[-1]
     out, norm = _call(
         _forward_kernel,
-        (rows, heads, count),
-        (width, q, k, v, ends.row, depth.row),
-        [_WIDTH, at.block(dim), at.keys_of_row(dim), at.keys_of_row(values), at.mark(), at.mark()],
+        (rows, heads, length // size),
+        (*scalars, q, k, v, *rest),
+        [*at.scalars(), at.block(dim), at.keys_of_row(dim), at.keys_of_row(values), *at.marks()],
         [
             (at.block(values), (rows, heads, length, values), q.dtype),
             (at.block(), (rows, heads, length), jnp.float32),
@@ -225,31 +233,30 @@ def forward(q, k, v, ends: Marks, depth: Marks, width, *, options: Options):
     return out[..., :features], norm[..., None]
 
 
-def backward(q, k, v, g, norm, delta, ends: Marks, depth: Marks, width, *, options: Options):
+def backward(q, k, v, g, norm, delta, marks: Marks, *, options: Options):
     """Gradients of q, k and v; see `flash_tpu.backward`."""
     features, value_features = q.shape[-1], v.shape[-1]
     q, k, v, g = _widen(q, k, v, g)
-    size, count, at = _lay_out(q, k, v)
-    rows, heads, _, dim = q.shape
+    size, at, scalars, rest = _lay_out(q, k, v, marks)
+    rows, heads, length, dim = q.shape
     values = v.shape[-1]
-    arguments = (width, q, k, v, g, norm[..., 0], delta[..., 0], ends.row, depth.row)
-    marks = [at.mark(), at.mark()]
+    arguments = (*scalars, q, k, v, g, norm[..., 0], delta[..., 0], *rest)
     (dq,) = _call(
         _queries_kernel,
-        (rows, heads, count),
+        (rows, heads, length // size),
         arguments,
-        [_WIDTH, at.block(dim), at.keys_of_row(dim), at.keys_of_row(values), at.block(values)]
-        + [at.block(), at.block(), *marks],
+        [*at.scalars(), at.block(dim), at.keys_of_row(dim), at.keys_of_row(values)]
+        + [at.block(values), at.block(), at.block(), *at.marks()],
         [(at.block(dim), q.shape, q.dtype)],
         size,
         options,
     )
     dk, dv = _call(
         _keys_kernel,
-        (rows, k.shape[1], count),
+        (rows, k.shape[1], k.shape[2] // size),
         arguments,
-        [_WIDTH, at.queries_of_row(dim), at.block(dim), at.block(values)]
-        + [at.queries_of_row(values), at.queries_of_row(), at.queries_of_row(), *marks],
+        [*at.scalars(), at.queries_of_row(dim), at.block(dim), at.block(values)]
+        + [at.queries_of_row(values), at.queries_of_row(), at.queries_of_row(), *at.marks()],
         [(at.block(dim), k.shape, k.dtype), (at.block(values), v.shape, v.dtype)],
         size,
         options,

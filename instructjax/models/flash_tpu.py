@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
 
 from instructjax.models.flash_blocks import (
     Marks,
@@ -46,32 +47,34 @@ class _Blocks(NamedTuple):
 
     The grid is (row, head, block of queries, block of keys); for the gradient of keys (row, head of
     keys, block of keys, step over its heads of queries and their blocks). Blocks that see nothing
-    for being too early or late are not read: the neighbour is asked for again.
+    for being too early or late are not read: the neighbour is asked for again. Which blocks of the
+    row the queries' are is read from memory, see `Marks.places`.
     """
 
     size: int
-    count: int
+    queries_count: int
+    keys_count: int
     group: int
 
     @classmethod
-    def of(cls, q, k) -> _Blocks:
-        length = q.shape[2]
-        size = block_size(length)
-        assert size is not None, f"rows of {length} tokens"
-        return cls(size, length // size, q.shape[1] // k.shape[1])
+    def of(cls, q, k, marks: Marks) -> _Blocks:
+        size = block_size(marks.piece)
+        assert size is not None, f"pieces of rows of {marks.piece} tokens"
+        return cls(size, q.shape[2] // size, k.shape[2] // size, q.shape[1] // k.shape[1])
 
-    def queries(self, b, h, i, j, _):
+    def queries(self, b, h, i, j, *_):
         return b, h, i
 
-    def their_keys(self, b, h, i, j, _):
-        return b, lax.div(h, self.group), jnp.minimum(i, j)
+    def their_keys(self, b, h, i, j, width, places, firsts):
+        return b, lax.div(h, self.group), jnp.minimum(places[i], j)
 
-    def keys(self, b, h, j, step, _):
+    def keys(self, b, h, j, step, *_):
         return b, h, j
 
-    def their_queries(self, b, h, j, step, _):
-        head, i = lax.div(step, self.count), lax.rem(step, self.count)
-        return b, h * self.group + head, jnp.maximum(i, j)
+    def their_queries(self, b, h, j, step, width, places, firsts):
+        head, i = lax.div(step, self.queries_count), lax.rem(step, self.queries_count)
+        i = jnp.minimum(jnp.maximum(i, firsts[j]), self.queries_count - 1)
+        return b, h * self.group + head, i
 
     def arrays(self, q, v, of_q: Any, of_k: Any) -> list[pl.BlockSpec]:
         """Of queries, keys, values, and what is of each query in the place of a value."""
@@ -95,8 +98,10 @@ class _Blocks(NamedTuple):
         return pl.BlockSpec((1, 1, 1, self.size), lambda *g: (*at(*g)[:2], 0, at(*g)[2]))
 
 
-def _forward_kernel(width, q, k, v, ends, q_depth, k_depth, out, norm, top, total, acc, *, options):
-    i, j = pl.program_id(2), pl.program_id(3)
+def _forward_kernel(
+    width, places, _, q, k, v, ends, q_depth, k_depth, out, norm, top, total, acc, *, options
+):
+    i, j = places[pl.program_id(2)], pl.program_id(3)
     size = q.shape[2]
     width = width[0] if options.windowed else None
     marks = ends[0], q_depth[0, 0], k_depth[0], width
@@ -118,9 +123,9 @@ def _forward_kernel(width, q, k, v, ends, q_depth, k_depth, out, norm, top, tota
 
 
 def _queries_kernel(
-    width, q, k, v, g, norm, delta, ends, q_depth, k_depth, dq, acc, *, options: Options
+    width, places, _, q, k, v, g, norm, delta, ends, q_depth, k_depth, dq, acc, *, options
 ):
-    i, j = pl.program_id(2), pl.program_id(3)
+    i, j = places[pl.program_id(2)], pl.program_id(3)
     size = q.shape[2]
     marks = ends[0], q_depth[0, 0], k_depth[0], width[0] if options.windowed else None
 
@@ -141,12 +146,29 @@ def _queries_kernel(
 
 
 def _keys_kernel(
-    width, q, k, v, g, norm, delta, ends, q_depth, k_depth, dk, dv, k_acc, v_acc, *, options
+    width,
+    places,
+    _,
+    q,
+    k,
+    v,
+    g,
+    norm,
+    delta,
+    ends,
+    q_depth,
+    k_depth,
+    dk,
+    dv,
+    k_acc,
+    v_acc,
+    *,
+    options: Options,
 ):
     """Scores with keys as rows, so that nothing has to be transposed."""
     j, step = pl.program_id(2), pl.program_id(3)
     size = q.shape[2]
-    i = lax.rem(step, pl.num_programs(2))
+    i = places[lax.rem(step, places.shape[0])]
     marks = ends[0, 0], q_depth[0], k_depth[0, 0], width[0] if options.windowed else None
 
     @pl.when(step == 0)
@@ -167,13 +189,13 @@ def _keys_kernel(
         dk[0, 0], dv[0, 0] = k_acc[...].astype(dk.dtype), v_acc[...].astype(dv.dtype)
 
 
-def _call(kernel, grid, width, arguments, specs, outputs, scratch, options: Options):
-    """The kernel over a grid; `width` is handed over before all else, as a scalar."""
+def _call(kernel, grid, scalars, arguments, specs, outputs, scratch, options: Options):
+    """The kernel over a grid; `scalars` are handed over before all else."""
     varying = jax.typeof(arguments[0]).manual_axis_type
     return pl.pallas_call(
         partial(kernel, options=options),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
+            num_scalar_prefetch=len(scalars),
             grid=grid,
             in_specs=specs,
             out_specs=[spec for spec, _, _ in outputs],
@@ -187,20 +209,27 @@ def _call(kernel, grid, width, arguments, specs, outputs, scratch, options: Opti
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),
         interpret=options.interpret,
-    )(width, *arguments)
+    )(*scalars, *arguments)
 
 
-def forward(q, k, v, ends: Marks, depth: Marks, width, *, options: Options):
-    """(what each query sees [B, H, T, V], log-normalizers [B, H, T, 1])."""
-    blocks = _Blocks.of(q, k)
+def _lay_out(marks: Marks, size: int) -> tuple[tuple[Array, ...], Array, Array, Array]:
+    """Scalars, and `ends`, depths of queries and of keys as [B, 1, T]."""
+    scalars = marks.width, *marks.places(size)
+    return scalars, marks.ends[:, None], marks.q_depth[:, None], marks.depth[:, None]
+
+
+def forward(q, k, v, marks: Marks, *, options: Options):
+    """(what each query sees [B, H, Q, V], log-normalizers [B, H, Q, 1])."""
+    blocks = _Blocks.of(q, k, marks)
     rows, heads, length, _ = q.shape
     values, of_q, of_k = v.shape[-1], blocks.queries, blocks.their_keys
     *inputs, out = blocks.arrays(q, v, of_q, of_k)
+    scalars, ends, q_depth, k_depth = _lay_out(marks, blocks.size)
     return _call(
         _forward_kernel,
-        (rows, heads, blocks.count, blocks.count),
-        width,
-        (q, k, v, ends.row, depth.column, depth.row),
+        (rows, heads, blocks.queries_count, blocks.keys_count),
+        scalars,
+        (q, k, v, ends, q_depth[..., None], k_depth),
         [*inputs, blocks.row(of_k), blocks.column(of_q), blocks.row(of_k)],
         [
             (out, (rows, heads, length, values), q.dtype),
@@ -211,22 +240,26 @@ def forward(q, k, v, ends: Marks, depth: Marks, width, *, options: Options):
     )
 
 
-def backward(q, k, v, g, norm, delta, ends: Marks, depth: Marks, width, *, options: Options):
+def backward(q, k, v, g, norm, delta, marks: Marks, *, options: Options):
     """Gradients of q, k and v.
 
     Args:
-      g: of the output, [B, H, T, V].
-      norm: log-normalizers, [B, H, T, 1].
+      q, k, v: queries [B, H, Q, D], and keys and values of the row, [B, K, T, D] and [B, K, T, V].
+      g: of the output, [B, H, Q, V].
+      norm: log-normalizers, [B, H, Q, 1].
       delta: g times the output, summed over features, less the gradient of `norm`.
+      marks: who sees whom.
+      options: of the kernel.
     """
-    blocks = _Blocks.of(q, k)
+    blocks = _Blocks.of(q, k, marks)
     rows, heads, _, dim = q.shape
     of_q, of_k = blocks.queries, blocks.their_keys
+    scalars, ends, q_depth, k_depth = _lay_out(marks, blocks.size)
     (dq,) = _call(
         _queries_kernel,
-        (rows, heads, blocks.count, blocks.count),
-        width,
-        (q, k, v, g, norm, delta, ends.row, depth.column, depth.row),
+        (rows, heads, blocks.queries_count, blocks.keys_count),
+        scalars,
+        (q, k, v, g, norm, delta, ends, q_depth[..., None], k_depth),
         [
             *blocks.arrays(q, v, of_q, of_k),
             *[blocks.by_head(1, of_q)] * 2,
@@ -242,10 +275,10 @@ def backward(q, k, v, g, norm, delta, ends: Marks, depth: Marks, width, *, optio
     of_arrays = blocks.arrays(q, v, of_q, of_k)
     dk, dv = _call(
         _keys_kernel,
-        (rows, k.shape[1], blocks.count, blocks.group * blocks.count),
-        width,
+        (rows, k.shape[1], blocks.keys_count, blocks.group * blocks.queries_count),
+        scalars,
         (q, k, v, g, *(x.swapaxes(2, 3) for x in (norm, delta)))
-        + (ends.column, depth.row, depth.column),
+        + (ends[..., None], q_depth, k_depth[..., None]),
         [
             *of_arrays,
             *[blocks.row_by_head(of_q)] * 2,

@@ -20,9 +20,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from instructjax.models.attention_split import AttentionSplit
 from instructjax.models.remat import GATHERED
 from instructjax.models.sharded import STACKS, param_spec, path_of
-from instructjax.models.varying import HeadSplit, TableSplit
+from instructjax.models.varying import TableSplit
 from instructjax.sharding.rules import ShardingRules
 
 
@@ -96,26 +97,12 @@ def over_rows(
     if mesh is None:
         return lambda params, batch: function(graphdef, params, batch)
 
-    along = rules.spec((None, "sequence"), mesh)
-    context = rules.parts("sequence", mesh)
-
-    def over_context(batch: Any, sharding: Any) -> Any:
-        """Tokens of a row over devices; what is computed of each follows, and keys and values are
-        gathered by the compiler, as every query may need them."""
-
-        def split(path: Any, x: Any) -> Any:
-            if path_of(path[-1:]) not in ("tokens", "positions") or x.shape[-1] % context:
-                return x
-            return lax.with_sharding_constraint(x, sharding)
-
-        return batch if context == 1 else jax.tree.map_with_path(split, batch)
-
     def whole(params: nnx.State, batch: Any) -> Any:
         module = nnx.merge(graphdef, params)
         full = _find_specs(params, mesh, rules)
         module.table_split = _find_table_split(full, mesh, rows)._replace(mesh=mesh)
-        module.head_split = _find_head_split(mesh, rules, rows, mesh)
-        return function(*nnx.split(module), over_context(batch, NamedSharding(mesh, along)))
+        module.attention_split = _find_attention_split(mesh, rules, rows, mesh)
+        return function(*nnx.split(module), batch)
 
     if not rows:
         return whole
@@ -129,8 +116,8 @@ def over_rows(
             module = nnx.merge(graphdef, outer(params))
             module.gather = inner
             module.table_split = _find_table_split(full, mesh, rows)
-            module.head_split = _find_head_split(mesh, rules, rows)
-            result = function(*nnx.split(module), over_context(batch, along))
+            module.attention_split = _find_attention_split(mesh, rules, rows)
+            result = function(*nnx.split(module), batch)
             return lax.psum(result, rows) if total else result
 
         of_batch = PartitionSpec(*(None,) * batch_axis, rows)
@@ -178,14 +165,16 @@ def _find_table_split(specs: nnx.State, mesh: Mesh, rows: tuple[str, ...]) -> Ta
     return TableSplit(axes, math.prod(mesh.shape[axis] for axis in axes))
 
 
-def _find_head_split(
+def _find_attention_split(
     mesh: Mesh, rules: ShardingRules, rows: tuple[str, ...], of: Mesh | None = None
-) -> HeadSplit | None:
-    if rules.parts("sequence", mesh) > 1:
-        return None
-    axes = tuple(name for name in rules.mesh_axes("heads", mesh) if name not in rows)
-    parts = math.prod(mesh.shape[axis] for axis in axes)
-    return HeadSplit(axes, parts, frozenset(mesh.shape) - set(rows), of)
+) -> AttentionSplit:
+    heads, queries = (
+        tuple(name for name in rules.mesh_axes(kind, mesh) if name not in rows)
+        for kind in ("heads", "sequence")
+    )
+    parts = math.prod(mesh.shape[axis] for axis in queries)
+    auto = frozenset(mesh.shape) - set(rows)
+    return AttentionSplit(heads, queries if parts > 1 else (), parts, auto, of)
 
 
 def _is_spec(leaf: Any) -> bool:

@@ -28,25 +28,6 @@ class TableSplit(NamedTuple):
 WHOLE_TABLE = TableSplit()
 
 
-class HeadSplit(NamedTuple):
-    """How heads are split over axes that the compiler sees to.
-
-    Attributes:
-      axes: of the mesh; none if every device has all heads.
-      parts: in how many parts.
-      auto: all axes of the mesh that the compiler sees to.
-      mesh: of these axes, None within a shard_map.
-    """
-
-    axes: tuple[str, ...] = ()
-    parts: int = 1
-    auto: frozenset[str] = frozenset()
-    mesh: Mesh | None = None
-
-
-WHOLE_HEADS = HeadSplit()
-
-
 def vary_alike(*arrays: Array, but: Collection[str] = ()) -> list[Array]:
     """Under shard_map: all vary over the axes that any does, so that loops may carry their sums.
 

@@ -15,16 +15,24 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructjax.batching.batch import batch_from_lengths
-from instructjax.models import attention, attention_flash
+from instructjax.models import (
+    attention,
+    attention_flash,
+    attention_split,
+    flash_gpu,
+    flash_tpu,
+)
 from instructjax.models.attention import Window, attend, attend_dense
 from instructjax.models.attention_flash import attend_flash
+from instructjax.models.attention_split import AttentionSplit, to_devices, to_rows
+from instructjax.models.flash_blocks import Marks, Options
 from instructjax.models.flash_tpu import block_size
+from instructjax.models.sharded import param_shardings
 from instructjax.models.spmd import over_rows
 from instructjax.models.tiles import find_tiles
-from instructjax.models.varying import HeadSplit
 from instructjax.planning.topology import open_devices, parse_topology
 from instructjax.scoring.log_probs import token_log_probs
-from instructjax.sharding.mesh import make_mesh
+from instructjax.sharding import ShardingRules, make_mesh
 
 interpreted = {
     name: partial(attend_flash, interpret=True, platform=name) for name in ("tpu", "gpu")
@@ -106,6 +114,54 @@ def test_values_and_gradients_are_those_of_the_reference(case, platform):
         np.testing.assert_allclose(a, b, atol=3e-5)
 
 
+@pytest.mark.parametrize(("platform", "parts"), [("tpu", 2), ("gpu", 2), ("gpu", 4)])
+@pytest.mark.parametrize("options", [{}, {"window": 50}, {"window": 200, "softcap": 2.0}])
+def test_kernels_of_some_queries_of_a_row(options, platform, parts):
+    """Each of several devices has an early and a late piece of the queries, and all keys."""
+    length, kernel = 512, {"tpu": flash_tpu, "gpu": flash_gpu}[platform]
+    positions, ends = (jnp.asarray(x) for x in make_rows(length))
+    q, k, v = tensors(ends.size)
+    window = {"window": jnp.asarray(options["window"])} if "window" in options else {}
+    cap = {name: options[name] for name in ("softcap",) if name in options}
+
+    def total(q, k, v):
+        out = reference(q, k, v, ends, positions, **window, **cap)
+        out = jnp.where(ends.reshape(-1, 1, 1) > 0, out, 0)
+        return (out * slopes).sum(), out
+
+    slopes = jnp.cos(jnp.arange(ends.size * 4 * 8)).reshape(-1, 4, 8)
+    slopes = jnp.where(ends.reshape(-1, 1, 1) > 0, slopes, 0)
+    (_, expected), grads = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+
+    def by_head(x):
+        return x.reshape(*ends.shape, *x.shape[1:]).swapaxes(1, 2)
+
+    def split(x, axis=2):
+        return jnp.stack(jnp.split(to_devices(x, parts, axis), parts))
+
+    made = Options(4.0**-1, cap.get("softcap"), bool(window), True, platform)
+    keys, values = by_head(k), by_head(v)
+    starts = split(jnp.arange(length)[None].repeat(3, 0), 1)[:, 0, :: length // (2 * parts)]
+    found, d_queries = [], []
+    d_keys, d_values = jnp.zeros_like(keys), jnp.zeros_like(values)
+    for own, g, depth, start in zip(
+        split(by_head(q)), split(by_head(slopes)), split(positions, 1), starts, strict=True
+    ):
+        width = jnp.full(1, options.get("window", 0), jnp.int32)
+        marks = Marks(ends, positions, depth, start, width)
+        out, norm = kernel.forward(own, keys, values, marks, options=made)
+        delta = (g * out).sum(-1, keepdims=True)
+        dq, dk, dv = kernel.backward(own, keys, values, g, norm, delta, marks, options=made)
+        found.append(out)
+        d_queries.append(dq)
+        d_keys, d_values = d_keys + dk, d_values + dv
+    whole = (to_rows(jnp.concatenate(x), parts, 2) for x in (found, d_queries))
+    ours = [x.swapaxes(1, 2).reshape(ends.size, *x.shape[1::2]) for x in (*whole, d_keys, d_values)]
+    np.testing.assert_allclose(ours[0], expected, atol=3e-6)
+    for a, b in zip(ours[1:], grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
 @pytest.mark.parametrize("platform", interpreted)
 def test_the_gradient_of_a_sink_is_that_of_the_reference(platform):
     positions, ends = make_rows(128)
@@ -170,11 +226,12 @@ def as_on(monkeypatch):
     # What interprets kernels inside of a shard_map knows nothing of remat, and so not of gradients
     # of what gathers layer by layer.
     interpret = pltpu.InterpretParams()
+    monkeypatch.setattr(attention_split, "as_one", lambda call: call)
     monkeypatch.setattr(attention_flash, "attend_flash", partial(attend_flash, interpret=interpret))
     return choose
 
 
-MESHES = {"fsdp=2": 2, "tensor=2": 2}
+MESHES = {"fsdp=2": 2, "tensor=2": 2, "context=2": 2, "context=2,tensor=2": 4}
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -182,8 +239,9 @@ def test_a_model_gives_the_same_log_probs_and_gradients(random_model, as_on, mes
     fields = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_size": 32}
     model = random_model(seed=3, vocab_size=64, **fields)
     rng = np.random.default_rng(1)
-    lengths = rng.integers(30, 129, 8)
-    tokens = rng.integers(0, 64, (8, 128))
+    rows, length = (2, 512) if "context" in mesh else (8, 128)  # pieces are blocks, or more
+    lengths = rng.integers(30, length + 1, rows)
+    tokens = rng.integers(0, 64, (rows, length))
     batch = batch_from_lengths(
         *(jnp.asarray(x, jnp.int32) for x in (tokens, lengths // 2, lengths)), tile=64
     )
@@ -267,14 +325,25 @@ def test_lowered_for_gpus_it_is_the_kernel_that_runs(case, monkeypatch):
     assert name not in forward and scores in forward
 
 
-@pytest.mark.parametrize("mesh", [None, *MESHES])
+# Of a device: rows, heads, tokens.
+QUERIES = {
+    None: (8, 4, 256),
+    "fsdp=2": (4, 4, 256),
+    "tensor=2": (8, 2, 256),
+    "context=2": (8, 4, 128),
+    "context=2,tensor=2": (8, 2, 128),
+    "fsdp=2,context=2": (4, 4, 128),
+}
+
+
+@pytest.mark.parametrize("mesh", QUERIES)
 def test_gradients_of_a_model_are_lowered_for_gpus_on_a_mesh(random_model, mesh):
-    """Each device calls the kernel on its own heads, which a compiler could not split."""
+    """Each device calls the kernel on its own heads and queries: a compiler could not split it."""
     fields = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_size": 32}
     model = random_model(seed=3, vocab_size=64, **fields)
-    numbers = (jnp.ones((8, 128), jnp.int32), *[jnp.full((8,), n) for n in (60, 128)])
+    numbers = (jnp.ones((8, 256), jnp.int32), *[jnp.full((8,), n) for n in (60, 256)])
     batch = batch_from_lengths(*numbers, tile=64)
-    devices = mesh and make_mesh(mesh, jax.devices()[: MESHES[mesh]])
+    devices = mesh and make_mesh(mesh, jax.devices()[: 2 ** mesh.count("=")])
 
     def loss(params):
         logs = over_rows(token_log_probs, model.graphdef, mesh=devices)(params, batch)
@@ -282,10 +351,13 @@ def test_gradients_of_a_model_are_lowered_for_gpus_on_a_mesh(random_model, mesh)
 
     lowered = jax.jit(jax.grad(loss)).trace(model.params).lower(lowering_platforms=("cuda",))
     calls = [x for x in lowered.as_text().splitlines() if "@__gpu$xla.gpu.triton" in x]
-    # Queries of each call: rows, heads, tokens, features (8, and zeros).
-    queries = {re.findall(r"tensor<([\dx]+)xf32>", call.rpartition(" : (")[2])[0] for call in calls}
-    rows, heads = {None: (8, 4), "fsdp=2": (4, 4), "tensor=2": (8, 2)}[mesh]
-    assert queries == {f"{rows}x{heads}x128x16"} and len(calls) >= 3
+    # Queries of each call, with their features (8, and zeros), and keys of whole rows.
+    given = {
+        tuple(re.findall(r"tensor<([\dx]+)xf32>", call.rpartition(" : (")[2])[:2]) for call in calls
+    }
+    rows, heads, tokens = QUERIES[mesh]
+    assert given == {(f"{rows}x{heads}x{tokens}x16", f"{rows}x{heads // 2}x256x16")}
+    assert len(calls) >= 3
 
 
 def test_heads_too_wide_for_a_gpu_have_another_form():
@@ -338,10 +410,45 @@ def test_compiled_for_a_tpu(heads, kv_heads, dim, values, dtype, options):
     arrays = [abstract(length, *shape) for shape in shapes]
 
     def total(q, k, v, ends, positions, sinks):
-        split = HeadSplit(auto=frozenset({"x"}), mesh=mesh)
+        split = AttentionSplit(auto=frozenset({"x"}), mesh=mesh)
         out = attend_flash(q, k, v, ends, positions, sinks=sinks, split=split, **window, **options)
         return out.astype(jnp.float32).sum()
 
     step = jax.jit(jax.grad(total, (0, 1, 2)))
     compiled = step.lower(*arrays, *marks, sinks).compile()
     assert (compiled.as_text() or "").count('custom_call_target="tpu_custom_call"') == 3
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize("mesh", ["context=4", "context=2,tensor=2", "fsdp=2,context=2"])
+def test_a_long_row_over_context_compiled_for_a_tpu(random_model, mesh):
+    """Each device calls the kernel on its own queries, and gives and takes keys and values."""
+    fields = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 128, "hidden_size": 256}
+    model = random_model(seed=3, vocab_size=128, **fields, sinks=True)
+    devices = make_mesh(mesh, open_devices(parse_topology("v5e:2x2")))
+    rules, rows, length = ShardingRules(), 2, 1024
+    data = NamedSharding(devices, rules.spec(("batch",), devices))
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=data)
+
+    def place(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    params = jax.tree.map(place, model.params, param_shardings(model.config, devices, rules))
+
+    def loss(params, tokens):
+        batch = batch_from_lengths(tokens, jnp.full(rows, 60), jnp.full(rows, length), tile=64)
+        return over_rows(token_log_probs, model.graphdef, mesh=devices)(params, batch).mean()
+
+    text = jax.jit(jax.grad(loss)).lower(params, tokens).compile().as_text() or ""
+    calls = re.findall(r"(?m)^.*custom_call_target=\"tpu_custom_call\".*$", text)
+    assert len(calls) == 3
+    shapes = [re.findall(r"f32\[([\d,]+)\]", call.partition("custom-call(")[0]) for call in calls]
+    split = devices.shape
+    rows //= split.get("fsdp", 1)
+    own, heads = length // split["context"], 4 // split.get("tensor", 1)
+    queries = f"{rows},{heads},{own},128"
+    keys = f"{rows},{heads // 2},{length},128"
+    assert sum(queries in shape for shape in shapes) == 2  # forward, and their gradient
+    assert sum(shape[:2] == [keys, keys] for shape in shapes) == 1
+    assert "all-gather" in text and "reduce-scatter" in text

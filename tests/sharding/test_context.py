@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
+from instructjax.batching.batch import Batch
 from instructjax.batching.packing import pack
 from instructjax.finetuning.batch import WeightedIds, make_sft_batch
 from instructjax.finetuning.losses import sft_loss
+from instructjax.models import attention_tiles
+from instructjax.models.attention_split import to_devices
+from instructjax.models.config import LatentAttention, LayerKind, RopeConfig
 from instructjax.models.sharded import param_shardings
 from instructjax.models.spmd import over_rows
 from instructjax.prompts.request import Request
@@ -26,7 +34,8 @@ def model(random_model):
 
 
 def split_over(model, shape):
-    mesh, rules = make_mesh(shape), ShardingRules()
+    count = int(np.prod([int(part.split("=")[1]) for part in shape.split(",")]))
+    mesh, rules = make_mesh(shape, jax.devices()[:count]), ShardingRules()
     return mesh, jax.device_put(model.params, param_shardings(model.config, mesh, rules))
 
 
@@ -63,6 +72,151 @@ def test_law_3_a_long_sequence_over_context(shape, model):
     few = make_mesh(alone, jax.devices()[: 8 // mesh.shape["context"]])
     placed = jax.device_put(model.params, param_shardings(model.config, few, ShardingRules()))
     assert flops < 0.75 * run(few, placed)[1]
+
+
+def lay_trees(length, *trees):
+    """`positions` and `ends` of prefixes with branches, one after the other."""
+    positions, ends, start = np.zeros(length, np.int32), np.zeros(length, np.int32), 0
+    for prefix, branches in trees:
+        stop = start + prefix
+        for branch in branches:
+            positions[stop : stop + branch] = prefix + np.arange(branch)
+            ends[stop : stop + branch] = stop + branch
+            stop += branch
+        positions[start : start + prefix] = np.arange(prefix)
+        ends[start : start + prefix] = stop
+        start = stop
+    assert start <= length
+    return positions, ends
+
+
+def make_batch(rng, length, tile):
+    """Rows of a tree and sequences, of one sequence, of many and of hardly any; all is scored."""
+    trees = [
+        [(length // 3, [length // 7, 3, 5, length // 5]), (length // 6, [])],
+        [(length, [])],
+        [(n, []) for n in (3, length // 4 + 1, 1, length // 3, length // 9)],
+        [(5, [])],
+    ]
+    made = [lay_trees(length, *row) for row in trees]
+    positions, ends = (jnp.asarray(np.stack(x), jnp.int32) for x in zip(*made, strict=True))
+    sources = jnp.broadcast_to(jnp.arange(length), positions.shape)
+    tokens, targets = jnp.asarray(rng.integers(0, 61, (2, *positions.shape)), jnp.int32)
+    return Batch(
+        tokens=tokens,
+        positions=positions,
+        ends=ends,
+        sources=sources,
+        targets=targets,
+        num_scored=jnp.full(len(trees), length),
+        tile=tile,
+    )
+
+
+FULL, NEAR = LayerKind(rope=RopeConfig()), LayerKind(rope=RopeConfig(), window=21)
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "windows and caps": {
+        "layers": (NEAR, FULL),
+        "attention_softcap": 3.0,
+        "attention_scale": 0.4,
+        "logit_softcap": 9.0,
+    },
+    "sinks and experts": {
+        "layers": (NEAR, FULL),
+        "sinks": True,
+        "num_experts": 4,
+        "experts_per_token": 2,
+        "normalize_experts": True,
+    },
+    "latent": {
+        "num_kv_heads": 4,
+        "head_dim": 6,
+        "latent": LatentAttention(rank=8, rotary_dim=2, value_dim=4),
+        "rope": RopeConfig(
+            kind="longrope",
+            original_max_positions=40,
+            divisors=(1.5,),
+            long_divisors=(3.0,),
+        ),
+    },
+}
+MESHES = {
+    "context=2": "plain",
+    "context=4": "windows and caps",
+    "context=8": "sinks and experts",
+    "context=2,tensor=2": "windows and caps",
+    "data=2,context=4": "sinks and experts",
+    "expert=2,context=2": "sinks and experts",
+    "data=2,context=2": "latent",
+    "fsdp=2,context=2,tensor=2": "sinks and experts",
+    "fsdp=2": "sinks and experts",
+}
+
+
+@pytest.mark.parametrize(
+    "remat", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("layer", "dots"))]
+)
+@pytest.mark.parametrize("shape", MESHES)
+def test_laws_3_and_7_what_every_token_of_a_row_gives(shape, remat, random_model):
+    """Log-probs and gradients of trees, packed rows and padding, in rows that do not divide."""
+    model = random_model(seed=6, **MODELS[MESHES[shape]])
+    length = 130
+    batch = make_batch(np.random.default_rng(2), length, 8)
+    weights = np.cos(np.arange(4 * length)).reshape(4, length) * (np.asarray(batch.ends) > 0)
+
+    def run(mesh, params):
+        compute = over_rows(partial(token_log_probs, remat=remat), model.graphdef, mesh=mesh)
+
+        def total(params):
+            logs = compute(params, batch)
+            return (logs * weights).sum(), logs
+
+        (_, logs), slopes = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+        return np.where(weights == 0, 0, logs), slopes
+
+    expected, whole = run(None, model.params)
+    found, slopes = run(*split_over(model, shape))
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    for (path, ours), theirs in zip(
+        jax.tree.leaves_with_path(slopes), jax.tree.leaves(whole), strict=True
+    ):
+        scale = np.abs(np.asarray(theirs)).max()
+        error = np.abs(np.asarray(ours) - np.asarray(theirs)).max()
+        assert scale > 0 and error <= 2e-5 * scale, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_each_device_visits_its_share_of_tiles(parts, model, monkeypatch):
+    """A sequence of t tiles has t (t + 1) / 2 pairs of tiles that see each other, a layer."""
+    visits: Counter[int] = Counter()
+    capped = attention_tiles.capped
+
+    def counted(scores, softcap):
+        jax.debug.callback(lambda device: visits.update([int(device)]), lax.axis_index("context"))
+        return capped(scores, softcap)
+
+    monkeypatch.setattr(attention_tiles, "capped", counted)
+    tile, tiles = 8, 16
+    positions, ends = lay_trees(tile * tiles, (tile * tiles, []))
+    batch = jax.tree.map(lambda x: x[1:2], make_batch(np.random.default_rng(3), tile * tiles, tile))
+    np.testing.assert_array_equal(batch.positions[0], positions)
+    np.testing.assert_array_equal(batch.ends[0], ends)
+    mesh, params = split_over(model, f"context={parts}")
+    compute = over_rows(token_log_probs, model.graphdef, mesh=mesh)
+    jax.block_until_ready(jax.jit(compute)(params, batch))
+    jax.effects_barrier()
+    pairs = model.config.num_layers * tiles * (tiles + 1) // 2
+    assert visits == dict.fromkeys(range(parts), pairs // parts)
+
+
+def test_pieces_of_a_row_are_early_and_late():
+    rows = np.arange(48).reshape(2, 24)
+    laid = np.asarray(to_devices(jnp.asarray(rows), 4)).reshape(4, 2, 6)
+    for device, early, late in [(0, 0, 21), (1, 3, 18), (2, 6, 15), (3, 9, 12)]:
+        for row in range(2):
+            own = [*range(early, early + 3), *range(late, late + 3)]
+            assert laid[device, row].tolist() == [24 * row + token for token in own]
 
 
 @pytest.mark.slow
