@@ -94,7 +94,6 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
       InstructJaxError: the data or an option cannot be used.
     """
     _check_rows(config.rows, model)
-    _refuse_what_aborts(config.dtype, model)
     train, counts, held_out, rejected = _read(config, encoder)
     epochs = config.epochs if config.steps is None else None
     batches = Batches(train, counts, config, epochs=epochs, mesh=model.mesh, rules=model.rules)
@@ -120,23 +119,6 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
         rejected=rejected,
         num_sequences=len(train),
         num_response_tokens=train.num_response_tokens,
-    )
-
-
-def _refuse_what_aborts(dtype: str, model: Model) -> None:
-    """XLA's CPU compiler ends the process where bfloat16 gradients are summed over some axes of a
-    mesh, the others being its own (jaxlib 0.10.2, in `all-reduce-promotion`)."""
-    mesh = model.mesh
-    if dtype == "float32" or mesh is None or mesh.devices.flat[0].platform != "cpu":
-        return
-    rows = model.rules.mesh_axes("batch", mesh)
-    others = [axis for axis in mesh.shape if axis not in rows]
-    if not (rows and others):
-        return
-    raise UsageError(
-        f"gradients in {dtype} on a mesh of {','.join(rows)} and {','.join(others)} abort XLA's "
-        "compiler on CPU",
-        remedy=f"use --dtype float32, or a mesh without {','.join(others)}",
     )
 
 

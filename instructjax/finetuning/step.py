@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,8 @@ from instructjax.finetuning.losses import sft_loss
 from instructjax.finetuning.optimizers import Optimizer
 from instructjax.finetuning.placement import place_state
 from instructjax.finetuning.state import TrainState
-from instructjax.models.spmd import over_rows
+from instructjax.models.spmd import Prepare, sum_over_rows
+from instructjax.models.varying import vary
 from instructjax.sharding.rules import ShardingRules
 
 Loss = Callable[..., tuple[Float[Array, ""], Float[Array, ""]]]
@@ -65,30 +65,37 @@ def make_loss_and_grads(
         are gathered layer by layer and their gradients scattered; see `instructjax.models.spmd`.
         The number of rows must divide by the product of these axes.
     """
-    sums = over_rows(partial(loss, remat=remat), graphdef, mesh=mesh, rules=rules, total=True)
+    axes = () if mesh is None else (rules or ShardingRules()).mesh_axes("batch", mesh)
     dtype = jnp.dtype(compute_dtype)
 
     def cast(params: nnx.State) -> nnx.State:
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
-    def one(trainable, frozen, batch):
-        def total(trainable):
-            return sums(nnx.merge_state(cast(trainable), frozen), batch)
-
-        (value, weight), grads = jax.value_and_grad(total, has_aux=True)(trainable)
-        return value, weight, grads
-
-    def compute(trainable, frozen, batch):
+    def sums(prepare: Prepare, trainable, frozen, batch):
         frozen = cast(frozen)
+
+        def one(batch):
+            def total(trainable):
+                params = nnx.merge_state(cast(trainable), frozen)
+                return loss(*prepare(params, batch), remat=remat)
+
+            (value, weight), grads = jax.value_and_grad(total, has_aux=True)(trainable)
+            return value, weight, grads
+
         if _count_micro_batches(batch) is None:
-            return one(trainable, frozen, batch)
+            return one(batch)
 
         def add(sums, micro):
-            return jax.tree.map(jnp.add, sums, one(trainable, frozen, micro)), None
+            return jax.tree.map(jnp.add, sums, one(micro)), None
 
         zero = jnp.zeros((), jnp.float32)
         start = zero, zero, jax.tree.map(jnp.zeros_like, trainable)
-        return lax.scan(add, start, batch)[0]
+        return lax.scan(add, jax.tree.map(lambda x: vary(x, axes), start), batch)[0]
+
+    def compute(trainable, frozen, batch):
+        axis = 0 if _count_micro_batches(batch) is None else 1
+        total = sum_over_rows(sums, graphdef, mesh=mesh, rules=rules, batch_axis=axis)
+        return total(trainable, frozen, batch)
 
     return compute
 

@@ -19,11 +19,12 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from instructjax.models.attention_split import AttentionSplit
 from instructjax.models.remat import GATHERED
 from instructjax.models.sharded import STACKS, param_spec, path_of
-from instructjax.models.varying import TableSplit
+from instructjax.models.varying import TableSplit, vary
 from instructjax.sharding.rules import ShardingRules
 
 
@@ -52,9 +53,7 @@ class Gather:
             def gather(x: jax.Array) -> jax.Array:
                 # Varying over all axes of rows before it is gathered, so that gradients are
                 # scattered first, and only the part that is left is added up over the others.
-                missing = tuple(name for name in self.rows if name not in names)
-                x = lax.pcast(x, missing, to="varying") if missing else x
-                return lax.all_gather(x, names, axis=axis, tiled=True)
+                return lax.all_gather(vary(x, self.rows), names, axis=axis, tiled=True)
 
             if inner := [name for part in others for name in _names(part)]:
                 # The compiler knows of no all-gather of what is split over its own axes: it would
@@ -71,13 +70,15 @@ def _names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return part if isinstance(part, tuple) else () if part is None else (part,)
 
 
+Prepare = Callable[[nnx.State, Any], tuple[nnx.GraphDef, nnx.State, Any]]
+
+
 def over_rows(
     function: Callable[..., Any],
     graphdef: nnx.GraphDef,
     *,
     mesh: Mesh | None,
     rules: ShardingRules | None = None,
-    batch_axis: int = 0,
     total: bool = False,
 ) -> Callable[[nnx.State, Any], Any]:
     """The function (params, batch) -> function(graphdef, params, batch), on a mesh if there is one.
@@ -89,42 +90,27 @@ def over_rows(
       graphdef: of the decoder.
       mesh, rules: `rules.batch` says which axes of the mesh rows are split over; their number must
         divide by the product.
-      batch_axis: which axis of the batch's arrays counts rows.
       total: the function gives sums over rows; they are added up over the devices.
     """
     rules = rules or ShardingRules()
     rows = () if mesh is None else rules.mesh_axes("batch", mesh)
-    if mesh is None:
-        return lambda params, batch: function(graphdef, params, batch)
-
-    def whole(params: nnx.State, batch: Any) -> Any:
-        module = nnx.merge(graphdef, params)
-        full = _find_specs(params, mesh, rules)
-        module.table_split = _find_table_split(full, mesh, rows)._replace(mesh=mesh)
-        module.attention_split = _find_attention_split(mesh, rules, rows, mesh)
-        return function(*nnx.split(module), batch)
-
-    if not rows:
-        return whole
 
     def call(params: nnx.State, batch: Any) -> Any:
+        if mesh is None:
+            return function(graphdef, params, batch)
         full = _find_specs(params, mesh, rules)
-        specs = jax.tree.map(partial(_only, axes=rows), full, is_leaf=_is_spec)
-        outer, inner = _find_splits(full, rows)
+        prepare = _make_prepare(graphdef, full, mesh, rules)
+        if not rows:
+            return function(*prepare(params, batch))
 
         def local(params: nnx.State, batch: Any) -> Any:
-            module = nnx.merge(graphdef, outer(params))
-            module.gather = inner
-            module.table_split = _find_table_split(full, mesh, rows)
-            module.attention_split = _find_attention_split(mesh, rules, rows)
-            result = function(*nnx.split(module), batch)
+            result = function(*prepare(params, batch))
             return lax.psum(result, rows) if total else result
 
-        of_batch = PartitionSpec(*(None,) * batch_axis, rows)
         result = jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(specs, of_batch),
+            in_specs=(_along(full, rows), PartitionSpec(rows)),
             out_specs=PartitionSpec() if total else PartitionSpec(rows),
             axis_names=frozenset(rows),
         )(params, batch)
@@ -134,6 +120,88 @@ def over_rows(
         return result
 
     return call
+
+
+def sum_over_rows(
+    function: Callable[[Prepare, nnx.State, nnx.State, Any], tuple[Array, Array, nnx.State]],
+    graphdef: nnx.GraphDef,
+    *,
+    mesh: Mesh | None,
+    rules: ShardingRules | None = None,
+    batch_axis: int = 0,
+) -> Callable[[nnx.State, nnx.State, Any], tuple[Array, Array, nnx.State]]:
+    """(trainable, frozen, batch) -> function(prepare, trainable, frozen, batch), over a mesh.
+
+    Each device sums what its own rows give; devices add their sums up once, when all is done.
+
+    Args:
+      function: gives a sum, a weight and a gradient of all of `trainable`, each of the rows that it
+        is given. `prepare` makes of parameters and a batch the arguments of a pure function of the
+        decoder.
+      graphdef: of the decoder.
+      mesh, rules: as for `over_rows`.
+      batch_axis: which axis of the batch's arrays counts rows.
+    """
+    rules = rules or ShardingRules()
+    rows = () if mesh is None else rules.mesh_axes("batch", mesh)
+
+    def call(trainable: nnx.State, frozen: nnx.State, batch: Any) -> tuple[Array, Array, nnx.State]:
+        if mesh is None:
+            return function(partial(_as_it_is, graphdef), trainable, frozen, batch)
+        full = _find_specs(nnx.merge_state(trainable, frozen), mesh, rules)
+        prepare = _make_prepare(graphdef, full, mesh, rules)
+        if not rows:
+            return function(prepare, trainable, frozen, batch)
+        specs = [_along(_find_specs(part, mesh, rules), rows) for part in (trainable, frozen)]
+
+        def local(trainable: nnx.State, frozen: nnx.State, batch: Any) -> Any:
+            # As arrays that differ from device to device, so that their gradients are those of the
+            # device's own rows.
+            own = jax.tree.map(lambda x: vary(x, rows), trainable)
+            value, weight, grads = function(prepare, own, frozen, batch)
+
+            def add(x: Array, spec: PartitionSpec) -> Array:
+                missing = set(rows).difference(*map(_names, spec))
+                return lax.psum(x, tuple(sorted(missing))) if missing else x
+
+            return *lax.psum((value, weight), rows), jax.tree.map(add, grads, specs[0])
+
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(*specs, PartitionSpec(*(None,) * batch_axis, rows)),
+            out_specs=(PartitionSpec(), PartitionSpec(), specs[0]),
+            axis_names=frozenset(rows),
+        )(trainable, frozen, batch)
+
+    return call
+
+
+def _as_it_is(graphdef: nnx.GraphDef, params: nnx.State, batch: Any) -> Any:
+    return graphdef, params, batch
+
+
+def _make_prepare(
+    graphdef: nnx.GraphDef, specs: nnx.State, mesh: Mesh, rules: ShardingRules
+) -> Prepare:
+    """Of parameters and a batch, the arguments of a pure function: the decoder then gathers layers
+    as it comes to them, and knows how attention and table are split."""
+    rows = rules.mesh_axes("batch", mesh)
+    of = None if rows else mesh
+    outer, inner = _find_splits(specs, rows)
+
+    def prepare(params: nnx.State, batch: Any) -> tuple[nnx.GraphDef, nnx.State, Any]:
+        module = nnx.merge(graphdef, outer(params))
+        module.gather = inner if rows else None
+        module.table_split = _find_table_split(specs, mesh, rows)._replace(mesh=of)
+        module.attention_split = _find_attention_split(mesh, rules, rows, of)
+        return *nnx.split(module), batch
+
+    return prepare
+
+
+def _along(specs: nnx.State, axes: tuple[str, ...]) -> nnx.State:
+    return jax.tree.map(partial(_only, axes=axes), specs, is_leaf=_is_spec)
 
 
 def _only(spec: PartitionSpec, axes: tuple[str, ...]) -> PartitionSpec:

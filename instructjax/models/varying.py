@@ -37,16 +37,18 @@ def vary_alike(*arrays: Array, but: Collection[str] = ()) -> list[Array]:
       arrays: to be cast.
       but: axes that are left as they are.
     """
-    axes = frozenset().union(*map(_varying_axes, arrays)) - set(but)
+    axes = frozenset().union(*map(varying_axes, arrays)) - set(but)
 
-    def cast(x):
-        missing = tuple(sorted(axes - _varying_axes(x)))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return [cast(x) for x in arrays]
+    return [vary(x, axes) for x in arrays]
 
 
-def _varying_axes(x) -> frozenset[str]:
+def vary(x: Array, axes: Collection[str]) -> Array:
+    """Under shard_map: the same, varying over these axes too."""
+    missing = tuple(sorted(set(axes) - varying_axes(x)))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def varying_axes(x: Array) -> frozenset[str]:
     """Mesh axes of an enclosing shard_map over which x differs from device to device."""
     kind = jax.typeof(x)
     older = getattr(kind, "vma", None)  # where JAX before 0.10 keeps them

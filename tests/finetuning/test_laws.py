@@ -21,7 +21,9 @@ from instructjax.finetuning.state import make_state
 from instructjax.finetuning.step import make_loss_and_grads, make_train_step
 from instructjax.models.lora import LORA, LoraConfig, add_lora
 from instructjax.models.sharded import param_spec, path_of
+from instructjax.planning.collectives import find_collectives
 from instructjax.prompts.request import Request
+from instructjax.sharding.mesh import make_mesh
 from instructjax.sharding.rules import ShardingRules
 
 SIZES = (9, 30, 17, 24, 5, 28, 12, 31)
@@ -140,6 +142,44 @@ def test_law_3_with_parameters_split_over_the_axes_of_rows(model, sequences, one
     assert_same(found, one_big_batch)
     for x, gradient in zip(jax.tree.leaves(placed[0]), jax.tree.leaves(found[2]), strict=True):
         assert gradient.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+
+@pytest.mark.parametrize("shape", ["data=8", "data=4,tensor=2"])
+def test_law_3_gradients_in_bfloat16_are_added_up_in_float32(model, sequences, shape):
+    """The twin adds up what one device gives of each device's rows."""
+    graphdef, *params = model
+    mesh = make_mesh(shape)
+    parts = mesh.shape["data"]
+    rows = [[s] for s in sequences][: len(sequences) // parts * parts]
+    options = {"length": 32, "max_scored": 32, "tile": 16}
+    compute = jax.jit(make_loss_and_grads(graphdef, compute_dtype="bfloat16", mesh=mesh))
+    found = compute(*params, make_sft_batch(rows, **options))
+    alone = jax.jit(make_loss_and_grads(graphdef, compute_dtype="bfloat16"))
+    size = len(rows) // parts
+    each = [
+        alone(*params, make_sft_batch(rows[i : i + size], **options))
+        for i in range(0, len(rows), size)
+    ]
+    # Over `tensor` the sums within a layer are of other halves, in bfloat16.
+    limit = 5e-2 if "tensor" in shape else 1e-6
+    for got, *given in zip(*map(jax.tree.leaves, (found, *each)), strict=True):
+        expected = np.sum([np.asarray(x, np.float64) for x in given], 0)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=limit * np.abs(expected).max())
+
+
+def test_devices_add_their_gradients_up_once_a_step(model, sequences):
+    graphdef, *params = model
+    rows = [[s] for s in sequences[:8]]
+    micro = make_sft_batch(rows, length=32, max_scored=32, tile=16)
+    compute = make_loss_and_grads(graphdef, mesh=make_mesh("data=8"))
+    leaves, tree = jax.tree.flatten(stack_batches([micro] * 4))
+    step = jax.jit(lambda leaves: compute(*params, jax.tree.unflatten(tree, leaves)))
+    text = step.lower(leaves).compile().as_text()
+    assert text is not None
+    said = find_collectives(text, {"data": 8})
+    assert {each.kind for each in said} == {"all-reduce"}
+    size = sum(x.nbytes for x in jax.tree.leaves(params[0]))
+    assert sum(each.num_bytes * each.count for each in said) == size + 8  # the sum, the weight
 
 
 @pytest.mark.slow

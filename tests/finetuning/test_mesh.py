@@ -175,13 +175,6 @@ def test_laws_3_and_8_a_run_goes_on_on_another_mesh(config):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
 
 
-def test_what_would_abort_the_compiler_is_refused(config):
-    config = dataclasses.replace(config, dtype="bfloat16", mesh="data=4,tensor=2")
-    with pytest.raises(UsageError, match="data and tensor abort XLA's compiler on CPU") as told:
-        next(iter(finetune(config)))
-    assert told.value.remedy == "use --dtype float32, or a mesh without tensor"
-
-
 def test_rows_that_do_not_divide_are_refused(config):
     with pytest.raises(UsageError, match="6 rows do not divide over the 4 devices of data=2,fsdp"):
         run(dataclasses.replace(config, rows=6), ".", "data=2,fsdp=2,tensor=2")
