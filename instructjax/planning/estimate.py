@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from instructjax.finetuning.partition import name_param
 from instructjax.models.attention import WHOLE, kernel_block
+from instructjax.models.attention_split import AttentionSplit
 from instructjax.models.config import DecoderConfig
 from instructjax.models.sharded import STACKS, device_bytes, param_spec
 from instructjax.planning.collectives import Collective
@@ -33,10 +34,12 @@ from instructjax.planning.setting import Setting
 def attention_form(config: DecoderConfig, setting: Setting, platform: str) -> tuple[Form, int]:
     """The form that `instructjax.models.attention.attend` takes there, and tokens of its tiles."""
     width = max(config.head_dim, config.latent.value_dim if config.latent else 0)
-    block = kernel_block(platform, setting.length, width, jnp.dtype(setting.dtype).itemsize)
-    if block and setting.parts("sequence") == 1:
+    parts = setting.parts("sequence")
+    piece = AttentionSplit(parts=parts).piece(setting.length)
+    block = kernel_block(platform, piece, width, jnp.dtype(setting.dtype).itemsize)
+    if block:
         return "flash", block
-    tiles = platform == "cpu" or setting.length > WHOLE
+    tiles = platform == "cpu" or setting.length > WHOLE or parts > 1
     return "tiles" if tiles else "whole", setting.tile
 
 
@@ -69,11 +72,10 @@ def device_flops(
             again=not useful,
             **options,
         )
-    heads = setting.parts("heads")
-    # tiles of attention and of logits are whole on every device that has a part of a row
+    # tiles of logits are whole on every device that has a part of a row
     split = Flops(
         layers=found.layers / setting.parts("mlp") / setting.parts("sequence"),
-        attention=found.attention / heads,
+        attention=found.attention / setting.parts("heads") / setting.parts("sequence"),
         head=found.head / setting.parts("vocab"),
     )
     return split
@@ -95,6 +97,7 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
     size = jnp.dtype(setting.dtype).itemsize
     tensor = setting.parts("mlp")
     tokens = setting.rows * setting.length
+    part = tokens / setting.parts("sequence")
     e, tables = config.hidden_size, 1 if config.tie_embeddings else 2
     table = config.vocab_size * e / setting.parts("vocab")
     layer = _layer_elements(program) / tensor
@@ -105,10 +108,13 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
     attend = (
         scores * (4 + size)
         if form == "whole"
-        else 12.0 * tokens * config.num_heads * (config.head_dim / setting.parts("heads"))
+        else 12.0 * part * config.num_heads * (config.head_dim / setting.parts("heads"))
     )
+    if part < tokens:  # keys and values of whole rows
+        attend += tokens * _keys_width(config) / setting.parts("heads") * size
     if setting.task == "score":
-        return gathered + tokens / setting.parts("sequence") * (4 * e + 2 * wide) * size + attend
+        states = tokens * e * size if part < tokens else 0
+        return gathered + part * (4 * e + 2 * wide) * size + attend + states
     params = program.state["parameters"]
     trained = device_bytes(params[0])
     total = gathered + trained * (1 if setting.micro_batches == 1 else 3)
@@ -117,7 +123,6 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
     total += (table * tables + 2 * layer) * size * split  # and of what was gathered
     kept = {"layer": e, "dots": 3 * e + wide + _heads_width(config) / tensor}
     kept["none"] = kept["dots"] + 4 * e + wide
-    part = tokens / setting.parts("sequence")
     total += config.num_layers * part * kept[setting.remat] * size
     if setting.remat == "none" and form == "whole":
         total += config.num_layers * scores * (4 + size)
@@ -140,6 +145,11 @@ def _wide(config: DecoderConfig) -> float:
     """Features within an MLP or a token's experts: gate and up."""
     each = float(config.intermediate_size * max(config.experts_per_token, 1))
     return each * (2 if config.gated else 1)
+
+
+def _keys_width(config: DecoderConfig) -> float:
+    value = config.latent.value_dim if config.latent else config.head_dim
+    return float(config.num_kv_heads * (config.head_dim + value))
 
 
 def _heads_width(config: DecoderConfig) -> float:
@@ -181,7 +191,8 @@ def estimate_collectives(
     config: DecoderConfig, program: Program, setting: Setting
 ) -> list[Collective]:
     """What has to be said: parameters gathered, gradients scattered, partial sums of `tensor`, and
-    over `context` queries, keys and values gathered and gradients added up."""
+    over `context` keys, values and the last hidden states gathered, their gradients scattered, and
+    those of parameters added up."""
     size = jnp.dtype(setting.dtype).itemsize
     mesh, rules = setting.abstract_mesh, setting.rules
     rows: tuple[str, ...] = rules.mesh_axes("batch", mesh)
@@ -231,12 +242,17 @@ def estimate_collectives(
         count = times["score" if not train else setting.remat] * config.num_layers
         found.append(_collective("all-reduce", tensor, mesh.shape, hidden, count * steps, "layers"))
     if context:
-        heads = _heads_width(config) / 2 + config.num_kv_heads * config.head_dim
-        gathered_heads = setting.rows * setting.length * heads / setting.parts("heads") * size
-        count = config.num_layers * steps * (2 if train and setting.remat == "layer" else 1)
-        found.append(
-            _collective("all-gather", context, mesh.shape, gathered_heads, count, "layers")
-        )
+        tokens = setting.rows * setting.length
+        keys = tokens * _keys_width(config) / setting.parts("heads")
+        states = tokens * config.hidden_size * size
+        for kind, num_bytes, count, where in (
+            ("all-gather", keys * size, config.num_layers * (1 + train), "layers"),
+            ("reduce-scatter", keys * 4, config.num_layers * train, "layers"),
+            ("all-gather", float(states), 1, "forward"),
+        ):
+            if count:
+                count *= steps
+                found.append(_collective(kind, context, mesh.shape, num_bytes, count, where))
     return sorted(found, key=lambda each: -each.sent)
 
 

@@ -247,7 +247,7 @@ def _expectation(config: DecoderConfig, setting: Setting):
         if loop.in_layers <= scans and loop.within == 0:  # the head, chunk by chunk
             return float(math.ceil(setting.rows * setting.length / chunk))
         if loop.within == 0:  # attention, tile by tile of queries
-            return float(setting.rows * tiles)
+            return setting.rows * tiles / setting.parts("sequence")
         if loop.within == 1:  # and the tiles of keys before each
             return (tiles - 1) / 2
         return 1.0

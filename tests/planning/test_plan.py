@@ -150,24 +150,33 @@ def test_estimates_are_near_to_what_the_compiler_finds():
 
 
 def test_estimates_know_what_context_splits():
-    """Projections are split, tiles of attention and logits are not; heads are gathered."""
+    """Projections and queries are split, tiles of logits are not; keys and values are gathered."""
     one = dataclasses.replace(SETTING, mesh={"data": 1}, batch=1, length=512, task="score")
     config = dataclasses.replace(CONFIG, hidden_size=128, intermediate_size=512)
     split = dataclasses.replace(one, mesh={"context": 8})
     whole, part = (plan_of(each, config=config, compile=False) for each in (one, split))
     matrices = config.num_params - 256 * 128 - 5 * 128
-    assert whole.flops - part.flops == 2 * matrices * 512 * 7 / 8
-    (gather,) = part.collectives
+    tiles = 512 // one.tile
+    pairs = one.tile**2 * tiles * (tiles + 1) // 2 * config.num_layers
+    attention = 2 * 2 * config.num_heads * config.head_dim * pairs
+    assert whole.flops - part.flops == (2 * matrices * 512 + attention) * 7 / 8
+    states, gather = part.collectives
+    assert (states.kind, states.num_bytes, states.count) == ("all-gather", 512 * 128 * 4, 1)
     assert (gather.kind, gather.axes, gather.group, gather.count) == (
         "all-gather",
         ("context",),
         8,
         config.num_layers,
     )
-    assert gather.num_bytes == 512 * (4 + 2 + 2) * 8 * 4
+    assert gather.num_bytes == 512 * (2 + 2) * 8 * 4
     compiled = plan_of(split, config=config)
     found = [e for e in compiled.collectives if e.axes == ("context",) and e.kind == "all-gather"]
-    assert sum(each.sent for each in found) >= gather.sent
+    assert 1 <= sum(each.sent for each in found) / (gather.sent + states.sent) < 1.1
+    tuned = dataclasses.replace(split, task="finetune", remat="layer")
+    plans = [plan_of(tuned, config=config, compile=how) for how in (True, False)]
+    for kind in ("all-gather", "reduce-scatter"):
+        sent = [sum(e.sent for e in each.collectives if e.kind == kind) for each in plans]
+        assert 1 <= sent[0] / sent[1] < 1.1
 
 
 @pytest.mark.parametrize(
