@@ -1,11 +1,11 @@
-"""Plans of real models on TPU slices, made without any: each one's wall time and memory here.
+"""Plans of real models on TPU slices and GPU nodes, made without any: each one's time and memory.
 
-    pip install -e ".[tpu]"
+    pip install -e ".[tpu,cuda-compiler]"
     python experiments/plans.py [NUMBER ...]
 
 Writes experiments/results/plans.md and plans.json; with numbers, from 0, those plans are made anew
 and the others kept. Each plan is a process of its own, as it is for a
-person who asks for one. Nothing is run on a TPU, and no weights are read.
+person who asks for one. Nothing is run on a TPU or GPU, and no weights are read.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ PLANS = (
     "llama-3.1-8b --topology tpu7x:2x2x1 --mesh fsdp=8 --batch 8 --length 4096 --train lora "
     "--remat layer",
     "qwen3-32b --task score --topology v6e:4x4 --mesh fsdp=4,tensor=4 --batch 64 --length 2048",
+    "llama-3.1-8b --topology v4:2x4x4 --mesh fsdp=32 --batch 32 --length 4096 --remat layer",
+    "llama-3.1-8b --topology a100:2x8 --mesh fsdp=16 --batch 32 --length 4096 --remat layer",
+    "llama-3.1-8b --topology h100:8x8 --mesh fsdp=32,tensor=2 --batch 128 --length 4096 "
+    "--remat layer",
+    "mixtral-8x7b --topology b200:8 --mesh fsdp=4,expert=2 --batch 8 --length 4096 --remat layer",
 )
 GIB = 1 << 30
 
@@ -91,7 +96,7 @@ def main() -> None:
         for number in chosen:
             plan, text = run(PLANS[number], Path(folder))
             if plan["source"] != "compiled":
-                raise SystemExit("libtpu is not installed: pip install -e '.[tpu]'")
+                raise SystemExit("no compiler: pip install -e '.[tpu,cuda-compiler]'")
             print(text, flush=True)
             known[plan["command"]] = {**plan, "printed": text.rstrip()}
             write([known[key] for key in map(command_of, PLANS) if key in known])
@@ -108,9 +113,10 @@ def write(plans: list[dict[str, Any]]) -> None:
     head = [
         "# Plans without hardware",
         "",
-        "Made by `python experiments/plans.py`: each is compiled by libtpu for its devices,",
-        "on CPUs, and nothing is run. Memory is the compiler's; times are the least that the",
-        "chips' rates allow, from all at once to one after the other.",
+        "Made by `python experiments/plans.py`: each is compiled for its devices, by libtpu or by",
+        "XLA for CUDA down to machine code, on CPUs, and nothing is run. Memory and what devices",
+        "say are the compiler's, operations are counted from shapes, bytes moved are estimated;",
+        "times are the least that the chips' rates allow, from all at once to one after the other.",
         "",
         *summarize(plans),
         "",

@@ -14,7 +14,8 @@ class Plan:
     """Will it fit, how fast, on what? Answered without the hardware and without weights.
 
     The program that finetune or score would run is compiled for the devices named and read: memory
-    by kind, what devices say to each other, and the least time. Nothing is run. Rows are taken to
+    by kind, what devices say to each other, and the least time. Nothing is run. For TPUs that takes
+    instructjax[tpu], for GPUs instructjax[cuda-compiler]; else it is estimated. Rows are taken to
     be full and all their tokens scored, which is the most that they can cost.
     """
 

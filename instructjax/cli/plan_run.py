@@ -58,7 +58,7 @@ def run_plan(options: Options) -> int:
     show_verdict(plan, nearest, console)
     _write(
         options,
-        plan.to_json() | ({"nearest_that_fits": nearest.to_json()} if nearest else {}),
+        plan.to_json() | {"nearest_that_fits": nearest.to_json() if nearest else None},
     )
     return 0
 
@@ -111,12 +111,22 @@ def show_plan(plan: Plan, console: Console) -> None:
     )
     seconds, memory = plan.seconds, plan.host_memory / GIB
     how = "compiled" if plan.source == "compiled" else "estimated, nothing compiled,"
-    console.print(f"[dim]{how} in {seconds:,.0f} s with {memory:.1f} GiB here[/]\n")
+    console.print(f"[dim]{how} in {seconds:,.0f} s with {memory:.1f} GiB here[/]")
+    console.print(f"attention {_attention(plan)}\n")
     console.print(_memory_table(plan))
     if plan.collectives:
         console.print(_talk_table(plan.collectives, _note(plan)))
     if plan.times is not None:
         console.print(_time_table(plan))
+
+
+def _attention(plan: Plan) -> str:
+    """In which form it is computed there, and whether that was seen in the program."""
+    how = {"flash": "by a kernel", "whole": "of whole rows, without a kernel"}
+    words = how.get(plan.attention, "in tiles, without a kernel")
+    if plan.attention == "flash" and plan.kernel_calls is not None:
+        return f"{words}, called {plan.kernel_calls:,.0f} times a step"
+    return words
 
 
 def _note(plan: Plan) -> str:

@@ -55,7 +55,7 @@ def _tiles(sizes: Int[Array, " X"], tile: int):
     last_tile, last_row = jnp.cumsum(tiles), jnp.cumsum(sizes)
 
     def find(i):
-        group = jnp.searchsorted(last_tile, i, side="right")
+        group = (last_tile <= i).sum()  # jnp.searchsorted fails where only some axes are manual
         start = last_row[group] - sizes[group] + (i - last_tile[group] + tiles[group]) * tile
         return group, start, last_row[group]
 

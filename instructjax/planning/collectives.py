@@ -17,6 +17,7 @@ from instructjax.planning.hlo import (
     array_bytes,
     count_runs,
     parse_hlo,
+    tuple_parts,
 )
 
 KINDS = (
@@ -175,12 +176,13 @@ def _count_slices(step: Instruction) -> int:
 
 
 def _size_of(step: Instruction, kind: str, group: int) -> float:
-    sizes = array_bytes(step.shape) or [0.0]
     if step.kind == "send":
-        return sizes[0] * (group if kind == "all-gather" else 1)  # (what is sent, context, token)
+        size = sum(array_bytes(tuple_parts(step.shape)[0]))  # (what is sent, context, token)
+        return size * (group if kind == "all-gather" else 1)
     if step.kind.endswith("-start") and kind != "all-reduce":
-        return max(sizes)  # (operand, result, context)
-    total = sum(sizes)
+        # (operands, results, context), each one array or several
+        return max(sum(array_bytes(part)) for part in tuple_parts(step.shape))
+    total = step.num_bytes
     return total * group if step.kind.startswith("reduce-scatter") else total
 
 

@@ -83,9 +83,13 @@ def compile_program(program: Program, platform: str) -> Compiled | Overflow:
         found = read_overflow(str(error), time.monotonic() - start)
         if found is None:
             reason = str(error).strip().partition("\n")[0]
+            remedy = "another --micro-batches, --mesh or --remat may do"
+            if "No PTX compilation provider" in reason:
+                reason = "it finds no ptxas"
+                remedy = "pip install 'instructjax[cuda-compiler]', or nvidia-cuda-nvcc-cu12 alone"
             raise CompilerError(
                 f"the {platform} compiler refuses this step: {reason}",
-                remedy="another --micro-batches, --mesh or --remat may do; --compile 0 estimates",
+                remedy=f"{remedy}; --compile 0 estimates",
             ) from error
         return found
     stats = compiled.memory_analysis()

@@ -17,7 +17,7 @@ from instructjax.finetuning.partition import name_param
 from instructjax.models.attention import WHOLE, kernel_block
 from instructjax.models.attention_split import AttentionSplit
 from instructjax.models.config import DecoderConfig
-from instructjax.models.sharded import STACKS, device_bytes, param_spec
+from instructjax.models.sharded import STACKS, device_bytes, param_axes, param_spec
 from instructjax.planning.collectives import Collective
 from instructjax.planning.flops import (
     Flops,
@@ -49,6 +49,7 @@ def device_flops(
     setting: Setting,
     form: Form,
     tile: int,
+    platform: str,
     *,
     useful: bool = False,
 ) -> Flops:
@@ -60,6 +61,7 @@ def device_flops(
         "length": setting.length,
         "form": "visible" if useful else form,
         "tile": tile,
+        "every_expert": platform == "gpu" and not useful,
     }
     if setting.task == "score":
         found = count_forward(config, params, **options)
@@ -82,12 +84,16 @@ def device_flops(
 
 
 def estimate_memory(
-    config: DecoderConfig, program: Program, setting: Setting, form: Form
+    config: DecoderConfig, program: Program, setting: Setting, form: Form, platform: str
 ) -> dict[str, float]:
     """Bytes a device by kind; "temporaries" and "outputs" are estimates, the others exact."""
     found = {name: float(device_bytes(tree)) for name, tree in program.state.items()}
     found["batch"] = float(device_bytes(program.batch))
     found["temporaries"] = _temporaries(config, program, setting, form)
+    if config.num_experts and platform == "gpu":  # of each expert's, all rows, zeros where others'
+        tokens = setting.rows * setting.length * config.num_experts * config.experts_per_token
+        features = config.hidden_size + config.intermediate_size / setting.parts("mlp")
+        found["temporaries"] += tokens * features * jnp.dtype(setting.dtype).itemsize
     tokens = setting.rows * setting.length
     found["outputs"] = 20.0 * tokens if setting.task == "score" else 32.0
     return found
@@ -101,7 +107,7 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
     e, tables = config.hidden_size, 1 if config.tie_embeddings else 2
     table = config.vocab_size * e / setting.parts("vocab")
     layer = _layer_elements(program) / tensor
-    split = setting.parts("batch") > 1
+    split = setting.parts("batch") > 1 or setting.parts("experts") > 1
     gathered = (table * tables + 2 * layer) * size * split
     wide = _wide(config) / tensor
     scores = setting.rows * config.num_heads / setting.parts("heads") * setting.length**2
@@ -192,12 +198,17 @@ def estimate_collectives(
 ) -> list[Collective]:
     """What has to be said: parameters gathered, gradients scattered, partial sums of `tensor`, and
     over `context` keys, values and the last hidden states gathered, their gradients scattered, and
-    those of parameters added up."""
+    those of parameters added up.
+
+    Experts are split over `expert` where they are kept; a layer that computes has all of them, as
+    each device has rows of its own, so they are gathered before and their gradients are not.
+    """
     size = jnp.dtype(setting.dtype).itemsize
     mesh, rules = setting.abstract_mesh, setting.rules
     rows: tuple[str, ...] = rules.mesh_axes("batch", mesh)
     rows = tuple(axis for axis in rows if mesh.shape[axis] > 1)
     context = tuple(a for a in rules.mesh_axes("sequence", mesh) if mesh.shape[a] > 1)
+    apart = tuple(a for a in rules.mesh_axes("experts", mesh) if mesh.shape[a] > 1)
     found: list[Collective] = []
     train, steps = setting.task == "finetune", setting.programs * setting.micro_batches
     params = program.state["parameters"]
@@ -214,8 +225,13 @@ def estimate_collectives(
         names = [n for part in spec for n in (part if isinstance(part, tuple) else (part,)) if n]
         over = tuple(axis for axis in rows if axis in names)
         others = math.prod(mesh.shape[n] for n in names if n not in rows)
-        whole = leaf.size * size / others
         within = path.split(".")[0] in STACKS
+        experts = tuple(a for a in apart if a in names) if _is_experts(path, leaf) else ()
+        others //= math.prod(mesh.shape[axis] for axis in experts)
+        whole = leaf.size * size / others
+        if experts:
+            gathered[experts] = gathered.get(experts, 0.0) + whole * passes
+            whole /= math.prod(mesh.shape[axis] for axis in experts)
         if over:
             gathered[over] = gathered.get(over, 0.0) + whole * (passes if within else 1)
         if path in learn:
@@ -254,6 +270,11 @@ def estimate_collectives(
                 count *= steps
                 found.append(_collective(kind, context, mesh.shape, num_bytes, count, where))
     return sorted(found, key=lambda each: -each.sent)
+
+
+def _is_experts(path: str, leaf: Any) -> bool:
+    """Matrices or biases, one an expert."""
+    return "experts" in param_axes(path, leaf.ndim)
 
 
 def _collective(

@@ -80,6 +80,7 @@ def count_forward(
     form: Form = "visible",
     tile: int = 64,
     scored: int | None = None,
+    every_expert: bool = False,
 ) -> Flops:
     """Of the forward pass.
 
@@ -89,10 +90,12 @@ def count_forward(
       rows, length: of the batch; each row is one sequence.
       form, tile: what attention computes.
       scored: tokens that the head is applied to; all of them by default.
+      every_expert: a token that goes through some experts is multiplied with the matrices of all,
+        once for each of the some, as XLA spells `ragged_dot` for GPUs.
     """
     scored = rows * length if scored is None else scored
     sizes = kernel_sizes(params)
-    per_token = sum(_per_token(config, path, size) for path, size in sizes.items())
+    per_token = sum(_per_token(config, path, size, every_expert) for path, size in sizes.items())
     return Flops(
         layers=per_token * rows * length,
         attention=2.0 * sum(_head_dims(config)) * _pairs(config, length, form, tile) * rows,
@@ -112,11 +115,12 @@ def count_step(
     scored: int | None = None,
     trained: Any = None,
     again: bool = True,
+    every_expert: bool = False,
 ) -> Flops:
     """Of forward and backward pass.
 
     Args:
-      config, params, rows, length, form, tile, scored: as for `count_forward`.
+      config, params, rows, length, form, tile, scored, every_expert: as for `count_forward`.
       remat: what is computed again.
       trained: those of the parameters that are; by default all.
       again: count what is computed again. Without it and with "visible" pairs, these are the
@@ -124,14 +128,22 @@ def count_step(
     """
     tokens = rows * length
     forward = count_forward(
-        config, params, rows=rows, length=length, form=form, tile=tile, scored=scored
+        config,
+        params,
+        rows=rows,
+        length=length,
+        form=form,
+        tile=tile,
+        scored=scored,
+        every_expert=every_expert,
     )
     sizes = kernel_sizes(params)
     learn = sizes if trained is None else kernel_sizes(trained)
     # a kernel's input needs a gradient, and the kernel does if it is trained
 
     def per_token(wanted: Callable[[str], bool]) -> float:
-        return sum((_per_token(config, p, size) for p, size in sizes.items() if wanted(p)), 0.0)
+        pairs = sizes.items()
+        return sum((_per_token(config, p, n, every_expert) for p, n in pairs if wanted(p)), 0.0)
 
     layers = forward.layers + tokens * per_token(lambda path: path in learn)
     key, value = _head_dims(config)
@@ -172,9 +184,10 @@ def head_tiles(task: str) -> tuple[int, int]:
     return where.ROWS, where.COLUMNS
 
 
-def _per_token(config: DecoderConfig, path: str, size: int) -> float:
-    used = config.experts_per_token / config.num_experts if path.endswith(_EXPERTS) else 1.0
-    return 2.0 * size * used
+def _per_token(config: DecoderConfig, path: str, size: int, every_expert: bool) -> float:
+    if not path.endswith(_EXPERTS):
+        return 2.0 * size
+    return 2.0 * size * config.experts_per_token / (1 if every_expert else config.num_experts)
 
 
 def _is_last(config: DecoderConfig, path: str) -> bool:

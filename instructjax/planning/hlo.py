@@ -88,6 +88,24 @@ def array_bytes(shape: str) -> list[float]:
     ]
 
 
+def tuple_parts(shape: str) -> list[str]:
+    """The parts of a tuple's shape, themselves tuples perhaps; of another shape, itself.
+
+    >>> tuple_parts("((f32[2]{0}, s32[]), f32[4,2]{1,0:T(8,128)})")
+    ['(f32[2]{0}, s32[])', 'f32[4,2]{1,0:T(8,128)}']
+    """
+    if not shape.startswith("("):
+        return [shape]
+    parts, depth = [""], 0
+    for char in shape[1:-1]:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts]
+
+
 def parse_hlo(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
     """The computations of a program by name, and the name of the one that it begins with."""
     computations: dict[str, dict[str, Instruction]] = {}

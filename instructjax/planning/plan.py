@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from instructjax.planning.estimate import (
     estimate_memory,
     estimate_traffic,
 )
-from instructjax.planning.flops import head_tiles
-from instructjax.planning.hlo import Loop, count_runs, parse_hlo
+from instructjax.planning.flops import Form, head_tiles
+from instructjax.planning.hlo import Computation, Loop, count_runs, parse_hlo
 from instructjax.planning.programs import build_program
 from instructjax.planning.roofline import Times, estimate_times, utilization
 from instructjax.planning.setting import Setting, check_setting
@@ -44,6 +44,9 @@ class Plan:
       capacity: bytes that a program may use; 0 where it is not known.
       flops, useful: operations; `useful` without what is computed twice or masked.
       bytes_moved: to and from memory; an estimate.
+      attention: the form that it takes there: "flash" is the platform's kernel.
+      kernel_calls: how often kernels of ours are called in a step of the compiled program; None
+        where it was not compiled.
       collectives: what devices say to each other, the largest first.
       collectives_source: as `source`, of them and of the times that they take; "estimated" also
         where the compiler refuses a program that does not fit.
@@ -64,6 +67,8 @@ class Plan:
     flops: float
     useful: float
     bytes_moved: float
+    attention: Form
+    kernel_calls: float | None
     collectives: Sequence[Collective]
     collectives_source: Literal["compiled", "estimated"]
     times: Times | None
@@ -119,6 +124,8 @@ class Plan:
             "flops_per_device": self.flops,
             "useful_flops_per_device": self.useful,
             "bytes_moved_per_device": self.bytes_moved,
+            "attention": self.attention,
+            "kernel_calls": self.kernel_calls,
             "collectives_source": self.collectives_source,
             "collectives": [
                 {**dataclasses.asdict(each), "sent_bytes_per_device": each.sent}
@@ -182,7 +189,7 @@ def make_plan(
     computations, entry = parse_hlo(found.text)
     runs = count_runs(computations, entry, _expectation(config, setting))
     crossing = None
-    if topology.slices > 1:
+    if topology.chip.platform == "tpu" and topology.slices > 1:
         crossing = list(setting.mesh)[crossing_axis(setting.mesh, topology.slices)]
     collectives = [
         dataclasses.replace(each, count=each.count * setting.programs)
@@ -192,6 +199,7 @@ def make_plan(
         plan,
         source="compiled",
         memory=memory,
+        kernel_calls=_count_kernels(computations, runs) * setting.programs,
         collectives=collectives,
         collectives_source="compiled",
         times=estimate_times(
@@ -212,8 +220,9 @@ _EXACT = ("parameters", "optimizer", "batch")
 def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: Setting) -> Plan:
     start = time.monotonic()
     program = build_program(config, setting)
-    form, tile = attention_form(config, setting, topology.chip.platform)
-    flops = device_flops(config, program, setting, form, tile).total
+    platform = topology.chip.platform
+    form, tile = attention_form(config, setting, platform)
+    flops = device_flops(config, program, setting, form, tile, platform).total
     moved = estimate_traffic(config, program, setting, form)
     collectives = estimate_collectives(config, program, setting)
     return Plan(
@@ -222,11 +231,13 @@ def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: S
         topology=topology,
         setting=setting,
         source="estimated",
-        memory=estimate_memory(config, program, setting, form),
+        memory=estimate_memory(config, program, setting, form, platform),
         capacity=topology.chip.memory,
         flops=flops,
-        useful=device_flops(config, program, setting, form, tile, useful=True).total,
+        useful=device_flops(config, program, setting, form, tile, platform, useful=True).total,
         bytes_moved=moved,
+        attention=form,
+        kernel_calls=None,
         collectives=collectives,
         collectives_source="estimated",
         times=estimate_times(
@@ -253,6 +264,15 @@ def _expectation(config: DecoderConfig, setting: Setting):
         return 1.0
 
     return expect
+
+
+def _count_kernels(computations: Mapping[str, Computation], runs: Mapping[str, float]) -> float:
+    return math.fsum(
+        runs.get(name, 0.0)
+        for name, computation in computations.items()
+        for step in computation.values()
+        if step.kind == "custom-call" and "pallas_call" in step.op_name
+    )
 
 
 def peak_memory() -> float:

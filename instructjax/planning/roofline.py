@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from instructjax.planning.collectives import Collective
 from instructjax.planning.topology import Topology
 from instructjax.sharding.layout import crossing_axis
@@ -85,16 +87,13 @@ def talk_seconds(
     that is left when the devices within the slice share the work. A group that is smaller than its
     axes lies within a slice. With `network` every device of the group is in another slice.
     """
-    chip, slices = topology.chip, topology.slices
+    chip = topology.chip
     if network:
         return sent / chip.network
-    crosses = (
-        slices > 1
-        and list(mesh)[crossing_axis(mesh, slices)] in axes
-        and group == math.prod(mesh[axis] for axis in axes)
-    )
-    within = group // slices if crosses else group
-    seconds = sent / (max(within, 1) * chip.network) if crosses else 0.0
+    whole = group == math.prod(mesh[axis] for axis in axes)
+    parts = count_parts(topology, mesh, axes) if whole else 1
+    within = max(group // parts, 1)
+    seconds = sent / (within * chip.network) if parts > 1 else 0.0
     if within < 2:
         return seconds
     if not chip.dims:
@@ -108,6 +107,27 @@ def talk_seconds(
         if held >= within:
             break
     return seconds + sent / rate
+
+
+def count_parts(topology: Topology, mesh: Mapping[str, int], axes: tuple[str, ...]) -> int:
+    """Over how many slices or nodes those devices lie that differ along these axes.
+
+    GPUs are laid out node by node, in the order of the mesh.
+
+    >>> from instructjax.planning.topology import parse_topology
+    >>> mesh = {"data": 2, "fsdp": 4, "tensor": 4}
+    >>> [count_parts(parse_topology("h100:4x8"), mesh, (axis,)) for axis in mesh]
+    [2, 2, 1]
+    """
+    slices = topology.slices
+    if slices == 1:
+        return 1
+    if topology.chip.platform == "tpu":
+        return slices if list(mesh)[crossing_axis(mesh, slices)] in axes else 1
+    sizes = tuple(mesh.values())
+    places = np.arange(math.prod(sizes)).reshape(sizes)
+    places = places[tuple(slice(None) if axis in axes else 0 for axis in mesh)]
+    return len(np.unique(places // topology.shape[1]))
 
 
 def utilization(useful: float, seconds: float, topology: Topology) -> float:

@@ -15,7 +15,9 @@ import jax
 
 from instructjax.errors import UsageError
 from instructjax.planning.chips import CHIPS, Chip
+from instructjax.planning.gpu_targets import describe_gpu
 
+_CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 _ALIASES = {"v5": "v5p", "v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e"}
 _EXAMPLES = {
     "v4": "v4:2x2x2",
@@ -107,8 +109,8 @@ def compiler_missing(topology: Topology) -> str | None:
     platform = topology.chip.platform
     if platform == "tpu" and importlib.util.find_spec("libtpu") is None:
         return "pip install 'instructjax[tpu]' (libtpu, 0.2 GB; no TPU is needed)"
-    if platform == "gpu":
-        return "compiling for GPUs is not supported yet"
+    if platform == "gpu" and not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
+        return "pip install 'instructjax[cuda-compiler]' (0.2 GB; no GPU is needed)"
     return None
 
 
@@ -123,6 +125,12 @@ def open_devices(topology: Topology) -> Sequence[Any]:
         raise UsageError(f"there is no compiler for {topology}", remedy=missing)
     if topology.chip.platform == "cpu":
         return _open_cpus(topology.num_devices)
+    if topology.chip.platform == "gpu":
+        return _open_gpus(topology)
+    return _open_tpus(topology)
+
+
+def _open_tpus(topology: Topology) -> Sequence[Any]:
     # What libtpu would ask the host about, which has none; and several processes may compile.
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -147,6 +155,30 @@ def open_devices(topology: Topology) -> Sequence[Any]:
         raise UsageError(
             f"libtpu knows no {topology}: {str(error).splitlines()[0]}",
             remedy=f"a shape such as {_EXAMPLES[topology.chip.name]}",
+        ) from error
+    return found.devices
+
+
+def _open_gpus(topology: Topology) -> Sequence[Any]:
+    from jax.experimental.topologies import get_topology_desc
+
+    nodes, each = topology.shape
+    try:
+        found = get_topology_desc(
+            platform="cuda",
+            topology_name=topology.chip.name,
+            topology=f"1x{nodes}x{each}",
+            target_config=describe_gpu(topology.chip.name),
+        )
+    except NotImplementedError as error:  # the plugin has found no driver, and given up
+        raise UsageError(
+            f"JAX looks for GPUs that are there, and cannot compile for {topology} then",
+            remedy="set JAX_PLATFORMS=cpu before JAX is used",
+        ) from error
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise UsageError(
+            f"jax-cuda does not open {topology}: {str(error).splitlines()[0]}",
+            remedy=f"pip install 'jax[cuda12-local]=={jax.__version__}', or --compile 0 estimates",
         ) from error
     return found.devices
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from instructjax.errors import ModelError
 from instructjax.models.config import DecoderConfig
@@ -150,6 +151,25 @@ def test_grouped_products_are_those_of_each_group(sizes):
         np.testing.assert_allclose(found[part], rows[part] @ kernel, rtol=0, atol=1e-5)
         np.testing.assert_allclose(d_rows[part], up @ kernel.T, rtol=0, atol=1e-5)
         np.testing.assert_allclose(d_kernels[group], rows[part].T @ up, rtol=0, atol=1e-4)
+
+
+def test_law_3_grouped_products_where_only_some_axes_are_manual():
+    mesh = jax.make_mesh((2, 4), ("fsdp", "expert"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rng = np.random.default_rng(0)
+    rows, kernels = rng.normal(size=(16, 3)), rng.normal(size=(4, 3, 5))
+    sizes = np.array([[3, 0, 5, 0], [0, 6, 1, 1]])
+    rows, kernels = (jnp.asarray(x, jnp.float32) for x in (rows, kernels))
+    split = jax.shard_map(
+        lambda rows, kernels, sizes: grouped_matmul(rows, kernels, sizes[0]),
+        mesh=mesh,
+        in_specs=(P("fsdp"), P(), P("fsdp")),
+        out_specs=P("fsdp"),
+        axis_names={"fsdp"},
+    )
+    found = jax.jit(split)(rows, kernels, jnp.asarray(sizes))
+    groups = np.concatenate([np.repeat(np.arange(4), row) for row in sizes])
+    expected = np.einsum("mi,mio->mo", rows, np.asarray(kernels)[groups])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_law_2_what_experts_give_a_token_is_the_same_bits_wherever_it_stands():

@@ -100,6 +100,23 @@ def test_as_tpus_spell_them():
     assert len(found) == 3
 
 
+@pytest.mark.parametrize(
+    ("start", "num_bytes"),
+    [
+        ("((f32[2], bf16[3]), (f32[8], bf16[12])) all-gather-start(%x, %y)", 8 * 4 + 12 * 2),
+        ("(f32[2], f32[8]) all-gather-start(%x)", 8 * 4),
+        ("((f32[8], f32[4]), (f32[2], f32[1])) reduce-scatter-start(%x, %y)", 12 * 4),
+        ("(f32[8], f32[4]) all-reduce-start(%x, %y)", 12 * 4),
+        ("(f32[8], f32[8], u32[], u32[]) all-to-all-start(%x)", 8 * 4),
+    ],
+)
+def test_several_arrays_at_once_are_added_up(start, num_bytes):
+    """As GPUs do: one collective of all that is ready, its operands before its results."""
+    text = program_with(f"{start}, replica_groups=[2,4]<=[4,2]T(1,0)")
+    (found,) = find_collectives(text, MESH)
+    assert (found.axes, found.num_bytes, found.count) == (("fsdp",), num_bytes, 1)
+
+
 GATHER = "all-gather(%part), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}"
 
 

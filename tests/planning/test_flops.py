@@ -13,8 +13,9 @@ from instructjax.batching.batch import batch_from_lengths
 from instructjax.finetuning.batch import SftBatch
 from instructjax.finetuning.losses import sft_loss
 from instructjax.finetuning.partition import split_params
-from instructjax.models.config import LayerKind, RopeConfig
+from instructjax.models.config import DecoderConfig, LayerKind, RopeConfig
 from instructjax.models.lora import LORA, LoraConfig, add_lora
+from instructjax.models.model import abstract_decoder
 from instructjax.planning.flops import count_forward, count_pairs, count_step
 from instructjax.scoring.log_probs import token_log_probs, token_scores
 
@@ -123,6 +124,31 @@ def test_forward_is_counted_as_it_is_carried_out(random_model, fields, form):
             scored=ROWS * LENGTH,
         )
         assert counter.flops == found.total
+
+
+def test_where_every_expert_multiplies_every_row():
+    """A row an expert of a token, times the three matrices of all experts."""
+    config = DecoderConfig(
+        family="mixtral",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        norm_eps=1e-5,
+        max_positions=64,
+        num_experts=8,
+        experts_per_token=2,
+    )
+    params = abstract_decoder(config, "float32")[1]
+    few, all_of_them = (
+        count_forward(config, params, rows=3, length=16, every_expert=every).layers
+        for every in (False, True)
+    )
+    pair = 2 * 3 * 32 * 48
+    assert all_of_them - few == 2 * (3 * 16) * 2 * (8 - 1) * pair
 
 
 @pytest.mark.slow

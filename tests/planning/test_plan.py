@@ -3,6 +3,9 @@
 import dataclasses
 import importlib.util
 import json
+import math
+import os
+import re
 
 import jax
 import numpy as np
@@ -15,16 +18,20 @@ from instructjax.models.lora import LoraConfig
 from instructjax.models.sharded import device_bytes
 from instructjax.planning import plan as planning
 from instructjax.planning.compiling import (
+    Compiled,
     CompilerError,
     Overflow,
+    compile_program,
     read_overflow,
 )
+from instructjax.planning.hlo import parse_hlo
 from instructjax.planning.models import read_decoder_config
 from instructjax.planning.plan import make_plan
 from instructjax.planning.programs import build_program
 from instructjax.planning.search import find_nearest, list_settings, search
 from instructjax.planning.setting import Setting, check_setting
-from instructjax.planning.topology import parse_topology
+from instructjax.planning.topology import compiler_missing, open_devices, parse_topology
+from instructjax.sharding.layout import lay_out
 
 CONFIG = DecoderConfig(
     family="llama",
@@ -91,6 +98,28 @@ def test_rows_over_data_add_up_what_fsdp_has_scattered():
     found = plan_of(dataclasses.replace(SETTING, mesh={"data": 2, "fsdp": 4})).collectives
     over_data = sum(e.num_bytes * e.count for e in found if e.axes == ("data",))
     assert over_data == 4 * (CONFIG.num_params - 5 * 32) / 4
+
+
+MIXTURE = dataclasses.replace(CONFIG, family="mixtral", num_experts=8, experts_per_token=2)
+
+
+@pytest.mark.parametrize("task", ["score", pytest.param("finetune", marks=pytest.mark.slow)])
+def test_experts_are_gathered_over_their_axis(task):
+    """What is estimated is what the partitioner does, and what the shapes say: the matrices of all
+    experts of a layer, for the forward pass and to compute it again; no gradient is added up."""
+    setting = dataclasses.replace(
+        SETTING, mesh={"fsdp": 2, "expert": 4}, task=task, length=64, remat="layer"
+    )
+    passes = 2 if task == "finetune" else setting.programs
+    matrices = 2 * 3 * 8 * 32 * 64 * 4
+    compiled, estimated = (plan_of(setting, config=MIXTURE, compile=c) for c in (True, False))
+    for found in (compiled, estimated):
+        over = [each for each in found.collectives if each.axes == ("expert",)]
+        assert {each.kind for each in over} == {"all-gather"}
+        # on CPU the gradients of experts, tile by tile in a loop, are gathered as well
+        forward = [each for each in over if each.where != "backward"]
+        assert sum(each.num_bytes * each.count for each in forward) == passes * matrices
+        assert {each.group for each in over} == {4}
 
 
 def test_scoring_sends_each_device_a_row_at_a_time():
@@ -332,6 +361,82 @@ def test_micro_batches_compile_for_a_tpu(mesh, tied):
     config = dataclasses.replace(WIDE, tie_embeddings=tied)
     setting = Setting(mesh=mesh, batch=16, micro_batches=2, length=256, dtype="bfloat16")
     assert plan_of(setting, parse_topology("v5e:2x2"), config).source == "compiled"
+
+
+needs_cuda = pytest.mark.skipif(
+    compiler_missing(parse_topology("h100:8")) is not None
+    or os.environ.get("JAX_PLATFORMS") != "cpu",
+    reason="needs the compiler for CUDA, and JAX_PLATFORMS=cpu",
+)
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("chip", ["a100", "h100", "b200"])
+def test_compiled_for_gpus_that_are_not_there(chip):
+    """With the kernel of attention: forward, again, and the gradients of queries and of keys."""
+    mesh = {"fsdp": 4, "tensor": 2}
+    setting = dataclasses.replace(SETTING, mesh=mesh, dtype="bfloat16", length=128, remat="layer")
+    found = plan_of(setting, parse_topology(f"{chip}:2x4"), WIDE)
+    assert found.source == "compiled" and found.fits and found.times is not None
+    assert (found.attention, found.kernel_calls) == ("flash", 2 * 4)
+    assert found.memory["padding"] == 0
+    assert found.memory["optimizer"] == 2 * found.memory["parameters"] + 4 * 3
+    # each half of a layer twice, and the table once
+    layer = 2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 1024
+    over = [each for each in found.collectives if each.axes == ("fsdp",)]
+    gathered = sum(e.num_bytes * e.count for e in over if e.kind == "all-gather")
+    assert gathered == 2 * (2 * 2 * layer + 256 * 512) / 2
+    assert jax.default_backend() == "cpu"
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_gpus_multiply_with_every_expert():
+    """XLA for CUDA spells grouped products as products with all experts: the plan counts these."""
+    config = dataclasses.replace(WIDE, family="mixtral", num_experts=8, experts_per_token=2)
+    setting = dataclasses.replace(SETTING, task="score", mesh={"fsdp": 8}, dtype="bfloat16")
+    topology = parse_topology("h100:8")
+    program = build_program(config, setting, lay_out(setting.mesh, open_devices(topology)))
+    compiled = compile_program(program, "gpu")
+    assert isinstance(compiled, Compiled)
+    done = 0
+    for steps in parse_hlo(compiled.text)[0].values():
+        for step in steps.values():
+            if step.kind == "dot" and "ragged_dot" in step.op_name:
+                taken = re.findall(r"lhs_contracting_dims=\{([\d,]+)\}", step.rest)[0].split(",")
+                left = dims(steps[step.operands[0]].shape)
+                done += 2 * math.prod(dims(step.shape)) * math.prod(left[int(at)] for at in taken)
+    # of one layer, as the loop's body is there once: two experts a token of a row
+    assert done == 8 * 2 * (2 * setting.length) * 3 * 512 * 1024
+    counted = [
+        make_plan("tiny", config, parse_topology(name), setting, compile=False).flops
+        for name in ("h100:8", "v5e:2x4")
+    ]
+    assert counted[0] - counted[1] == 2 * done * (8 - 1) / 8
+
+
+def dims(shape):
+    return [int(n) for n in re.findall(r"\[([\d,]*)\]", shape)[0].split(",")]
+
+
+def test_without_a_compiler_gpus_are_estimated(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["plan", "llama-3.2-1b", "--topology", "h100:8", "--length", "1024"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "estimated, not compiled" in printed
+    assert "pip install 'instructjax[cuda-compiler]'" in printed
+
+
+class NoAssembler:
+    def compile(self, **_):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: No PTX compilation provider is available.")
+
+
+def test_a_compiler_without_its_assembler_says_what_to_install():
+    program = dataclasses.replace(build_program(CONFIG, SETTING), lower=NoAssembler)
+    with pytest.raises(CompilerError, match=r"finds no ptxas; pip install .*cuda-compiler"):
+        compile_program(program, "gpu")
 
 
 @pytest.mark.tpu

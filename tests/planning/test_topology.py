@@ -1,11 +1,14 @@
 """Devices by name, meshes over them, and the least time that talk takes there."""
 
 import math
+import re
 
 import pytest
 
 from instructjax.errors import UsageError
+from instructjax.planning.chips import CHIPS
 from instructjax.planning.collectives import Collective
+from instructjax.planning.gpu_targets import describe_gpu
 from instructjax.planning.roofline import estimate_times, talk_seconds
 from instructjax.planning.topology import open_devices, parse_topology
 from instructjax.sharding.layout import crossing_axis, lay_out
@@ -85,6 +88,29 @@ def test_between_slices_the_devices_of_each_share_the_network():
     assert math.isclose(talk_seconds(topology, wide, ("data",), 2, 3.125e9, network=True), 1.0)
     # two of the four along the axis are in the same slice
     assert talk_seconds(topology, wide, ("data",), 2, 3.125e9) < 0.1
+
+
+def test_gpus_lie_node_by_node():
+    """Four nodes of eight: `tensor` stays within, half of `data` and all of `fsdp` are without."""
+    topology, mesh = parse_topology("h100:4x8"), {"data": 2, "fsdp": 4, "tensor": 4}
+    # 50 GB/s to other nodes, 450 GB/s within
+    assert math.isclose(talk_seconds(topology, mesh, ("tensor",), 4, 450e9), 1.0)
+    assert math.isclose(talk_seconds(topology, mesh, ("data",), 2, 50e9), 1.0)
+    # two of the four are in the same node, and share the network's work
+    assert math.isclose(talk_seconds(topology, mesh, ("fsdp",), 4, 100e9), 1.0 + 100 / 450)
+
+
+@pytest.mark.parametrize("chip", [chip for chip in CHIPS.values() if chip.platform == "gpu"])
+def test_what_the_compiler_is_told_of_gpus_is_what_data_sheets_say(chip):
+    """Its memory and bandwidth are measured ones, a few percent from those that are sold."""
+    told = dict(re.findall(r"(\w+): (\d+)$", describe_gpu(chip.name), re.MULTILINE))
+    assert math.isclose(int(told["device_memory_size"]), chip.memory, rel_tol=0.07)
+    assert math.isclose(int(told["memory_bandwidth"]), chip.bandwidth, rel_tol=0.05)
+    # tensor cores: so many bfloat16 operations a clock and multiprocessor, at boost clock
+    operations = {"a100": 2048, "h100": 4096, "b200": 8192}[chip.name]
+    clock = float(re.findall(r"clock_rate_ghz: ([\d.]+)", describe_gpu(chip.name))[0]) * 1e9
+    peak = int(told["core_count"]) * operations * clock
+    assert math.isclose(peak, chip.flops, rel_tol=0.1)
 
 
 def test_what_bounds_a_step():
