@@ -216,7 +216,11 @@ def _called(step: Instruction) -> list[str]:
 def find_bound(
     computations: Mapping[str, Computation], around: Computation, loop: Instruction
 ) -> int | None:
-    """How often a loop's body runs, None where that is data."""
+    """How often a loop's body runs, None where that is data.
+
+    The counter goes up by one, from what the loop is given if that is a constant, as where a
+    compiler has taken the first round out of the loop; else from 0.
+    """
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known[1])
@@ -225,8 +229,21 @@ def find_bound(
     root = next((step for step in condition.values() if step.root), None)
     if root is None or root.kind != "compare" or "direction=LT" not in root.rest:
         return None
-    values = [condition.get(name) for name in root.operands]
-    if len(values) != 2 or values[1] is None or values[1].kind != "constant":
+    counter, stop = (*map(condition.get, root.operands), None, None)[:2]
+    last = _constant(stop)
+    if last is None:
         return None
-    number = re.match(r"(-?\d+)\)", values[1].rest)
-    return max(int(number[1]), 0) if number else None
+    place = re.search(r"index=(\d+)", counter.rest) if counter else None
+    given = around.get(loop.operands[0]) if loop.operands else None
+    first = None
+    if place and given and given.kind == "tuple":
+        step = around.get(given.operands[int(place[1])])
+        while step is not None and step.kind == "copy":
+            step = around.get(step.operands[0])
+        first = _constant(step)
+    return max(last - (first or 0), 0)
+
+
+def _constant(step: Instruction | None) -> int | None:
+    number = re.match(r"(-?\d+)\)", step.rest) if step and step.kind == "constant" else None
+    return int(number[1]) if number else None

@@ -210,6 +210,32 @@ def test_runs_multiply_through_loops_within_loops():
     assert sum(sines) == 12
 
 
+@pytest.mark.parametrize(("first", "rounds"), [(0, 6), (1, 5)])
+def test_a_loop_whose_first_round_was_taken_out(first, rounds):
+    text = f"""HloModule made
+
+%body (turn: (s32[], f32[2])) -> (s32[], f32[2]) {{
+  ROOT %turn = (s32[], f32[2]) parameter(0)
+}}
+
+%goes_on (turn: (s32[], f32[2])) -> pred[] {{
+  %turn = (s32[], f32[2]) parameter(0)
+  %at = s32[] get-tuple-element(%turn), index=0
+  %stop = s32[] constant(6)
+  ROOT %less = pred[] compare(%at, %stop), direction=LT
+}}
+
+ENTRY %main (x: f32[2]) -> (s32[], f32[2]) {{
+  %x = f32[2] parameter(0)
+  %first = s32[] constant({first})
+  %begin = s32[] copy(%first)
+  %given = (s32[], f32[2]) tuple(%begin, %x)
+  ROOT %loop = (s32[], f32[2]) while(%given), condition=%goes_on, body=%body
+}}
+"""
+    assert count_runs(*parse_hlo(text))["body"] == rounds
+
+
 def test_bytes_of_shapes():
     assert array_bytes("bf16[4,2,2048]{1,2,0:T(8,128)(2,1)S(1)}") == [4 * 2 * 2048 * 2]
     assert array_bytes("(pred[], s8[3], f64[2]{0})") == [1, 3, 16]
