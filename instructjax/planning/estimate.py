@@ -218,6 +218,7 @@ def estimate_collectives(
     gathered: dict[tuple[str, ...], float] = {}
     scattered: dict[tuple[str, ...], float] = {}
     summed: dict[tuple[str, ...], float] = {}
+    added: dict[tuple[str, ...], float] = {}
     passes = 2 if train else 1
     for keys, leaf in jax.tree.leaves_with_path(params):
         path = name_param(keys)
@@ -239,17 +240,19 @@ def estimate_collectives(
             if over:
                 scattered[over] = scattered.get(over, 0.0) + whole
             if rest:
-                share = math.prod(mesh.shape[a] for a in over)
-                summed[rest] = summed.get(rest, 0.0) + whole / share
+                # In float32, once all micro-batches are done.
+                share = size * math.prod(mesh.shape[a] for a in over)
+                added[rest] = added.get(rest, 0.0) + 4 * whole / share
             if context and within:
                 summed[context] = summed.get(context, 0.0) + whole
-    for kind, parts, where in (
-        ("all-gather", gathered, "forward"),
-        ("reduce-scatter", scattered, "backward"),
-        ("all-reduce", summed, "backward"),
+    for kind, parts, count, where in (
+        ("all-gather", gathered, steps, "forward"),
+        ("reduce-scatter", scattered, steps, "backward"),
+        ("all-reduce", summed, steps, "backward"),
+        ("all-reduce", added, setting.programs, "backward"),
     ):
         for axes, num_bytes in parts.items():
-            found.append(_collective(kind, axes, mesh.shape, float(num_bytes), steps, where))
+            found.append(_collective(kind, axes, mesh.shape, float(num_bytes), count, where))
     tensor = tuple(a for a in rules.mesh_axes("mlp", mesh) if mesh.shape[a] > 1)
     if tensor:
         hidden = float(setting.rows * setting.length * config.hidden_size * size)

@@ -94,8 +94,14 @@ def test_collectives_of_a_step(compiled):
     assert sums["all-reduce", ("tensor",)] >= 2 * 4 * 2 * 32 * 32 * 4
 
 
-def test_rows_over_data_add_up_what_fsdp_has_scattered():
-    found = plan_of(dataclasses.replace(SETTING, mesh={"data": 2, "fsdp": 4})).collectives
+@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_over_data_add_up_what_fsdp_has_scattered(compile, dtype):
+    """Once a step, in float32, of however many micro-batches."""
+    setting = dataclasses.replace(
+        SETTING, mesh={"data": 2, "fsdp": 4}, dtype=dtype, micro_batches=2, batch=16
+    )
+    found = plan_of(setting, compile=compile).collectives
     over_data = sum(e.num_bytes * e.count for e in found if e.axes == ("data",))
     assert over_data == 4 * (CONFIG.num_params - 5 * 32) / 4
 
