@@ -299,7 +299,7 @@ def test_the_nearest_that_fits():
 def test_nothing_is_near_where_no_other_mesh_takes_the_rows(tmp_path, capsys):
     """One row of 70B on 16 GPUs: only context splits it, and that is not enough."""
     written = tmp_path / "plan.json"
-    words = "plan llama-3.1-70b --topology h100:16 --mesh context=16 --batch 1 --json"
+    words = "plan llama-3.1-70b --topology h100:16 --mesh context=16 --batch 1 --compile 0 --json"
     assert main([*words.split(), str(written)]) == 0
     printed = capsys.readouterr().out
     assert "does not fit" in printed and "nothing near fits" in printed
