@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from instructjax.finetuning.losses import sft_loss
 from instructjax.models import attention_tiles
 from instructjax.models.attention_split import to_devices
 from instructjax.models.config import LatentAttention, LayerKind, RopeConfig
+from instructjax.models.remat import REMAT
 from instructjax.models.sharded import param_shardings
 from instructjax.models.spmd import over_rows
 from instructjax.prompts.request import Request
@@ -26,6 +28,7 @@ from instructjax.scoring.log_probs import token_log_probs
 from instructjax.sharding import ShardingRules, make_mesh
 
 LENGTH = 1000
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +157,15 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize(
-    "remat", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("layer", "dots"))]
-)
-@pytest.mark.parametrize("shape", MESHES)
+OFTEN = ("context=2", "context=8", "data=2,context=2", "fsdp=2,context=2,tensor=2")
+RUNS = [
+    pytest.param(shape, remat, marks=() if (remat, shape in OFTEN) == ("none", True) else SLOW)
+    for shape in MESHES
+    for remat in REMAT
+]
+
+
+@pytest.mark.parametrize(("shape", "remat"), RUNS)
 def test_laws_3_and_7_what_every_token_of_a_row_gives(shape, remat, random_model):
     """Log-probs and gradients of trees, packed rows and padding, in rows that do not divide."""
     model = random_model(seed=6, **MODELS[MESHES[shape]])
@@ -203,10 +211,12 @@ def test_each_device_visits_its_share_of_tiles(parts, model, monkeypatch):
     np.testing.assert_array_equal(batch.positions[0], positions)
     np.testing.assert_array_equal(batch.ends[0], ends)
     mesh, params = split_over(model, f"context={parts}")
-    compute = over_rows(token_log_probs, model.graphdef, mesh=mesh)
-    jax.block_until_ready(jax.jit(compute)(params, batch))
+    compute = jax.jit(over_rows(token_log_probs, model.graphdef, mesh=mesh))
+    for each in (batch, dataclasses.replace(batch, tokens=batch.targets)):
+        jax.block_until_ready(compute(params, each))
     jax.effects_barrier()
-    pairs = model.config.num_layers * tiles * (tiles + 1) // 2
+    assert compute._cache_size() == 1  # type: ignore[attr-defined]
+    pairs = 2 * model.config.num_layers * tiles * (tiles + 1) // 2
     assert visits == dict.fromkeys(range(parts), pairs // parts)
 
 
