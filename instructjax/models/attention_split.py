@@ -41,6 +41,15 @@ class AttentionSplit(NamedTuple):
     auto: frozenset[str] = frozenset()
     mesh: Mesh | None = None
 
+    def for_rows(self, length: int, tile: int) -> AttentionSplit:
+        """The same; tokens are not split of rows so short that a piece is less than a tile."""
+        piece = -(-length // (2 * self.parts))
+        return self if piece >= tile else self.whole()
+
+    def whole(self) -> AttentionSplit:
+        """Heads are split, tokens not."""
+        return self._replace(queries=(), parts=1)
+
     def pad(self, x: Int[Array, "B T"]) -> Int[Array, "B U"]:
         """With zeros up to a length that divides into pieces."""
         more = 0 if self.parts == 1 else -x.shape[1] % (2 * self.parts)

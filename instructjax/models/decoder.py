@@ -253,7 +253,8 @@ class Decoder(nnx.Module):
           remat: what the backward pass computes again instead of keeping it, see
             `rematerialize`.
         """
-        split, (rows, length) = self.attention_split, tokens.shape
+        rows, length = tokens.shape
+        split = self.attention_split.for_rows(length, tile)
         tokens, positions, ends = map(split.pad, (tokens, positions, ends))
         tiles = find_tiles(positions, ends, tile)
 

@@ -61,8 +61,7 @@ def compute_keys(
     tiles = find_tiles(positions, ends, batch.tile)
 
     def look(q, k, v, **options):
-        whole = model.attention_split._replace(queries=(), parts=1)
-        options |= {"tile": batch.tile, "split": whole}
+        options |= {"tile": batch.tile, "split": model.attention_split.whole()}
         return attend(q, k, v, ends, positions, tiles, **options), (k, v)
 
     depth = positions.reshape(-1)

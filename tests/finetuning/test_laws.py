@@ -167,6 +167,20 @@ def test_law_3_gradients_in_bfloat16_are_added_up_in_float32(model, sequences, s
         np.testing.assert_allclose(got, expected, rtol=0, atol=limit * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("tile", [4, 64])
+@pytest.mark.parametrize("shape", ["data=2,context=4", "fsdp=2,context=2"])
+def test_law_3_micro_batches_over_context(model, sequences, one_big_batch, shape, tile):
+    graphdef, *params = model
+    rows = [[s] for s in sequences]
+    micro = [
+        make_sft_batch(part, length=32, max_scored=32, tile=tile) for part in (rows[:4], rows[4:])
+    ]
+    count = math.prod(int(part[-1]) for part in shape.split(","))
+    mesh = make_mesh(shape, jax.devices()[:count])
+    compute = jax.jit(make_loss_and_grads(graphdef, mesh=mesh))
+    assert_same(compute(*params, stack_batches(micro)), one_big_batch)
+
+
 def test_devices_add_their_gradients_up_once_a_step(model, sequences):
     graphdef, *params = model
     rows = [[s] for s in sequences[:8]]

@@ -194,6 +194,19 @@ def test_laws_3_and_7_what_every_token_of_a_row_gives(shape, remat, random_model
         assert scale > 0 and error <= 2e-5 * scale, jax.tree_util.keystr(path)
 
 
+@pytest.mark.parametrize(
+    ("parts", "length", "tile"),
+    [(4, 64, 64), (4, 64, 16), (2, 64, 16), (2, 40, 8), pytest.param(8, 200, 16, marks=SLOW)],
+)
+def test_pieces_shorter_than_a_tile_as_long_and_longer(parts, length, tile, model):
+    batch = make_batch(np.random.default_rng(4), length, tile)
+    mesh, params = split_over(model, f"context={parts}")
+    found = jax.jit(over_rows(token_log_probs, model.graphdef, mesh=mesh))(params, batch)
+    expected = jax.jit(token_log_probs)(model.graphdef, model.params, batch)
+    real = np.asarray(batch.ends) > 0
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_each_device_visits_its_share_of_tiles(parts, model, monkeypatch):
     """A sequence of t tiles has t (t + 1) / 2 pairs of tiles that see each other, a layer."""
