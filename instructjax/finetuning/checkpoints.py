@@ -45,7 +45,8 @@ class Checkpoints:
         rules: list[keep.PreservationPolicy] = [
             keep.LatestN(newest),
             keep.BestN(
-                get_metric_fn=lambda found: found[_METRIC],
+                # Of equals the first, which is the run's best.
+                get_metric_fn=lambda found: (found[_METRIC], -found.get("step", 0)),
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),
@@ -79,14 +80,15 @@ class Checkpoints:
         Raises:
           DataError: an earlier one could not be written.
         """
+        step = int(state.step)
         with self._blaming():
             self._manager.save(
-                int(state.step),
+                step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(_name_leaves(state, copy=True)),
                     loop=ocp.args.JsonSave(dict(loop)),
                 ),
-                metrics=None if log_prob is None else {_METRIC: log_prob},
+                metrics=None if log_prob is None else {_METRIC: log_prob, "step": step},
             )
 
     def wait(self) -> None:
@@ -158,7 +160,7 @@ class Checkpoints:
                 f"none of the {len(problems)} checkpoints can be read; the newest: "
                 f"{problems[0].message}",
                 file=self._folder,
-                remedy="start afresh with --overwrite",
+                remedy="delete that folder to start afresh",
             )
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from instructjax.errors import UsageError
 
@@ -168,6 +168,15 @@ class FinetuneConfig(RunOptions, TrainOptions, DataOptions):
         return self.export or ("best" if self.eval_data else "last")
 
 
+def check_warmup(config: FinetuneConfig, steps: int) -> None:
+    """Refuses a run that would end before the learning rate has risen."""
+    if steps <= config.warmup_steps:
+        raise UsageError(
+            f"warmup_steps is {config.warmup_steps}, and the run has {steps} steps",
+            remedy="give fewer",
+        )
+
+
 _AT_LEAST_ONE = ("row_length", "rows", "micro_batches", "lora_rank", "eval_every", "keep")
 _AT_LEAST_ONE += ("checkpoint_every", "steps", "patience", "keep_every")
 _NOT_NEGATIVE = ("prompt_loss_weight", "warmup_steps", "weight_decay", "seed")
@@ -176,12 +185,36 @@ _SHARES = ("final_share", "decay_share")
 _BETAS = ("beta1", "beta2")
 
 
+def _find_choices() -> dict[str, tuple[Any, ...]]:
+    """The values that a field may have, of those that have a few."""
+    found = {}
+    for name, kind in get_type_hints(FinetuneConfig).items():
+        parts = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
+        if parts:
+            optional = type(None) in get_args(kind)
+            found[name] = get_args(parts[0]) + (None,) * optional
+    return found
+
+
+_CHOICES = _find_choices()
+
+
 def check_config(config: FinetuneConfig) -> None:
     """Checks what can be without looking at data or model.
 
     Raises:
       UsageError: see `FinetuneConfig`.
     """
+    for name, choices in _CHOICES.items():
+        if (value := getattr(config, name)) not in choices:
+            raise UsageError(
+                f"{name} is {value!r}",
+                remedy=f"give one of {', '.join(map(str, filter(None, choices)))}",
+            )
+    if not config.trainable:
+        raise UsageError(
+            "`trainable` has no pattern, so nothing would learn", remedy="give one, such as *"
+        )
     for names, holds, rule in (
         (_AT_LEAST_ONE, lambda x: x >= 1, "1 or more"),
         (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
@@ -195,11 +228,8 @@ def check_config(config: FinetuneConfig) -> None:
                 raise UsageError(f"{name} is {value}", remedy=f"give a number, {rule}")
     if not config.data:
         raise UsageError("there is no data", remedy="give `data`, one or several files")
-    if config.steps is not None and config.steps <= config.warmup_steps:
-        raise UsageError(
-            f"warmup_steps is {config.warmup_steps}, and the run has {config.steps} steps",
-            remedy="give fewer",
-        )
+    if config.steps is not None:
+        check_warmup(config, config.steps)
     weights = config.data_weights
     in_range = all(math.isfinite(weight) and weight > 0 for weight in weights)
     if weights and (len(weights) != len(config.data) or not in_range):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from instructjax.finetuning.adapters import write_adapter
 from instructjax.finetuning.config import FinetuneConfig
-from instructjax.finetuning.prepare import describe_lora
+from instructjax.finetuning.prepare import describe_lora, load_for_training, make_trainable
 from instructjax.finetuning.run_folder import MODEL, blaming
 from instructjax.finetuning.state import TrainState
 from instructjax.models import Model
@@ -35,6 +35,8 @@ def export_result(
     """
     from instructjax.models.checkpoints.export import export_folder
 
+    if not config.adapter:
+        graphdef, state = with_exact_base(config, model, graphdef, state)
     if several():
         parts = (state.trainable,) if config.adapter else (state.trainable, state.frozen)
         whole = jax.tree.map(partial(gather, keep=leads()), parts)
@@ -57,6 +59,21 @@ def export_result(
             )
         shutil.rmtree(done, ignore_errors=True)
         os.replace(part, done)
+
+
+def with_exact_base(
+    config: FinetuneConfig, model: Model, graphdef: nnx.GraphDef, state: TrainState
+) -> tuple[nnx.GraphDef, TrainState]:
+    """What was not trained as it is stored, where training had it rounded; it is read again.
+
+    Several processes must call this together.
+    """
+    if config.dtype == "float32" or not jax.tree.leaves(state.frozen):
+        return graphdef, state
+    exact = dataclasses.replace(config, dtype="float32")
+    base, _ = load_for_training(exact, model.mesh)
+    graphdef, init = make_trainable(exact, base, steps=1)
+    return graphdef, dataclasses.replace(state, frozen=init().frozen)
 
 
 def merged_model(

@@ -45,7 +45,10 @@ class OptimizerConfig:
     decay_share: float = 0.2
     clip_norm: float | None = 1.0
     weight_decay: float = 0.0
-    no_decay: tuple[str, ...] = ("*norm*", "*.bias", "embed.*", "lm_head.*", "*.sinks")
+    no_decay: tuple[str, ...] = (
+        *("*norm*", "*.bias", "*_bias", "embed.*", "lm_head.*", "*.sinks"),
+        "*.router.correction",
+    )
     beta1: float | None = None
     beta2: float | None = None
     epsilon: float | None = None
@@ -78,8 +81,8 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Callable[[Any], An
     elif config.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, after, config.final_share)
     elif config.schedule == "wsd":
-        decay = max(round(num_steps * config.decay_share), 1)
-        main = optax.linear_schedule(peak, end, decay, transition_begin=max(after - decay, 0))
+        decay = min(max(round(num_steps * config.decay_share), 1), after)
+        main = optax.linear_schedule(peak, end, decay, transition_begin=after - decay)
     elif config.schedule == "constant":
         main = optax.constant_schedule(peak)
     else:

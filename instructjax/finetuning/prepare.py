@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from instructjax.data import RejectsFile
 from instructjax.errors import DataError, UsageError
 from instructjax.finetuning.batches import Batches
-from instructjax.finetuning.config import FinetuneConfig
+from instructjax.finetuning.config import FinetuneConfig, check_warmup
 from instructjax.finetuning.evaluation import HeldOut, make_evaluator
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
 from instructjax.finetuning.placement import place_state
@@ -99,6 +99,7 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     batches = Batches(train, counts, config, epochs=epochs, mesh=model.mesh, rules=model.rules)
     steps = config.steps or batches.total
     assert steps is not None  # either is given
+    check_warmup(config, steps)
     graphdef, init = make_trainable(config, model, steps)
     evaluate = _make_evaluate(config, graphdef, held_out, model) if held_out else None
     return Prepared(

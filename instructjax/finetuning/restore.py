@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from flax import nnx
@@ -30,7 +31,7 @@ def config_of(out: Path) -> FinetuneConfig:
 
 
 def load_trained(out: str | Path, step: int | None = None, *, mesh: Mesh | None = None) -> Model:
-    """The model after a step of a run, LoRA merged, in float32 (LoRA on bfloat16: in that).
+    """The model after a step of a run, LoRA merged, in float32.
 
     It has the base's chat template if that is what the run trained on, else none.
 
@@ -76,7 +77,8 @@ def write_trained_adapter(out: str | Path, folder: Path, step: int | None = None
 def _restore(
     out: Path, step: int | None, mesh: Mesh | None
 ) -> tuple[FinetuneConfig, Model, nnx.GraphDef, TrainState]:
-    config = config_of(out)
+    # What was not trained is as it is stored, whatever it was rounded to in training.
+    config = dataclasses.replace(config_of(out), dtype="float32")
     checkpoints = Checkpoints(out / CHECKPOINTS)
     try:
         steps = checkpoints.steps

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from instructjax.errors import DataError, UsageError
-from instructjax.finetuning.config import FinetuneConfig
+from instructjax.finetuning.config import FinetuneConfig, check_config
 from instructjax.finetuning.config_file import read_config, write_config
 
 GIVEN: dict[str, Any] = {"data": (Path("rows.jsonl"),), "out": Path("run")}
@@ -96,11 +96,28 @@ def test_no_such_file(tmp_path: Path) -> None:
         ({"adapter": True}, "an adapter comes from LoRA"),
         ({"train": "lora", "trainable": ("*.q.*",)}, "leave out `trainable`"),
         ({"data": ()}, "there is no data"),
+        ({"trainable": ()}, "nothing would learn"),
     ],
 )
 def test_values_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         FinetuneConfig(**{**GIVEN, **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("train", "LoRA", "train is 'LoRA'; give one of all, lora"),
+        ("dtype", "float16", "dtype is 'float16'; give one of float32, bfloat16"),
+        ("export", "Best", "export is 'Best'; give one of best, last, none"),
+    ],
+)
+def test_choices_that_are_none_are_refused(name: str, value: str, message: str) -> None:
+    """Where nothing else looks at types: past the checks of the tests themselves."""
+    config = FinetuneConfig(**GIVEN)
+    object.__setattr__(config, name, value)
+    with pytest.raises(UsageError, match=message):
+        check_config(config)
 
 
 def test_every_option_says_what_it_is() -> None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -20,10 +21,14 @@ from safetensors import safe_open
 from instructjax.data import Example, read_examples
 from instructjax.errors import DataError, InstructJaxError, UsageError
 from instructjax.finetuning import checkpoints, prepare
+from instructjax.finetuning.checkpoints import Checkpoints
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.config_file import read_config
 from instructjax.finetuning.loop import finetune
+from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
 from instructjax.finetuning.restore import load_trained
+from instructjax.finetuning.state import make_state
+from instructjax.models import load_model
 from instructjax.scoring import score
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
@@ -204,6 +209,19 @@ def test_a_damaged_checkpoint_is_passed_over(config: Config, steps_alike: list[A
         np.testing.assert_array_equal(a, b)
 
 
+def test_of_equal_checkpoints_the_first_is_kept(tmp_path: Path, tiny_model: Any) -> None:
+    """As the run's best is; the newest is kept beside it."""
+    optimizer = make_optimizer(OptimizerConfig(), 4)
+    state = make_state(tiny_model.params, optimizer, trainable=("*norm*",))
+    kept = Checkpoints(tmp_path, newest=1)
+    for step, log_prob in enumerate((-2.0, -1.0, -1.0, -1.5), 1):
+        numbered = dataclasses.replace(state, step=jnp.int32(step))
+        kept.save(numbered, {}, log_prob=log_prob)
+        kept.wait()
+    assert kept.steps == [2, 4]
+    kept.close()
+
+
 @pytest.mark.slow
 def test_the_best_is_kept_and_patience_ends(config: Config, steps_alike: list[Any]) -> None:
     held_out = config().data[0].with_name("new.jsonl")
@@ -347,25 +365,32 @@ def test_numbers_go_to_tensorboard_and_wandb(
 
 
 @pytest.mark.slow
-def test_parameters_by_pattern_and_lora(config: Config, tiny_model: Any) -> None:
-    """Only what is to be trained changes; merged LoRA is a plain model of the same shape."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_by_pattern_and_lora(config: Config, tiny_model: Any, dtype: str) -> None:
+    """Only what is to be trained changes, however it was rounded in training; merged LoRA is a
+    plain model of the same shape, and adds matrices of its rank."""
     before = {jax.tree_util.keystr(p): np.asarray(x) for p, x in _leaves(tiny_model.params)}
     for options, changed in (
         ({"trainable": ("*.mlp.*",)}, "mlp"),
         ({"train": "lora", "lora_rank": 2, "lora_targets": ("q", "v")}, "attention"),
     ):
-        run_config = config(out=config().out / changed, steps=2, **options)
+        run_config = config(
+            out=config().out / changed, steps=2, dtype=dtype, export="last", **options
+        )
         run(run_config)
-        after = load_trained(run_config.out)
-        names = {
-            name
-            for path, leaf in _leaves(after.params)
-            if not np.array_equal(leaf, before[name := jax.tree_util.keystr(path)])
-        }
-        assert names and all(changed in name for name in names)
-        assert jax.tree.structure(after.params) == jax.tree.structure(tiny_model.params)
-        if changed == "attention":
-            assert len(names) == 2
+        for after in (load_trained(run_config.out), load_model(run_config.out / "model")):
+            added = {
+                name: np.asarray(leaf) - before[name]
+                for path, leaf in _leaves(after.params)
+                if not np.array_equal(leaf, before[name := jax.tree_util.keystr(path)])
+            }
+            assert added and all(changed in name for name in added)
+            assert jax.tree.structure(after.params) == jax.tree.structure(tiny_model.params)
+            if changed == "attention":
+                assert len(added) == 2
+                for each in added.values():
+                    values = np.linalg.svd(each, compute_uv=False)
+                    assert (values[:, 2:].max(-1) < 1e-3 * values[:, 0]).all()
 
 
 def _leaves(params: Any) -> list[Any]:

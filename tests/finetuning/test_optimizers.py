@@ -48,6 +48,28 @@ def test_wsd_is_warm_up_then_flat_then_down_to_the_last_step():
     np.testing.assert_allclose(rates, [0, 1, 2, 2, 2, 2, 2, 1.75, 1.5, 1.25, 1], rtol=1e-6)
 
 
+def test_wsd_ends_at_the_final_share_after_a_long_warm_up():
+    config = OptimizerConfig(
+        learning_rate=1.0, schedule="wsd", warmup_steps=6, decay_share=0.8, final_share=0.5
+    )
+    rates = [float(make_schedule(config, 10)(step)) for step in range(6, 12)]
+    np.testing.assert_allclose(rates, [1, 0.875, 0.75, 0.625, 0.5, 0.5], rtol=1e-6)
+
+
+def test_biases_of_experts_and_corrections_of_routing_do_not_decay():
+    shapes = {"gate_bias": (2, 4), "router": {"correction": (4,), "kernel": (4, 4)}}
+    ones = jax.tree.map(jnp.ones, {"layers": {"mlp": shapes}}, is_leaf=lambda x: type(x) is tuple)
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=0.1, weight_decay=0.5, schedule="constant"), 1
+    )
+    zero = jax.tree.map(jnp.zeros_like, ones)
+    updates, _ = optimizer.update(zero, optimizer.init(ones), ones)
+    moved = {jax.tree_util.keystr(p): float(x.min()) for p, x in jax.tree.leaves_with_path(updates)}
+    (kernel,) = (value for name, value in moved.items() if "kernel" in name)
+    np.testing.assert_allclose(kernel, -0.05, rtol=1e-6)
+    assert [value for name, value in moved.items() if "kernel" not in name] == [0, 0]
+
+
 def test_cosine_is_the_formula():
     config = OptimizerConfig(learning_rate=3.0, warmup_steps=4, final_share=0.1)
     rate = make_schedule(config, 24)
