@@ -185,25 +185,28 @@ def test_estimates_are_near_to_what_the_compiler_finds():
 
 
 def test_estimates_know_what_context_splits():
-    """Projections and queries are split, tiles of logits are not; keys and values are gathered."""
-    one = dataclasses.replace(SETTING, mesh={"data": 1}, batch=1, length=512, task="score")
+    """Projections and queries are split, tiles of logits are not; keys and values are gathered.
+
+    Pieces of the row are a tile long: shorter ones would not be split.
+    """
+    one = dataclasses.replace(SETTING, mesh={"data": 1}, batch=1, length=1024, task="score")
     config = dataclasses.replace(CONFIG, hidden_size=128, intermediate_size=512)
     split = dataclasses.replace(one, mesh={"context": 8})
     whole, part = (plan_of(each, config=config, compile=False) for each in (one, split))
     matrices = config.num_params - 256 * 128 - 5 * 128
-    tiles = 512 // one.tile
+    tiles = 1024 // one.tile
     pairs = one.tile**2 * tiles * (tiles + 1) // 2 * config.num_layers
     attention = 2 * 2 * config.num_heads * config.head_dim * pairs
-    assert whole.flops - part.flops == (2 * matrices * 512 + attention) * 7 / 8
+    assert whole.flops - part.flops == (2 * matrices * 1024 + attention) * 7 / 8
     states, gather = part.collectives
-    assert (states.kind, states.num_bytes, states.count) == ("all-gather", 512 * 128 * 4, 1)
+    assert (states.kind, states.num_bytes, states.count) == ("all-gather", 1024 * 128 * 4, 1)
     assert (gather.kind, gather.axes, gather.group, gather.count) == (
         "all-gather",
         ("context",),
         8,
         config.num_layers,
     )
-    assert gather.num_bytes == 512 * (2 + 2) * 8 * 4
+    assert gather.num_bytes == 1024 * (2 + 2) * 8 * 4
     compiled = plan_of(split, config=config)
     found = [e for e in compiled.collectives if e.axes == ("context",) and e.kind == "all-gather"]
     assert 1 <= sum(each.sent for each in found) / (gather.sent + states.sent) < 1.1
