@@ -46,7 +46,7 @@ class Checkpoints:
             keep.LatestN(newest),
             keep.BestN(
                 # Of equals the first, which is the run's best.
-                get_metric_fn=lambda found: (found[_METRIC], -found.get("step", 0)),
+                get_metric_fn=lambda found: (found[_METRIC], -found.get("step", 0)),  # type: ignore
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),

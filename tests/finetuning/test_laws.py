@@ -182,17 +182,17 @@ def test_law_3_micro_batches_over_context(model, sequences, one_big_batch, shape
 
 
 def test_devices_add_their_gradients_up_once_a_step(model, sequences):
-    graphdef, *params = model
+    graphdef, trainable, frozen = model
     rows = [[s] for s in sequences[:8]]
     micro = make_sft_batch(rows, length=32, max_scored=32, tile=16)
     compute = make_loss_and_grads(graphdef, mesh=make_mesh("data=8"))
     leaves, tree = jax.tree.flatten(stack_batches([micro] * 4))
-    step = jax.jit(lambda leaves: compute(*params, jax.tree.unflatten(tree, leaves)))
+    step = jax.jit(lambda leaves: compute(trainable, frozen, jax.tree.unflatten(tree, leaves)))
     text = step.lower(leaves).compile().as_text()
     assert text is not None
     said = find_collectives(text, {"data": 8})
     assert {each.kind for each in said} == {"all-reduce"}
-    size = sum(x.nbytes for x in jax.tree.leaves(params[0]))
+    size = sum(x.nbytes for x in jax.tree.leaves(trainable))
     assert sum(each.num_bytes * each.count for each in said) == size + 8  # the sum, the weight
 
 
