@@ -46,7 +46,12 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     weight_decay: float = 0.0
     no_decay: tuple[str, ...] = (
-        *("*norm*", "*.bias", "*_bias", "embed.*", "lm_head.*", "*.sinks"),
+        "*norm*",
+        "*.bias",
+        "*_bias",
+        "embed.*",
+        "lm_head.*",
+        "*.sinks",
         "*.router.correction",
     )
     beta1: float | None = None

@@ -18,7 +18,7 @@ from instructjax.finetuning.optimizers import Optimizer
 from instructjax.finetuning.placement import place_state
 from instructjax.finetuning.state import TrainState
 from instructjax.models.spmd import Prepare, sum_over_rows
-from instructjax.models.varying import vary
+from instructjax.models.varying import vary, varying_axes
 from instructjax.sharding.rules import ShardingRules
 
 Loss = Callable[..., tuple[Float[Array, ""], Float[Array, ""]]]
@@ -65,7 +65,6 @@ def make_loss_and_grads(
         are gathered layer by layer and their gradients scattered; see `instructjax.models.spmd`.
         The number of rows must divide by the product of these axes.
     """
-    axes = () if mesh is None else (rules or ShardingRules()).mesh_axes("batch", mesh)
     dtype = jnp.dtype(compute_dtype)
 
     def cast(params: nnx.State) -> nnx.State:
@@ -82,7 +81,7 @@ def make_loss_and_grads(
             (value, weight), grads = jax.value_and_grad(total, has_aux=True)(trainable)
             return value, weight, grads
 
-        if _count_micro_batches(batch) is None:
+        if not _has_micro_batches(batch):
             return one(batch)
 
         def add(sums, micro):
@@ -90,19 +89,20 @@ def make_loss_and_grads(
 
         zero = jnp.zeros((), jnp.float32)
         start = zero, zero, jax.tree.map(jnp.zeros_like, trainable)
+        # The sums vary over devices as what is trained does.
+        axes = varying_axes(jax.tree.leaves(trainable)[0])
         return lax.scan(add, jax.tree.map(lambda x: vary(x, axes), start), batch)[0]
 
     def compute(trainable, frozen, batch):
-        axis = 0 if _count_micro_batches(batch) is None else 1
+        axis = int(_has_micro_batches(batch))
         total = sum_over_rows(sums, graphdef, mesh=mesh, rules=rules, batch_axis=axis)
         return total(trainable, frozen, batch)
 
     return compute
 
 
-def _count_micro_batches(batch: Any) -> int | None:
-    tokens = batch.batch.tokens
-    return tokens.shape[0] if tokens.ndim == 3 else None
+def _has_micro_batches(batch: Any) -> bool:
+    return batch.batch.tokens.ndim == 3
 
 
 def make_train_step(

@@ -79,7 +79,6 @@ def over_rows(
     *,
     mesh: Mesh | None,
     rules: ShardingRules | None = None,
-    total: bool = False,
 ) -> Callable[[nnx.State, Any], Any]:
     """The function (params, batch) -> function(graphdef, params, batch), on a mesh if there is one.
 
@@ -90,7 +89,6 @@ def over_rows(
       graphdef: of the decoder.
       mesh, rules: `rules.batch` says which axes of the mesh rows are split over; their number must
         divide by the product.
-      total: the function gives sums over rows; they are added up over the devices.
     """
     rules = rules or ShardingRules()
     rows = () if mesh is None else rules.mesh_axes("batch", mesh)
@@ -103,18 +101,14 @@ def over_rows(
         if not rows:
             return function(*prepare(params, batch))
 
-        def local(params: nnx.State, batch: Any) -> Any:
-            result = function(*prepare(params, batch))
-            return lax.psum(result, rows) if total else result
-
         result = jax.shard_map(
-            local,
+            lambda params, batch: function(*prepare(params, batch)),
             mesh=mesh,
             in_specs=(_along(full, rows), PartitionSpec(rows)),
-            out_specs=PartitionSpec() if total else PartitionSpec(rows),
+            out_specs=PartitionSpec(rows),
             axis_names=frozenset(rows),
         )(params, batch)
-        if mesh.is_multi_process and not total:
+        if mesh.is_multi_process:
             whole = NamedSharding(mesh, PartitionSpec())
             result = jax.tree.map(lambda x: lax.with_sharding_constraint(x, whole), result)
         return result

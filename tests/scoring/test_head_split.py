@@ -52,14 +52,14 @@ def test_gradients_of_a_split_table(model, batch, shape, monkeypatch):
     monkeypatch.setattr(log_prob_head, "COLUMNS", 12)
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(batch.sources.shape))
 
-    def total(graphdef, params, both):
+    def weigh(graphdef, params, both):
         batch, weights = both
-        return (token_log_probs(graphdef, params, batch) * weights).sum()
+        return token_log_probs(graphdef, params, batch) * weights
 
     rest = (batch, weights.astype(jnp.float32))
-    found = over_rows(total, model.graphdef, mesh=mesh_of(shape), total=True)
-    value, grads = jax.jit(jax.value_and_grad(found))(model.params, rest)
-    wanted = jax.value_and_grad(partial(total, model.graphdef))(model.params, rest)
+    over = over_rows(weigh, model.graphdef, mesh=mesh_of(shape))
+    value, grads = jax.jit(jax.value_and_grad(lambda p: over(p, rest).sum()))(model.params)
+    wanted = jax.value_and_grad(lambda p: weigh(model.graphdef, p, rest).sum())(model.params)
     np.testing.assert_allclose(value, wanted[0], rtol=1e-5)
     for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted[1]), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * max(float(abs(other).max()), 1.0))

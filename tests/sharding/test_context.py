@@ -16,7 +16,8 @@ from jax import lax
 from instructjax.batching.batch import Batch
 from instructjax.batching.packing import pack
 from instructjax.finetuning.batch import WeightedIds, make_sft_batch
-from instructjax.finetuning.losses import sft_loss
+from instructjax.finetuning.partition import split_params
+from instructjax.finetuning.step import make_loss_and_grads
 from instructjax.models import attention_tiles
 from instructjax.models.attention_split import to_devices
 from instructjax.models.config import LatentAttention, LayerKind, RopeConfig
@@ -253,8 +254,8 @@ def test_law_7_the_gradient_of_a_long_sequence_over_context(shape, model):
     batch = jax.tree.map(jax.numpy.asarray, make_sft_batch(rows, length=512))
 
     def slope(mesh, params):
-        sums = over_rows(sft_loss, model.graphdef, mesh=mesh, total=True)
-        return jax.jit(jax.grad(lambda p: sums(p, batch)[0]))(params)
+        compute = make_loss_and_grads(model.graphdef, mesh=mesh)
+        return jax.jit(compute)(*split_params(params, ("*",)), batch)[2]
 
     mesh, params = split_over(model, shape)
     whole = slope(None, model.params)
