@@ -43,6 +43,8 @@ def run_finetune(options: Finetune) -> int:
                     stop.signal = signal.SIGTERM
                 if stop.signal is not None:
                     break
+            else:
+                stop.signal = None  # what it would have stopped is done
     if stop.signal is not None:
         name = signal.Signals(stop.signal).name
         say_error(
@@ -106,4 +108,4 @@ class _Stop:
                 raise SystemExit(_STOPPED[signal.SIGTERM])
             raise KeyboardInterrupt
         self.signal = number
-        os.write(2, b"stopping after this step\n")
+        os.write(2, b"stopping after what runs now; once more to stop at once\n")

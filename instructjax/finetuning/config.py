@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from instructjax.errors import UsageError
 
@@ -144,7 +146,8 @@ class RunOptions:
     parameters and the optimizer's state over fsdp, tensor and expert. A run may go on on another
     mesh."""
     overwrite: bool = False
-    """Drop what an earlier run has left in OUT and start afresh."""
+    """Drop what an earlier run has left in OUT and start afresh; but one with the same options that
+    was stopped goes on, so that a command with this can be repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +155,7 @@ class FinetuneConfig(RunOptions, TrainOptions, DataOptions):
     """A fine-tuning run.
 
     Raises:
-      UsageError: a value out of range, or two that exclude each other.
+      UsageError: a value of another type or out of range, or two that exclude each other.
 
     >>> config = FinetuneConfig(data=(Path("rows.jsonl"),), out=Path("run"))
     >>> config.learning_rate, config.export_choice
@@ -160,6 +163,12 @@ class FinetuneConfig(RunOptions, TrainOptions, DataOptions):
     """
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(FinetuneConfig).items():
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, as_type(value, hint))
+            except NotOfType as wrong:
+                raise UsageError(f"{name} is {value!r:.80}", remedy=f"give {wrong}") from None
         check_config(self)
 
     @property
@@ -185,18 +194,47 @@ _SHARES = ("final_share", "decay_share")
 _BETAS = ("beta1", "beta2")
 
 
-def _find_choices() -> dict[str, tuple[Any, ...]]:
-    """The values that a field may have, of those that have a few."""
-    found = {}
-    for name, kind in get_type_hints(FinetuneConfig).items():
-        parts = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
-        if parts:
-            optional = type(None) in get_args(kind)
-            found[name] = get_args(parts[0]) + (None,) * optional
-    return found
+class NotOfType(Exception):
+    """A value of another type; its text says what is wanted."""
 
 
-_CHOICES = _find_choices()
+_KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def as_type(value: Any, hint: Any) -> Any:
+    """A field's value in the field's type, from what TOML or a caller writes in its place.
+
+    Texts stand for paths, one value for a tuple of one, whole numbers for others, "none" for None.
+
+    Raises:
+      NotOfType: it is of another.
+
+    >>> as_type("a.jsonl", tuple[Path, ...]), as_type(3, float), as_type("none", int | None)
+    ((PosixPath('a.jsonl'),), 3.0, None)
+    """
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        (inner,) = (part for part in get_args(hint) if part is not NoneType)
+        if value is None or (value == "none" and "none" not in get_args(inner)):
+            return None
+        return as_type(value, inner)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise NotOfType("one of " + ", ".join(map(str, get_args(hint))))
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(as_type(item, get_args(hint)[0]) for item in items)
+    if hint is Path and isinstance(value, str | Path) and str(value):
+        return Path(value)
+    if hint is str and isinstance(value, Path):
+        return str(value)
+    number = {int: Integral, float: Real}.get(hint)
+    if number is None and isinstance(value, hint):
+        return value
+    if number is not None and isinstance(value, number) and not isinstance(value, bool):
+        return hint(value)
+    raise NotOfType(_KINDS.get(hint, "a path"))
 
 
 def check_config(config: FinetuneConfig) -> None:
@@ -205,12 +243,6 @@ def check_config(config: FinetuneConfig) -> None:
     Raises:
       UsageError: see `FinetuneConfig`.
     """
-    for name, choices in _CHOICES.items():
-        if (value := getattr(config, name)) not in choices:
-            raise UsageError(
-                f"{name} is {value!r}",
-                remedy=f"give one of {', '.join(map(str, filter(None, choices)))}",
-            )
     if not config.trainable:
         raise UsageError(
             "`trainable` has no pattern, so nothing would learn", remedy="give one, such as *"
@@ -228,6 +260,15 @@ def check_config(config: FinetuneConfig) -> None:
                 raise UsageError(f"{name} is {value}", remedy=f"give a number, {rule}")
     if not config.data:
         raise UsageError("there is no data", remedy="give `data`, one or several files")
+    for path in (config.out, *config.data, *config.eval_data):
+        _check_name(path)
+    for path in (*config.data, *config.eval_data):
+        if path.resolve() in (config.out.resolve(), *config.out.resolve().parents):
+            raise UsageError(
+                f"lies in the data folder {path}, and its files would be read as data",
+                file=config.out,
+                remedy="give an --out outside of it",
+            )
     if config.steps is not None:
         check_warmup(config, config.steps)
     weights = config.data_weights
@@ -249,3 +290,10 @@ def check_config(config: FinetuneConfig) -> None:
         raise UsageError(
             "with train = lora, LoRA's matrices are what learns", remedy="leave out `trainable`"
         )
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError("the name is not UTF-8", file=path, remedy="rename it") from None

@@ -7,11 +7,10 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from instructjax.errors import DataError, UsageError
-from instructjax.finetuning.config import FinetuneConfig
+from instructjax.finetuning.config import FinetuneConfig, NotOfType, as_type
 
 
 def read_config(file: str | Path) -> dict[str, Any]:
@@ -42,8 +41,8 @@ def read_config(file: str | Path) -> dict[str, Any]:
         if name in fields:
             raise UsageError(f"{name!r} comes twice", file=file, remedy="write it once")
         try:
-            fields[name] = _convert(value, hints[name])
-        except _Wrong as wrong:
+            fields[name] = as_type(value, hints[name])
+        except NotOfType as wrong:
             raise UsageError(f"{key} is {value!r:.80}", file=file, remedy=f"give {wrong}") from None
     return fields
 
@@ -84,36 +83,3 @@ def _plain(value: Any) -> Any:
 def _suggest(name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0)
     return f"did you mean {near[0]!r}? `instructjax finetune --help` lists all"
-
-
-class _Wrong(Exception):
-    """A value of another type; its text says what is wanted."""
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        if value == "none" and "none" not in _choices(hint):
-            return None
-        (inner,) = (part for part in get_args(hint) if part is not NoneType)
-        return _convert(value, inner)
-    if origin is Literal:
-        if value not in get_args(hint):
-            raise _Wrong("one of " + ", ".join(map(str, get_args(hint))))
-        return value
-    if origin is tuple:
-        inner = get_args(hint)[0]
-        items = value if isinstance(value, list) else [value]
-        return tuple(_convert(item, inner) for item in items)
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is Path and isinstance(value, str) and value:
-        return Path(value)
-    if type(value) is not hint:
-        names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-        raise _Wrong(names.get(hint, "a path"))
-    return value
-
-
-def _choices(hint: Any) -> set[Any]:
-    return {choice for part in get_args(hint) for choice in get_args(part)}

@@ -31,7 +31,7 @@ from instructjax.finetuning.step import StepMetrics
 from instructjax.scoring.runs.lock import hold_lock
 from instructjax.scoring.tables.disk import write_whole
 from instructjax.sharding import choose_mesh
-from instructjax.sharding.processes import check_alike, leads, several, share, tick
+from instructjax.sharding.processes import agree, check_alike, leads, several, share, tick
 
 Say = Callable[[str], None]
 
@@ -76,14 +76,16 @@ def finetune(
         model, encoder = load_for_training(config, choose_mesh(config.mesh))
         described = folder.describe_run(config, model, encoder.describe())
         check_alike(described)
-        if lead:
-            folder.begin(config, described)
-        if share((config.out / folder.DONE).exists()):
+        afresh = lead and folder.starts_afresh(config, described)
+        if share(lead and not afresh and folder.is_complete(config)):
             say(f"{config.out} is complete: an earlier run had ended it")
             return
         prepared = prepare(config, model, encoder)
         if prepared.rejected:
             say(prepared.rejected)
+        if lead:
+            folder.begin(config, described, afresh=afresh)
+        agree(True)  # the others look into the folder only now
         checkpoints = Checkpoints(
             config.out / folder.CHECKPOINTS, newest=config.keep, every=config.keep_every
         )
@@ -161,6 +163,7 @@ class _Run:
             "steps": self._step,
             "stopped_early": self._step < self._prepared.steps,
             "exported_step": None if config.export_choice == "none" else step,
+            "export": folder.describe_export(config),
             **{k: v for k, v in headway.to_json().items() if k not in ("data", "worse")},
             "waited_share": headway.waited_share,
             "useful_share": headway.useful_share,

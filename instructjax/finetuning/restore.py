@@ -8,7 +8,7 @@ from pathlib import Path
 from flax import nnx
 from jax.sharding import Mesh
 
-from instructjax.errors import UsageError
+from instructjax.errors import DataError, UsageError
 from instructjax.finetuning.adapters import write_adapter
 from instructjax.finetuning.checkpoints import Checkpoints
 from instructjax.finetuning.config import FinetuneConfig
@@ -18,6 +18,7 @@ from instructjax.finetuning.prepare import describe_lora, load_for_training, mak
 from instructjax.finetuning.run_folder import CHECKPOINTS, CONFIG, MANIFEST, blaming
 from instructjax.finetuning.state import TrainState
 from instructjax.models import Model
+from instructjax.scoring.runs.manifest import read_json
 
 
 def is_run(folder: str | Path) -> bool:
@@ -42,7 +43,7 @@ def load_trained(out: str | Path, step: int | None = None, *, mesh: Mesh | None 
 
     Raises:
       UsageError: there is no such run, or no such checkpoint.
-      DataError: the checkpoint is damaged.
+      DataError: the checkpoint is damaged, or the base is no longer what was trained.
     """
     config, model, graphdef, state = _restore(Path(out), step, mesh)
     return merged_model(config, model, graphdef, state)
@@ -89,8 +90,20 @@ def _restore(
                 remedy=f"there are {', '.join(map(str, steps)) or 'none yet'}",
             )
         model, _ = load_for_training(config, mesh)
+        _check_base(out, config, model)
         graphdef, init = make_trainable(config, model, steps=1)
         state, _ = checkpoints.restore(steps[-1] if step is None else step, init())
         return config, model, graphdef, state
     finally:
         checkpoints.close()
+
+
+def _check_base(out: Path, config: FinetuneConfig, model: Model) -> None:
+    run = read_json(out / MANIFEST)
+    if not isinstance(run, dict) or run.get("model_fingerprint") != model.fingerprint:
+        raise DataError(
+            f"{config.model} is not the model that this run trained: its weights or its "
+            "configuration have changed",
+            file=out,
+            remedy=f"put back the one that {MANIFEST} has the fingerprint of",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ from instructjax.data.files import find_files
 from instructjax.errors import DataError, UsageError, remedy_for_writing
 from instructjax.finetuning.config import FinetuneConfig, RunOptions
 from instructjax.finetuning.config_file import write_config
+from instructjax.models.spec import parse_spec
+from instructjax.prompts.options import LAYOUT_SUFFIXES
 from instructjax.scoring.metadata import installed_version
 from instructjax.scoring.runs.manifest import check_same, describe_files, read_json
 from instructjax.scoring.tables.disk import write_whole
@@ -35,6 +38,7 @@ _OURS = (CONFIG, ENVIRONMENT, MANIFEST, METRICS, CHECKPOINTS, MODEL, DONE, TENSO
 _OURS += ("data.rejects.jsonl", "wandb_id", "wandb", "model.part", "lock")
 # What may change between a run and its continuation: nothing that the parameters depend on.
 _FREE = {field.name for field in fields(RunOptions)} - {"eval_every", "patience"}
+_FREE |= {"model", "data", "eval_data", "layout"}  # described by what they hold
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
 
@@ -43,14 +47,26 @@ def describe_run(config: FinetuneConfig, model: Any, prompts: Mapping[str, str])
     """Everything that the parameters of a run depend on, as text by name."""
     names = [field.name for field in fields(config) if field.name not in _FREE]
     described = {name: _show(getattr(config, name)) for name in sorted(names)}
-    files = [file for path in (*config.data, *config.eval_data) for file in find_files(path)]
+    prompts = {**prompts, "layout": Path(prompts["layout"]).name}
     return {
         **described,
         **{f"prompt {name}": value for name, value in prompts.items()},
         "model_fingerprint": model.fingerprint,
         "weights": model.weights,
-        **describe_files(files),
+        **_describe_sets("data", config.data),
+        **_describe_sets("eval_data", config.eval_data),
     }
+
+
+def _describe_sets(field: str, paths: tuple[Path, ...]) -> dict[str, str]:
+    """What the files of data sets hold, by the names that they have within each."""
+    described = {}
+    for number, path in enumerate(paths, 1):
+        files = find_files(path)
+        within = path if path.is_dir() else path.parent
+        names = [f"{field} {number}, {file.relative_to(within)}" for file in files]
+        described |= dict(zip(names, describe_files(files).values(), strict=True))
+    return described
 
 
 def describe_environment() -> dict[str, Any]:
@@ -90,34 +106,111 @@ def make_folder(config: FinetuneConfig) -> None:
         )
 
 
-def begin(config: FinetuneConfig, described: Mapping[str, str]) -> None:
-    """Writes what the run is, or checks that an earlier one was the same.
+def starts_afresh(config: FinetuneConfig, described: Mapping[str, str]) -> bool:
+    """Whether what an earlier run has left is to go; else this one goes on with it.
 
-    With `overwrite`, an earlier one that was another, or is complete, is dropped.
+    It goes if it is of another run that has learned nothing, and, with `overwrite`, if it is of
+    another one or complete.
 
     Raises:
-      UsageError: it was not; it says in what.
-      DataError: the files cannot be read or written.
+      UsageError: it is of another run, and is to stay; it says in what they differ.
+      DataError: the files cannot be read.
     """
     out = config.out
     with blaming(out):
-        if (out / MANIFEST).exists():
-            if config.overwrite and not _goes_on(out, described):
-                _clear(out)
-            else:
-                check_same(read_json(out / MANIFEST), described, out)
-        write_whole(out / CONFIG, write_config(config))
+        if not (out / MANIFEST).exists():
+            return False
+        earlier = read_json(out / MANIFEST)
+        if config.overwrite:
+            return earlier != described or (out / DONE).exists()
+        if earlier != described and not _has_learned(out):
+            return True
+    check_same(earlier, described, out)
+    return False
+
+
+def begin(config: FinetuneConfig, described: Mapping[str, str], *, afresh: bool) -> None:
+    """Writes what the run is.
+
+    Args:
+      config: of the run.
+      described: see `describe_run`.
+      afresh: drop what an earlier one has left.
+
+    Raises:
+      DataError: the files cannot be written.
+    """
+    out = config.out
+    with blaming(out):
+        if afresh:
+            _clear(out)
+        write_whole(out / CONFIG, write_config(_rooted(config)))
         write_whole(out / ENVIRONMENT, json.dumps(describe_environment(), indent=2) + "\n")
         write_whole(out / MANIFEST, json.dumps(dict(described), indent=2) + "\n")
 
 
-def _goes_on(out: Path, described: Mapping[str, str]) -> bool:
-    return read_json(out / MANIFEST) == described and not (out / DONE).exists()
+def is_complete(config: FinetuneConfig) -> bool:
+    """Whether an earlier run has ended, and what it was to export is there.
+
+    Raises:
+      UsageError: it has ended, the export is not there, and neither are checkpoints to make it of.
+    """
+    out = config.out
+    if not (out / DONE).exists():
+        return False
+    done = read_json(out / DONE)
+    kept = config.export_choice == "none" or (out / MODEL).is_dir()
+    if kept and isinstance(done, dict) and done.get("export") == describe_export(config):
+        return True
+    if not _find_checkpoints(out):
+        raise UsageError(
+            "the run is complete, and its checkpoints, of which another export could be made, "
+            "are gone",
+            file=out,
+            remedy="export as it did, or start afresh with --overwrite",
+        )
+    return False
+
+
+def describe_export(config: FinetuneConfig) -> dict[str, Any]:
+    """What comes out at the end, as JSON."""
+    return {
+        "parameters": config.export_choice,
+        "dtype": config.export_dtype or "float32",
+        "adapter": config.adapter,
+    }
+
+
+def _has_learned(out: Path) -> bool:
+    metrics = out / METRICS
+    logged = metrics.exists() and metrics.stat().st_size > 0
+    return logged or bool(_find_checkpoints(out)) or (out / DONE).exists()
+
+
+def _find_checkpoints(out: Path) -> list[Path]:
+    return [path for path in (out / CHECKPOINTS).glob("*") if path.name.isdecimal()]
+
+
+def _rooted(config: FinetuneConfig) -> FinetuneConfig:
+    """With paths that hold from every folder."""
+    layout = Path(config.layout)
+    own = layout.suffix in LAYOUT_SUFFIXES
+
+    return dataclasses.replace(
+        config,
+        data=tuple(path.resolve() for path in config.data),
+        eval_data=tuple(path.resolve() for path in config.eval_data),
+        out=config.out.resolve(),
+        model=parse_spec(config.model).rooted(),
+        layout=str(layout.resolve()) if own else config.layout,
+    )
 
 
 def _clear(out: Path) -> None:
-    # What says that there is a run goes last, so that a kill in between leaves one to clear.
-    for path in [out / name for name in _OURS if name not in (MANIFEST, "lock")]:
+    # What says that there is a run goes last, so that a kill in between leaves one to clear. The
+    # rejects are this run's, which has read its data.
+    kept = (MANIFEST, "lock", "data.rejects.jsonl")
+    for path in [out / name for name in _OURS if name not in kept]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -43,6 +43,12 @@ class ModelSpec:
         package, _, version = self.target.partition("==")
         return package, version
 
+    def rooted(self) -> str:
+        """A spec of the same that holds in every working folder."""
+        if self.kind in ("folder", "gguf"):
+            return str(Path(self.target).resolve())
+        return self.name if self.name in ALIASES or self.kind == "hub" else f"pypi:{self.target}"
+
 
 def parse_spec(spec: str | os.PathLike[str]) -> ModelSpec:
     """Tell which kind of model a spec names; nothing is opened or downloaded.

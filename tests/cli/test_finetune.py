@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from instructjax.cli.finetune import Finetune
 from instructjax.cli.main import main
+from instructjax.finetuning import loop
 from instructjax.finetuning.config import FinetuneConfig
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
@@ -93,3 +96,21 @@ def test_a_run_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "1 row rejected (1 no response)" in err
     assert main(command) == 0
     assert "is complete: an earlier run had ended it" in capsys.readouterr().err
+
+
+def test_told_to_stop_when_the_steps_are_done_it_is_complete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        export_result(*args)
+
+    export_result = loop.export_result
+    monkeypatch.setattr(loop, "export_result", export)
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"instruction": "Say 1.", "output": "y"}) + "\n")
+    command = ["finetune", "--data", str(data), "--out", str(tmp_path / "run"), "--model", FIXTURE]
+    assert main([*command, "--row-length", "64", "--rows", "1", "--steps", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "holds step 1" in out and "stopped after" not in err
+    assert (tmp_path / "run" / "done.json").exists()

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from instructjax.errors import DataError, UsageError
-from instructjax.finetuning.config import FinetuneConfig, check_config
+from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.config_file import read_config, write_config
 
 GIVEN: dict[str, Any] = {"data": (Path("rows.jsonl"),), "out": Path("run")}
+
+
+def make_unchecked(**values: Any) -> FinetuneConfig:
+    """As without the checks of types that the tests themselves put before every function."""
+    config = FinetuneConfig(**GIVEN)
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+    config.__post_init__()
+    return config
 
 
 def write(folder: Path, text: str) -> Path:
@@ -113,11 +125,43 @@ def test_values_that_cannot_be_are_refused(options: dict[str, Any], message: str
     ],
 )
 def test_choices_that_are_none_are_refused(name: str, value: str, message: str) -> None:
-    """Where nothing else looks at types: past the checks of the tests themselves."""
-    config = FinetuneConfig(**GIVEN)
-    object.__setattr__(config, name, value)
     with pytest.raises(UsageError, match=message):
-        check_config(config)
+        make_unchecked(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("steps", 2.5, "steps is 2.5; give a whole number"),
+        ("rows", True, "rows is True; give a whole number"),
+        ("learning_rate", "high", "learning_rate is 'high'; give a number"),
+        ("packing", 1, "packing is 1; give true or false"),
+        ("data", 3, "data is 3; give a path"),
+    ],
+)
+def test_values_of_other_types_are_refused(name: str, value: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        make_unchecked(**{name: value})
+
+
+def test_python_may_write_what_toml_does() -> None:
+    given: dict[str, Any] = {"data": "rows.jsonl", "out": "run", "clip_norm": 1, "model": Path("m")}
+    config = make_unchecked(**given, steps=np.int64(3), learning_rate=np.float32(0.5))
+    assert config.data == (Path("rows.jsonl"),) and config.out == Path("run")
+    assert (config.clip_norm, config.steps, config.model) == (1.0, 3, "m")
+    assert type(config.steps) is int and type(config.learning_rate) is float
+
+
+def test_a_run_is_not_kept_among_its_data(tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "runs" / "first"):
+        with pytest.raises(UsageError, match="lies in the data folder"):
+            FinetuneConfig(data=(tmp_path,), out=out)
+
+
+def test_names_that_are_not_utf_8_are_refused() -> None:
+    name = Path(os.fsdecode(b"r\xff.jsonl"))
+    with pytest.raises(UsageError, match="the name is not UTF-8"):
+        FinetuneConfig(data=(name,), out=Path("run"))
 
 
 def test_every_option_says_what_it_is() -> None:

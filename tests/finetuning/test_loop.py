@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,90 @@ def test_another_run_in_the_folder_is_refused(config: Config, steps_alike: list[
     same.data[0].write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
     with pytest.raises(UsageError, match=r"rows.jsonl was \d+ bytes"):
         run(same)
+
+
+@pytest.mark.parametrize("failure", ["data", "first step"])
+def test_what_has_learned_nothing_does_not_hold_the_folder(
+    config: Config, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    make_step = prepare.make_train_step
+    if failure == "data":
+        with pytest.raises(DataError, match="none of its 40 rows can be used"):
+            run(config(row_length=4))
+    else:
+        monkeypatch.setattr(prepare, "make_train_step", lambda *_, **__: _out_of_memory)
+        with pytest.raises(MemoryError):
+            run(config(row_length=64))
+        assert (config().out / "run.json").exists()
+    monkeypatch.setattr(prepare, "make_train_step", make_step)
+    reports, _ = run(config(steps=2))
+    assert [report.step for report in reports] == [1, 2]
+    assert not list(config().out.glob("*.rejects.jsonl"))
+
+
+def _out_of_memory(*_: Any) -> None:
+    raise MemoryError
+
+
+def test_data_that_cannot_be_used_overwrites_nothing(config: Config) -> None:
+    first = config(steps=2)
+    run(first)
+    before = params_of(first)
+    with pytest.raises(DataError, match="none of its 40 rows can be used"):
+        run(config(steps=2, row_length=4, overwrite=True))
+    assert run(first) == ([], [f"{first.out} is complete: an earlier run had ended it"])
+    for a, b in zip(before, params_of(first), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_export_of_a_complete_run_is_made_of_its_checkpoint(config: Config) -> None:
+    run(config(steps=2))
+    model = config().out / "model"
+    for options, dtype in ({"export": "last"}, "F32"), ({"export_dtype": "bfloat16"}, "BF16"):
+        wanted = config(**{"steps": 2, "export": "last", **options})
+        reports, said = run(wanted)
+        assert reports == [] and said == ["going on after step 2 of 2"]
+        with safe_open(model / "model.safetensors", "np") as stored:
+            kinds = {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+        assert kinds == {dtype}
+        for a, b in zip(jax.tree.leaves(load_model(model).params), params_of(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0 if dtype == "F32" else 2**-8)
+        assert "is complete" in run(wanted)[1][0]
+    shutil.rmtree(model)
+    run(wanted)
+    assert model.is_dir()
+    shutil.rmtree(wanted.out / "checkpoints")
+    with pytest.raises(UsageError, match="its checkpoints, of which another export could be made"):
+        run(config(steps=2, export="last"))
+    assert "is complete" in run(wanted)[1][0]
+
+
+def test_a_run_is_read_from_any_folder_but_of_its_own_base_alone(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(FIXTURE, tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    given = config(steps=1, out=Path("run"), model="base", data=(Path("rows.jsonl"),))
+    run(given)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_trained(tmp_path / "run").config.num_layers > 0
+    # The file that it leaves describes the same run from here.
+    again = FinetuneConfig(**read_config(tmp_path / "run" / "config.toml"))
+    assert "is complete" in run(again)[1][0]
+    described = json.loads((tmp_path / "base" / "config.json").read_text())
+    described["rms_norm_eps"] = 0.5
+    (tmp_path / "base" / "config.json").write_text(json.dumps(described))
+    with pytest.raises(DataError, match="is not the model that this run trained"):
+        load_trained(tmp_path / "run")
+
+
+def test_a_loop_that_has_not_ended_is_this_process(config: Config) -> None:
+    loop = finetune(config())
+    next(loop)
+    with pytest.raises(UsageError, match="this process is already writing it"):
+        next(finetune(config()))
+    loop.close()
 
 
 @pytest.mark.slow

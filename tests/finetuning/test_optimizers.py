@@ -108,6 +108,25 @@ def test_muon_moves_matrices_of_layers_by_orthogonal_ones_and_the_rest_by_adam(p
             np.testing.assert_allclose(step, first * np.sign(slope[key]), atol=2e-3, err_msg=key)
 
 
+def test_layers_are_known_by_either_stack_and_biases_of_experts_are_no_matrices():
+    """First layers without experts are a stack of their own; a bias an expert has three axes."""
+    rng = np.random.default_rng(0)
+    up, bias = (jnp.asarray(rng.normal(size=n), jnp.float32) for n in ((2, 4, 6), (2, 3, 4)))
+    mlp = {"up": {"kernel": up}, "gate_bias": bias}
+    params = {"dense_layers": {"mlp": mlp}, "layers": {"mlp": mlp}}
+    slopes = jax.tree.map(lambda x: x + jnp.sign(x), params)
+    options = {"learning_rate": 0.1, "schedule": "constant", "clip_norm": None}
+    for name in ("muon", "adafactor"):
+        moved = move(OptimizerConfig(name=name, **options), params, slopes)
+        jax.tree.map(np.testing.assert_allclose, moved["layers"], moved["dense_layers"])
+        if name == "muon":
+            step = jax.tree.map(lambda old, new: (old - new) / 0.1, mlp, moved["layers"]["mlp"])
+            values = np.linalg.svd(step["up"]["kernel"], compute_uv=False)
+            assert values.min() / values.max() > 0.5
+            first = 0.9 * 0.1 / (1 - 0.9**2) + 1
+            np.testing.assert_allclose(step["gate_bias"], first * np.sign(bias), atol=2e-3)
+
+
 def test_adafactor_treats_each_layer_as_a_parameter_of_its_own(params, grads):
     config = OptimizerConfig(name="adafactor", learning_rate=0.1, clip_norm=None)
     together = each(move(config, params, grads, steps=2))

@@ -54,6 +54,12 @@ def _open_locked(path: Path, of: Path) -> int:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
+            if holder == str(os.getpid()):
+                raise UsageError(
+                    "this process is already writing it",
+                    file=of,
+                    remedy="end what does: leave its loop, or `close()` or `del` its generator",
+                ) from None
             raise UsageError(
                 f"another process{f' ({holder})' if holder else ''} is writing it",
                 file=of,
