@@ -33,7 +33,7 @@ class Gather:
     """Makes parameters whole that are split over the axes of rows.
 
     Attributes:
-      splits: of each such parameter, its dotted path within a layer (or the decoder), the axis that
+      splits: of each such parameter, its dotted path within a layer (or the decoder), an axis that
         is split there, the axes of the mesh, and how it is split over axes that rows are not.
       rows: the axes that rows are split over.
     """
@@ -43,17 +43,25 @@ class Gather:
 
     def __call__(self, params: nnx.State) -> nnx.State:
         """The same tree with whole arrays."""
-        found = {path: (axis, names, others) for path, axis, names, others in self.splits}
+        found: dict[str, dict[int, tuple[tuple[str, ...], PartitionSpec]]] = {}
+        for path, axis, names, others in self.splits:
+            found.setdefault(path, {})[axis] = names, others
 
         def whole(path: Any, x: jax.Array) -> jax.Array:
             if path_of(path) not in found:
                 return x
-            axis, names, others = found[path_of(path)]
+            splits = found[path_of(path)]
+            # The last axes of rows lie nearest: what is gathered of more goes over them.
+            order = sorted(splits, key=lambda axis: self.rows.index(splits[axis][0][0]))
+            others = splits[order[0]][1]
 
             def gather(x: jax.Array) -> jax.Array:
                 # Varying over all axes of rows before it is gathered, so that gradients are
                 # scattered first, and only the part that is left is added up over the others.
-                return lax.all_gather(vary(x, self.rows), names, axis=axis, tiled=True)
+                x = vary(x, self.rows)
+                for axis in order:
+                    x = lax.all_gather(x, splits[axis][0], axis=axis, tiled=True)
+                return x
 
             if inner := [name for part in others for name in _names(part)]:
                 # The compiler knows of no all-gather of what is split over its own axes: it would

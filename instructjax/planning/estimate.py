@@ -17,7 +17,7 @@ from instructjax.finetuning.partition import name_param
 from instructjax.models.attention import WHOLE, kernel_block
 from instructjax.models.attention_split import AttentionSplit
 from instructjax.models.config import DecoderConfig
-from instructjax.models.sharded import STACKS, device_bytes, param_axes, param_spec
+from instructjax.models.sharded import STACKS, device_bytes, param_spec
 from instructjax.planning.collectives import Collective
 from instructjax.planning.flops import (
     Flops,
@@ -107,7 +107,7 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
     e, tables = config.hidden_size, 1 if config.tie_embeddings else 2
     table = config.vocab_size * e / setting.parts("vocab")
     layer = _layer_elements(program) / tensor
-    split = setting.parts("batch") > 1 or setting.parts("experts") > 1
+    split = setting.parts("batch") > 1
     gathered = (table * tables + 2 * layer) * size * split
     wide = _wide(config) / tensor
     scores = setting.rows * config.num_heads / setting.parts("heads") * setting.length**2
@@ -200,15 +200,14 @@ def estimate_collectives(
     over `context` keys, values and the last hidden states gathered, their gradients scattered, and
     those of parameters added up.
 
-    Experts are split over `expert` where they are kept; a layer that computes has all of them, as
-    each device has rows of its own, so they are gathered before and their gradients are not.
+    A matrix that is split over several axes of rows is gathered over the last of them last, and its
+    gradient scattered over it first.
     """
     size = jnp.dtype(setting.dtype).itemsize
     mesh, rules = setting.abstract_mesh, setting.rules
     rows: tuple[str, ...] = rules.mesh_axes("batch", mesh)
     rows = tuple(axis for axis in rows if mesh.shape[axis] > 1)
     context = tuple(a for a in rules.mesh_axes("sequence", mesh) if mesh.shape[a] > 1)
-    apart = tuple(a for a in rules.mesh_axes("experts", mesh) if mesh.shape[a] > 1)
     found: list[Collective] = []
     train, steps = setting.task == "finetune", setting.programs * setting.micro_batches
     params = program.state["parameters"]
@@ -223,26 +222,23 @@ def estimate_collectives(
     for keys, leaf in jax.tree.leaves_with_path(params):
         path = name_param(keys)
         spec = param_spec(path, leaf.shape, mesh, rules)
-        names = [n for part in spec for n in (part if isinstance(part, tuple) else (part,)) if n]
-        over = tuple(axis for axis in rows if axis in names)
-        others = math.prod(mesh.shape[n] for n in names if n not in rows)
+        parts = [part if isinstance(part, tuple) else (part,) for part in spec if part]
+        split = [tuple(axis for axis in rows if axis in part) for part in parts]
+        split = sorted(filter(None, split), key=lambda axes: rows.index(axes[0]))
+        names = [name for part in parts for name in part]
         within = path.split(".")[0] in STACKS
-        experts = tuple(a for a in apart if a in names) if _is_experts(path, leaf) else ()
-        others //= math.prod(mesh.shape[axis] for axis in experts)
-        whole = leaf.size * size / others
-        if experts:
-            gathered[experts] = gathered.get(experts, 0.0) + whole * passes
-            whole /= math.prod(mesh.shape[axis] for axis in experts)
-        if over:
-            gathered[over] = gathered.get(over, 0.0) + whole * (passes if within else 1)
+        whole = leaf.size * size / math.prod(mesh.shape[n] for n in names if n not in rows)
+        share = whole
+        for over in reversed(split):
+            gathered[over] = gathered.get(over, 0.0) + share * (passes if within else 1)
+            if path in learn:
+                scattered[over] = scattered.get(over, 0.0) + share
+            share /= math.prod(mesh.shape[axis] for axis in over)
         if path in learn:
-            rest = tuple(axis for axis in rows if axis not in over)
-            if over:
-                scattered[over] = scattered.get(over, 0.0) + whole
+            rest = tuple(axis for axis in rows if axis not in names)
             if rest:
                 # In float32, once all micro-batches are done.
-                share = size * math.prod(mesh.shape[a] for a in over)
-                added[rest] = added.get(rest, 0.0) + 4 * whole / share
+                added[rest] = added.get(rest, 0.0) + 4 * share / size
             if context and within:
                 summed[context] = summed.get(context, 0.0) + whole
     for kind, parts, count, where in (
@@ -273,11 +269,6 @@ def estimate_collectives(
                 count *= steps
                 found.append(_collective(kind, context, mesh.shape, num_bytes, count, where))
     return sorted(found, key=lambda each: -each.sent)
-
-
-def _is_experts(path: str, leaf: Any) -> bool:
-    """Matrices or biases, one an expert."""
-    return "experts" in param_axes(path, leaf.ndim)
 
 
 def _collective(

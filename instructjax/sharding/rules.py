@@ -17,8 +17,9 @@ class ShardingRules:
     """Over which axes of a mesh each kind of axis is split; None for none.
 
     An axis that the mesh does not have splits nothing, so the same rules serve every mesh. By
-    default each device of `fsdp` holds its part of the parameters and of the batch; heads, MLPs
-    and the vocabulary are split over `tensor`; `data` holds copies.
+    default each device of `fsdp` holds its part of the parameters and of the batch, and each of
+    `expert` its part of the experts and of the batch; heads, MLPs and the vocabulary are split over
+    `tensor`, tokens of a row over `context`; `data` holds copies.
 
     Attributes:
       batch, sequence: rows of tokens, and tokens of a row.
@@ -28,7 +29,7 @@ class ShardingRules:
       experts, vocab, layers: their numbers.
     """
 
-    batch: Axes = ("data", "fsdp")
+    batch: Axes = ("data", "fsdp", "expert")
     sequence: Axes = "context"
     embed: Axes = "fsdp"
     heads: Axes = "tensor"

@@ -109,23 +109,42 @@ def test_rows_over_data_add_up_what_fsdp_has_scattered(compile, dtype):
 MIXTURE = dataclasses.replace(CONFIG, family="mixtral", num_experts=8, experts_per_token=2)
 
 
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"fsdp": 2, "expert": 4},
+        pytest.param({"data": 2, "expert": 4}, marks=pytest.mark.slow),
+        pytest.param({"expert": 4, "tensor": 2}, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("task", ["score", pytest.param("finetune", marks=pytest.mark.slow)])
-def test_experts_are_gathered_over_their_axis(task):
+def test_experts_are_gathered_over_their_axis(task, mesh):
     """What is estimated is what the partitioner does, and what the shapes say: the matrices of all
-    experts of a layer, for the forward pass and to compute it again; no gradient is added up."""
-    setting = dataclasses.replace(
-        SETTING, mesh={"fsdp": 2, "expert": 4}, task=task, length=64, remat="layer"
-    )
-    passes = 2 if task == "finetune" else setting.programs
-    matrices = 2 * 3 * 8 * 32 * 64 * 4
-    compiled, estimated = (plan_of(setting, config=MIXTURE, compile=c) for c in (True, False))
-    for found in (compiled, estimated):
-        over = [each for each in found.collectives if each.axes == ("expert",)]
-        assert {each.kind for each in over} == {"all-gather"}
-        # on CPU the gradients of experts, tile by tile in a loop, are gathered as well
-        forward = [each for each in over if each.where != "backward"]
-        assert sum(each.num_bytes * each.count for each in forward) == passes * matrices
-        assert {each.group for each in over} == {4}
+    experts of a layer, for the forward pass and to compute it again, and once their gradients; over
+    `fsdp` each device gathers those of its own experts."""
+    setting = dataclasses.replace(SETTING, mesh=mesh, task=task, length=64, remat="layer")
+    tune = task == "finetune"
+    passes = 2 if tune else setting.programs
+    experts, table, norms = 2 * 3 * 8 * 32 * 64, 256 * 32, 5 * 32
+    layers = MIXTURE.num_params - experts - table - norms
+    for source in (True, False):
+        found = plan_of(setting, config=MIXTURE, compile=source).collectives
+
+        def sent(kind, *axes, found=found):
+            return sum(e.num_bytes * e.count for e in found if (e.kind, e.axes) == (kind, axes)) / 4
+
+        over_expert = experts / mesh.get("tensor", 1)
+        assert sent("all-gather", "expert") == passes * over_expert
+        assert sent("reduce-scatter", "expert") == tune * over_expert
+        if "fsdp" in mesh:
+            within = experts / 4 + layers
+            assert sent("all-gather", "fsdp") == passes * within + (1 if tune else passes) * table
+            assert sent("reduce-scatter", "fsdp") == tune * (within + table)
+            assert sent("all-reduce", "expert") == tune * (layers + table) / 2
+        if "data" in mesh:
+            assert sent("all-reduce", "data") == tune * experts / 4
+        over = {axis for each in found for axis in each.axes}
+        assert over == {axis for axis in mesh if tune or axis != "data"}
 
 
 def test_scoring_sends_each_device_a_row_at_a_time():
