@@ -8,7 +8,16 @@ from types import TracebackType
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 LOG_EVERY = 60.0
 
@@ -46,6 +55,14 @@ class TrainingProgress:
         live = self._console.is_terminal or self._console.is_jupyter
         self._shown = live if show is None else show
         self._bar: Progress | None = None
+        self._waiting = Progress(
+            SpinnerColumn(),
+            TextColumn("reading model and data, then compiling the first step"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._waiting.add_task("", total=None)
         self._start = self._logged = time.monotonic()
         self._tokens = 0
         self._held_out = ""
@@ -65,8 +82,8 @@ class TrainingProgress:
             return
         speed = self._tokens / max(time.monotonic() - self._start, 1e-3)
         text = (
-            f"loss {report.loss:.4f}  {speed:,.0f} response tokens/s  "
-            f"rate {report.learning_rate:.2e}  gradient {report.grad_norm:.3f}{self._held_out}"
+            f"loss {report.loss:.4f}{self._held_out}  {speed:,.0f} response tokens/s  "
+            f"rate {report.learning_rate:.2e}  gradient {report.grad_norm:.3f}"
         )
         if self._shown:
             bar = self._bar = self._bar or self._start_bar(report)
@@ -79,12 +96,16 @@ class TrainingProgress:
         print(line, file=sys.stderr, flush=True)
 
     def _start_bar(self, report: Step) -> Progress:
+        self._waiting.stop()
+        width = len(f"{report.steps}/{report.steps}")
+        room = max(self._console.width - width - 24, 12)
         bar = Progress(
             TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=16),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=width)),
+            BarColumn(bar_width=8),
+            # What a narrow terminal has no room for is cut off here.
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, max_width=room)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
             console=self._console,
         )
         bar.add_task("", total=report.steps, completed=report.step - 1, text="")
@@ -92,6 +113,8 @@ class TrainingProgress:
         return bar
 
     def __enter__(self) -> TrainingProgress:
+        if self._shown:
+            self._waiting.start()
         return self
 
     def __exit__(
@@ -100,5 +123,6 @@ class TrainingProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._waiting.stop()
         if self._bar is not None:
             self._bar.stop()

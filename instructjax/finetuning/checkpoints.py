@@ -41,6 +41,8 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         if sys.excepthook is sys.__excepthook__:
             sys.excepthook = _tell_but_of_closed_loops
+        if sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = _tell_unraisable_but_of_closed_loops
         self._folder = folder.resolve()
         rules: list[keep.PreservationPolicy] = [
             keep.LatestN(newest),
@@ -181,9 +183,19 @@ class Checkpoints:
 
 
 def _tell_but_of_closed_loops(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Writes that a save has failed have nobody left to tell, and each says so with a traceback."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    """Writes and reads that go on after one has failed have nobody left to tell, and each says so
+    with a traceback."""
+    if not _is_of_closed_loop(error):
         sys.__excepthook__(kind, error, trace)
+
+
+def _tell_unraisable_but_of_closed_loops(told: Any) -> None:
+    if not _is_of_closed_loop(told.exc_value):
+        sys.__unraisablehook__(told)
+
+
+def _is_of_closed_loop(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def _make_barrier() -> Callable[..., None] | None:

@@ -375,11 +375,19 @@ def test_parameters_that_are_not_finite_are_not_kept(
     assert not any((run_config.out / "checkpoints").iterdir())
 
 
-def test_callbacks_of_a_failed_save_are_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_callbacks_of_a_failed_save_are_not_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for text in ("Event loop is closed", "something else"):
         error = RuntimeError(text)
         checkpoints._tell_but_of_closed_loops(RuntimeError, error, None)
     assert capsys.readouterr().err == "RuntimeError: something else\n"
+    others: list[Any] = []
+    monkeypatch.setattr(sys, "__unraisablehook__", others.append)
+    for text in ("Event loop is closed", "something else"):
+        told = SimpleNamespace(exc_value=RuntimeError(text))
+        checkpoints._tell_unraisable_but_of_closed_loops(told)
+    assert [str(told.exc_value) for told in others] == ["something else"]
 
 
 def test_data_without_a_row_to_use(config: Config, tmp_path: Path) -> None:
