@@ -28,13 +28,16 @@ class Plan:
     file, pypi:PACKAGE==VERSION. Only its configuration is read."""
     topology: str
     """CHIP:SHAPE: v4, v5e, v5p, v6e, tpu7x with the torus' shape (v5e:16x16, v5p:2x4x4); a100,
-    h100, b200 with GPUs or nodes x GPUs (h100:8, h100:2x8); or cpu:8, virtual devices."""
+    h100, b200 with GPUs or nodes x GPUs (h100:8, h100:2x8), at most eight a node; or cpu:8,
+    virtual devices."""
     task: Literal["finetune", "score"] = "finetune"
     """An optimizer step, or the scores of a batch."""
     slices: int = 1
     """TPU slices of that shape, with the network between them."""
     mesh: str = "fsdp=-1"
-    """How the devices are arranged, such as data=2,fsdp=4,tensor=2; -1: what the others leave."""
+    """How the devices are arranged, such as data=2,fsdp=4,tensor=2; -1: what the others leave. Rows
+    are split over data, fsdp and expert, their tokens over context, parameters and the optimizer's
+    state over fsdp and tensor, experts over expert."""
     batch: int | None = None
     """Rows of a step, all micro-batches together; by default one a device that has rows."""
     length: int = 2048
@@ -54,7 +57,8 @@ class Plan:
     search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Try meshes, micro-batches and remat policies instead of those given, and rank them."""
     compile: int = 3
-    """With --search, how many of the best estimates to compile; without, 0 only estimates."""
+    """With --search, how many of the best estimates to compile, 0 for none; without, 0 only
+    estimates."""
     json: Path | None = None
     """Write everything to this file as well."""
 

@@ -23,12 +23,15 @@ from instructjax.planning.collectives import Collective
 from instructjax.planning.models import read_decoder_config
 from instructjax.planning.plan import Plan, make_plan
 from instructjax.planning.search import find_nearest, search
-from instructjax.planning.setting import Setting
+from instructjax.planning.setting import Setting, least_length
 from instructjax.planning.topology import Topology, compiler_missing, parse_topology
 from instructjax.scoring.tables.disk import write_whole
 from instructjax.sharding import size_mesh
 
+UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 MIB, GIB = 1 << 20, 1 << 30
+# Options of a step, which scoring has none of.
+_OF_STEPS = ("micro_batches", "remat", "train", "lora_rank", "optimizer")
 # More lines than these say little, and are added up in one.
 _COLLECTIVES, _RANKED = 8, 12
 
@@ -54,6 +57,7 @@ def run_plan(options: Options) -> int:
     with console.status(f"compiling for {topology}"):
         plan = make_plan(options.model, config, topology, setting, compile=options.compile > 0)
     show_plan(plan, console)
+    _warn_of_short_rows(setting, console)
     nearest = find_nearest(plan, config) if plan.fits is False else None
     show_verdict(plan, nearest, console)
     _write(
@@ -69,10 +73,7 @@ def read_setting(options: Options, topology: Topology) -> Setting:
     Raises:
       UsageError: a mesh or a number that cannot be.
     """
-    for name in ("length", "micro_batches", "lora_rank", "batch"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}", remedy="give 1 or more")
+    _check(options)
     lora = LoraConfig(rank=options.lora_rank) if options.train == "lora" else None
     setting = Setting(
         task=options.task,
@@ -88,6 +89,26 @@ def read_setting(options: Options, topology: Topology) -> Setting:
     together = setting.parts("batch") * options.micro_batches
     batch = together if options.batch is None else options.batch
     return dataclasses.replace(setting, batch=batch)
+
+
+def _check(options: Options) -> None:
+    for name in ("length", "micro_batches", "lora_rank", "batch", "compile"):
+        value, least = getattr(options, name), int(name != "compile")
+        if value is not None and value < least:
+            raise UsageError(f"{_flag(name)} is {value}", remedy=f"give {least} or more")
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    changed = [name for name in _OF_STEPS if getattr(options, name) != defaults[name]]
+    if options.task == "score" and changed:
+        raise UsageError(
+            f"{' and '.join(map(_flag, changed))} say how a fine-tuning step is computed",
+            remedy="leave them out, or give --task finetune",
+        )
+    if options.train == "all" and "lora_rank" in changed:
+        raise UsageError("--lora-rank is of LoRA", remedy="give --train lora with it")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _write(options: Options, values: dict[str, Any]) -> None:
@@ -150,8 +171,30 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
+def _unit(num_bytes: float, most: int = GIB) -> tuple[str, int]:
+    """The largest unit, up to one of `most` bytes, of which that is an eighth or more.
+
+    >>> _unit(2.0**30), _unit(2.0**26), _unit(2.0**30, MIB), _unit(3.0)
+    (('GiB', 1073741824), ('MiB', 1048576), ('MiB', 1048576), ('KiB', 1024))
+    """
+    fitting = [(name, size) for name, size in UNITS if size <= most]
+    return next((pair for pair in fitting if num_bytes >= pair[1] / 8), fitting[-1])
+
+
+def _size(num_bytes: float, most: int = GIB) -> str:
+    """Bytes in the unit that suits them.
+
+    >>> _size(3 * 2.0**29), _size(2.0**22), _size(9.0)
+    ('1.50 GiB', '4.00 MiB', '9 B')
+    """
+    if num_bytes < 16:
+        return f"{num_bytes:,.0f} B"
+    unit, size = _unit(num_bytes, most)
+    return f"{num_bytes / size:,.2f} {unit}"
+
+
 def _memory_table(plan: Plan) -> Table:
-    unit, size = ("GiB", GIB) if plan.needed > GIB / 8 else ("MiB", MIB)
+    unit, size = _unit(plan.needed)
     table = _table("memory of a device", "", unit)
     for kind, held in plan.memory.items():
         note = " (estimated)" if plan.source == "estimated" and kind == "temporaries" else ""
@@ -165,8 +208,7 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _talk_table(collectives: Sequence[Collective], note: str) -> Table:
-    unit, size = ("GiB", GIB) if collectives[0].sent > GIB / 8 else ("MiB", MIB)
-    columns = ("", "axes", "devices", "MiB", "times", f"{unit} sent")
+    columns = ("", "axes", "devices", "each", "times", "sent")
     table = _table(f"what devices say in a step{note}", *columns)
     for each in collectives[:_COLLECTIVES]:
         between = "slices" if each.network else ""
@@ -175,14 +217,14 @@ def _talk_table(collectives: Sequence[Collective], note: str) -> Table:
             kind,
             ", ".join(each.axes),
             str(each.group),
-            f"{each.num_bytes / MIB:,.1f}",
+            _size(each.num_bytes, MIB),
             f"{each.count:,.0f}",
-            f"{each.sent / size:,.2f}",
+            _size(each.sent),
         )
     if rest := collectives[_COLLECTIVES:]:
-        sent = sum(each.sent for each in rest) / size
+        sent = _size(sum(each.sent for each in rest))
         count = sum(each.count for each in rest)
-        table.add_row(f"{len(rest)} more kinds", "", "", "", f"{count:,.0f}", f"{sent:,.2f}")
+        table.add_row(f"{len(rest)} more kinds", "", "", "", f"{count:,.0f}", sent)
     return table
 
 
@@ -207,29 +249,49 @@ def _axes(name: str) -> tuple[str, ...]:
 
 def show_verdict(plan: Plan, nearest: Plan | None, console: Console) -> None:
     """One or two lines that say it."""
-    needed, capacity = plan.needed / GIB, plan.capacity / GIB
+    needed, capacity = _size(plan.needed), plan.capacity / GIB
     if plan.fits is None:
-        console.print(f"needs {needed:,.3f} GiB a device; how much there will be is not known")
+        console.print(f"needs {needed} a device; how much there will be is not known")
     elif plan.fits:
-        console.print(f"[bold green]fits:[/] {needed:,.2f} GiB of {capacity:,.2f}")
+        console.print(f"[bold green]fits:[/] {needed} of {capacity:,.2f} GiB")
+        show_fraction(plan, console)
     else:
-        console.print(f"[bold red]does not fit:[/] needs {needed:,.1f} GiB of {capacity:,.2f}")
+        console.print(f"[bold red]does not fit:[/] needs {needed} of {capacity:,.2f} GiB")
         if nearest is None:
             console.print(
-                "nothing near fits, of meshes of data, fsdp, expert and tensor: "
+                "nothing near fits, of meshes of data, fsdp, expert, context and tensor: "
                 "take more or larger devices"
             )
         else:
             console.print(
                 f"the nearest that fits, by estimate: {nearest.setting.describe()} "
-                f"({nearest.needed / GIB:,.1f} GiB)\n  {_flags(nearest.setting)}"
+                f"({_size(nearest.needed)})\n  {_flags(nearest.setting)}"
             )
+            show_fraction(nearest, console)
     if plan.times is not None and plan.fits is not False:
         times = plan.times
         console.print(
             f"{times.best:,.3f} to {times.worst:,.3f} s a step (all at once; one after the other), "
             f"bound by {times.bound}: at best {plan.tokens / times.best:,.0f} tokens/s, "
             f"{plan.utilization:.0%} of peak"
+        )
+
+
+def show_fraction(plan: Plan, console: Console) -> None:
+    """What must be set for JAX to take as much of a GPU's memory as is needed, if anything."""
+    if plan.memory_fraction is not None:
+        console.print(
+            f"that is more than the {plan.topology.chip.taken:.0%} of a GPU's memory that JAX "
+            f"takes: set XLA_PYTHON_CLIENT_MEM_FRACTION={plan.memory_fraction:.2f} or more"
+        )
+
+
+def _warn_of_short_rows(setting: Setting, console: Console) -> None:
+    if setting.copies > 1:
+        least = least_length(setting.parts("sequence"), setting.length)
+        console.print(
+            f"[yellow]rows of {setting.length:,} tokens are too short to be split over context:[/] "
+            f"its devices compute the same; give --length {least}, or another mesh"
         )
 
 
@@ -272,4 +334,5 @@ def _search(
         console.print("[bold red]none fits:[/] take more or larger devices")
     elif plans[0].fits is not False:
         console.print(f"the best: {_flags(plans[0].setting)}")
+        show_fraction(plans[0], console)
     return plans

@@ -17,7 +17,7 @@ from instructjax.finetuning.losses import sft_loss
 from instructjax.finetuning.optimizers import Optimizer
 from instructjax.finetuning.placement import place_state
 from instructjax.finetuning.state import TrainState
-from instructjax.models.spmd import Prepare, sum_over_rows
+from instructjax.models.spmd import Prepare, sum_over_rows, warn_of_short_rows
 from instructjax.models.varying import vary, varying_axes
 from instructjax.sharding.rules import ShardingRules
 
@@ -63,7 +63,8 @@ def make_loss_and_grads(
       remat: see `instructjax.models.decoder`.
       mesh, rules: rows are split over the mesh, and parameters that are split over the axes of rows
         are gathered layer by layer and their gradients scattered; see `instructjax.models.spmd`.
-        The number of rows must divide by the product of these axes.
+        The number of rows must divide by the product of these axes. Rows that are too short to be
+        split over `context` are warned of.
     """
     dtype = jnp.dtype(compute_dtype)
 
@@ -95,6 +96,7 @@ def make_loss_and_grads(
 
     def compute(trainable, frozen, batch):
         axis = int(_has_micro_batches(batch))
+        warn_of_short_rows(batch.batch.tokens.shape[-1], batch.batch.tile, mesh, rules)
         total = sum_over_rows(sums, graphdef, mesh=mesh, rules=rules, batch_axis=axis)
         return total(trainable, frozen, batch)
 

@@ -43,8 +43,15 @@ class AttentionSplit(NamedTuple):
 
     def for_rows(self, length: int, tile: int) -> AttentionSplit:
         """The same; tokens are not split of rows so short that a piece is less than a tile."""
-        piece = -(-length // (2 * self.parts))
-        return self if piece >= tile else self.whole()
+        return self if length >= self.least_length(tile) else self.whole()
+
+    def least_length(self, tile: int) -> int:
+        """Tokens of the shortest row that is split.
+
+        >>> AttentionSplit(parts=4).least_length(64)
+        505
+        """
+        return 1 if self.parts == 1 else 2 * self.parts * (tile - 1) + 1
 
     def whole(self) -> AttentionSplit:
         """Heads are split, tokens not."""

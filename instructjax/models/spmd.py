@@ -9,6 +9,7 @@ way (Rajbhandari et al. 2020). The other axes of the mesh are the compiler's.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -177,6 +178,29 @@ def sum_over_rows(
         )(trainable, frozen, batch)
 
     return call
+
+
+def warn_of_short_rows(
+    length: int, tile: int, mesh: Mesh | None, rules: ShardingRules | None = None
+) -> None:
+    """Warns where a mesh has axes for the tokens of a row, and rows are too short to be split.
+
+    Args:
+      length, tile: tokens of a row, and those that attention takes together.
+      mesh, rules: as for `over_rows`.
+    """
+    if mesh is None:
+        return
+    rules = rules or ShardingRules()
+    split = _find_attention_split(mesh, rules, rules.mesh_axes("batch", mesh))
+    if split.for_rows(length, tile).parts == split.parts:
+        return
+    axes = ",".join(f"{axis}={mesh.shape[axis]}" for axis in split.queries)
+    warnings.warn(
+        f"rows of {length:,} tokens are too short to be split over {axes}, whose devices compute "
+        f"the same; give rows of {split.least_length(tile):,} or more, or another mesh",
+        stacklevel=2,
+    )
 
 
 def _as_it_is(graphdef: nnx.GraphDef, params: nnx.State, batch: Any) -> Any:

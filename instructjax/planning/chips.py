@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 GIB = float(1 << 30)
+# XLA_PYTHON_CLIENT_MEM_FRACTION where it is not set.
+GPU_TAKEN = 0.75
 _CLOUD = "https://cloud.google.com/tpu/docs/"
 _BOOK = "https://jax-ml.github.io/scaling-book/tpus"
+_XLA = "xla/backends/gpu/target_config/specs"
 _NVIDIA = "https://www.nvidia.com/en-us/data-center/"
 
 
@@ -20,7 +23,8 @@ class Chip:
       label: for people.
       platform: whose compiler it needs.
       memory: bytes that a program may use: of TPUs what libtpu says it has, a little less than the
-        data sheet does; 0 where that is not known.
+        data sheet does; of GPUs what the driver does; 0 where that is not known.
+      taken: share of it that JAX takes unless it is told otherwise.
       flops: bfloat16 operations a second at most.
       bandwidth: of memory, bytes a second.
       link: bytes a second to a neighbour, one way; of GPUs, to all others of the node together.
@@ -34,6 +38,7 @@ class Chip:
     label: str
     platform: Literal["tpu", "gpu", "cpu"]
     memory: float = 0.0
+    taken: float = 1.0
     flops: float = 0.0
     bandwidth: float = 0.0
     link: float = 0.0
@@ -111,34 +116,37 @@ CHIPS = {
             name="a100",
             label="A100 SXM 80GB",
             platform="gpu",
-            memory=80e9,
+            memory=85100068864.0,
+            taken=GPU_TAKEN,
             flops=312e12,
             bandwidth=2039e9,
             link=300e9,
             network=25e9,
-            source=f"{_NVIDIA}a100, network: DGX A100",
+            source=f"{_NVIDIA}a100, memory {_XLA}, network: DGX A100",
         ),
         Chip(
             name="h100",
             label="H100 SXM 80GB",
             platform="gpu",
-            memory=80e9,
+            memory=84942979072.0,
+            taken=GPU_TAKEN,
             flops=989e12,
             bandwidth=3350e9,
             link=450e9,
             network=50e9,
-            source=f"{_NVIDIA}h100, network: DGX H100",
+            source=f"{_NVIDIA}h100, memory {_XLA}, network: DGX H100",
         ),
         Chip(
             name="b200",
             label="B200 SXM 180GB",
             platform="gpu",
-            memory=180e9,
+            memory=191514411008.0,
+            taken=GPU_TAKEN,
             flops=2250e12,
             bandwidth=8e12,
             link=900e9,
             network=50e9,
-            source=f"{_NVIDIA}dgx-b200",
+            source=f"{_NVIDIA}dgx-b200, memory {_XLA}",
         ),
         Chip(name="cpu", label="virtual CPU device", platform="cpu"),
     )

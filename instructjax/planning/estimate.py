@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from instructjax.finetuning.partition import name_param
 from instructjax.models.attention import WHOLE, kernel_block
-from instructjax.models.attention_split import AttentionSplit
 from instructjax.models.config import DecoderConfig
 from instructjax.models.sharded import STACKS, device_bytes, param_spec
 from instructjax.planning.collectives import Collective
@@ -34,8 +33,8 @@ from instructjax.planning.setting import Setting
 def attention_form(config: DecoderConfig, setting: Setting, platform: str) -> tuple[Form, int]:
     """The form that `instructjax.models.attention.attend` takes there, and tokens of its tiles."""
     width = max(config.head_dim, config.latent.value_dim if config.latent else 0)
-    parts = setting.parts("sequence")
-    piece = AttentionSplit(parts=parts).piece(setting.length)
+    parts = setting.row_parts
+    piece = setting.length if parts == 1 else -(-setting.length // (2 * parts))
     block = kernel_block(platform, piece, width, jnp.dtype(setting.dtype).itemsize)
     if block:
         return "flash", block
@@ -53,7 +52,11 @@ def device_flops(
     *,
     useful: bool = False,
 ) -> Flops:
-    """Operations of one device in a step; `useful` leaves out what is computed twice or masked."""
+    """Operations of one device in a step.
+
+    `useful` leaves out what is computed twice, masked or of empty rows, and counts what several
+    devices compute alike as if each did a part of it.
+    """
     rows = setting.rows * setting.programs * setting.micro_batches
     params = program.state["parameters"]
     options: dict[str, Any] = {
@@ -76,11 +79,19 @@ def device_flops(
         )
     # tiles of logits are whole on every device that has a part of a row
     split = Flops(
-        layers=found.layers / setting.parts("mlp") / setting.parts("sequence"),
-        attention=found.attention / setting.parts("heads") / setting.parts("sequence"),
+        layers=found.layers / setting.parts("mlp") / setting.row_parts,
+        attention=found.attention / setting.parts("heads") / setting.row_parts,
         head=found.head / setting.parts("vocab"),
     )
-    return split
+    if not useful:
+        return split
+    # scoring fills up with empty rows what does not divide
+    full = setting.batch / (rows * setting.parts("batch"))
+    return Flops(
+        layers=split.layers * full / setting.copies,
+        attention=split.attention * full / setting.copies,
+        head=split.head * full / setting.parts("sequence"),
+    )
 
 
 def estimate_memory(
@@ -103,7 +114,7 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
     size = jnp.dtype(setting.dtype).itemsize
     tensor = setting.parts("mlp")
     tokens = setting.rows * setting.length
-    part = tokens / setting.parts("sequence")
+    part = tokens / setting.row_parts
     e, tables = config.hidden_size, 1 if config.tie_embeddings else 2
     table = config.vocab_size * e / setting.parts("vocab")
     layer = _layer_elements(program) / tensor
@@ -175,7 +186,7 @@ def estimate_traffic(
     total = kernels * passes * split
     wide = _wide(config) / tensor
     narrow = 8 * config.hidden_size + 2 * _heads_width(config) / tensor
-    part = tokens / setting.parts("sequence")
+    part = tokens / setting.row_parts
     total += config.num_layers * part * (narrow + 3 * wide) * size * passes
     scores = setting.rows * config.num_heads / setting.parts("heads") * setting.length**2
     if form == "whole":
@@ -207,7 +218,9 @@ def estimate_collectives(
     mesh, rules = setting.abstract_mesh, setting.rules
     rows: tuple[str, ...] = rules.mesh_axes("batch", mesh)
     rows = tuple(axis for axis in rows if mesh.shape[axis] > 1)
-    context = tuple(a for a in rules.mesh_axes("sequence", mesh) if mesh.shape[a] > 1)
+    context: tuple[str, ...] = ()
+    if setting.row_parts > 1:
+        context = tuple(a for a in rules.mesh_axes("sequence", mesh) if mesh.shape[a] > 1)
     found: list[Collective] = []
     train, steps = setting.task == "finetune", setting.programs * setting.micro_batches
     params = program.state["parameters"]

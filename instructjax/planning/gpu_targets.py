@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from instructjax.planning.chips import CHIPS
+
 # From NVIDIA's data sheets and tuning guides (CUDA C++ Programming Guide, table of compute
 # capabilities), as XLA has them in xla/backends/gpu/target_config/specs.
 _ALIKE: dict[str, Any] = {
@@ -32,7 +34,6 @@ _GPUS: dict[str, dict[str, Any]] = {
         "shared_memory_per_block_optin": 166912,
         "l2_cache_size": 40 << 20,
         "memory_bandwidth": 2039040000000,
-        "device_memory_size": 85100068864,
     },
     "h100": {
         "name": "NVIDIA H100 80GB HBM3",
@@ -43,7 +44,6 @@ _GPUS: dict[str, dict[str, Any]] = {
         "shared_memory_per_block_optin": 232448,
         "l2_cache_size": 50 << 20,
         "memory_bandwidth": 3352320000000,
-        "device_memory_size": 84942979072,
     },
     "b200": {
         "name": "NVIDIA B200",
@@ -54,7 +54,6 @@ _GPUS: dict[str, dict[str, Any]] = {
         "shared_memory_per_block_optin": 232448,
         "l2_cache_size": 132644864,
         "memory_bandwidth": 7672320000000,
-        "device_memory_size": 191514411008,
     },
 }
 _CAPABILITIES = {"a100": "major: 8", "h100": "major: 9", "b200": "major: 10"}
@@ -73,6 +72,7 @@ def describe_gpu(name: str) -> str:
     """
     gpu = _GPUS[name]
     fields = {**_ALIKE, **gpu, **_CUDA, "dnn_version": "9.10.0"}
+    fields["device_memory_size"] = int(CHIPS[name].memory)
     lines = [
         f'{key}: "{value}"' if isinstance(value, str) else f"{key}: {value}"
         for key, value in fields.items()

@@ -87,6 +87,17 @@ class Plan:
         return self.needed <= self.capacity * (1 - self.headroom) if self.capacity else None
 
     @property
+    def memory_fraction(self) -> float | None:
+        """Share of its memory that a GPU's program needs, in hundredths, where that is more than
+        JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says so; None where it is not, or the
+        program does not fit.
+        """
+        chip = self.topology.chip
+        if not self.fits or self.needed <= chip.taken * chip.memory:
+            return None
+        return math.ceil(100 * self.needed / chip.memory) / 100
+
+    @property
     def tokens(self) -> int:
         """Of a step, all devices together."""
         return self.setting.batch * self.setting.length
@@ -121,6 +132,7 @@ class Plan:
             "capacity_bytes": self.capacity or None,
             "headroom_bytes": self.capacity * self.headroom if self.capacity else None,
             "fits": self.fits,
+            "memory_fraction": self.memory_fraction,
             "flops_per_device": self.flops,
             "useful_flops_per_device": self.useful,
             "bytes_moved_per_device": self.bytes_moved,
@@ -258,7 +270,7 @@ def _expectation(config: DecoderConfig, setting: Setting):
         if loop.in_layers <= scans and loop.within == 0:  # the head, chunk by chunk
             return float(math.ceil(setting.rows * setting.length / chunk))
         if loop.within == 0:  # attention, tile by tile of queries
-            return setting.rows * tiles / setting.parts("sequence")
+            return setting.rows * tiles / setting.row_parts
         if loop.within == 1:  # and the tiles of keys before each
             return (tiles - 1) / 2
         return 1.0

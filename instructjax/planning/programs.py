@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -64,7 +65,7 @@ def build_program(
 
 
 def _step(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
-    rules, optimizer = setting.rules, make_optimizer(setting.optimizer, _STEPS)
+    rules = setting.rules
     graphdef, state = _train_state(config, setting, mesh)
     rows = setting.batch // setting.micro_batches
     lead = (setting.micro_batches,) if setting.micro_batches > 1 else ()
@@ -74,13 +75,15 @@ def _step(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
     def lower() -> Any:
         step: Any = make_train_step(
             graphdef,
-            optimizer,
+            make_optimizer(setting.optimizer, _STEPS),
             compute_dtype=setting.dtype,
             remat=setting.remat,
             mesh=mesh,
             rules=rules,
         )
-        return _lower(step, (state, sft), donate=len(jax.tree.leaves(state)))
+        with warnings.catch_warnings():  # a plan says it of its setting
+            warnings.filterwarnings("ignore", "rows of .* too short to be split", UserWarning)
+            return _lower(step, (state, sft), donate=len(jax.tree.leaves(state)))
 
     kept = (state.step, state.opt_state)
     kinds = {"parameters": (state.trainable, state.frozen), "optimizer": kept}
@@ -90,20 +93,19 @@ def _step(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:
 def _train_state(
     config: DecoderConfig, setting: Setting, mesh: Any
 ) -> tuple[nnx.GraphDef, TrainState]:
-    # A search asks for many settings of one mesh after the other: what their state depends on.
-    return _make_train_state(
-        config, mesh, setting.rules, setting.optimizer, setting.lora, setting.dtype
-    )
+    kind = config, setting.optimizer, setting.lora, setting.dtype
+    return _make_train_state(*kind)[0], _place_train_state(mesh, setting.rules, *kind)
+
+
+# A search asks for many settings of one mesh after the other, and for many meshes.
+@lru_cache(maxsize=1)
+def _place_train_state(mesh: Any, rules: ShardingRules, *kind: Any) -> TrainState:
+    return place_state(_make_train_state(*kind)[1], mesh, rules, put=_abstract)
 
 
 @lru_cache(maxsize=1)
 def _make_train_state(
-    config: DecoderConfig,
-    mesh: Any,
-    rules: ShardingRules,
-    optimizer: OptimizerConfig,
-    lora: LoraConfig | None,
-    dtype: str,
+    config: DecoderConfig, optimizer: OptimizerConfig, lora: LoraConfig | None, dtype: str
 ) -> tuple[nnx.GraphDef, TrainState]:
     graphdef, params = abstract_decoder(config, dtype if lora else "float32")
     if lora is not None:
@@ -118,7 +120,7 @@ def _make_train_state(
         graphdef = found[0]
     transform, chosen = make_optimizer(optimizer, _STEPS), ("*",) if lora is None else LORA
     state = jax.eval_shape(lambda p: make_state(p, transform, trainable=chosen), params)
-    return graphdef, place_state(state, mesh, rules, put=_abstract)
+    return graphdef, state
 
 
 def _scoring(config: DecoderConfig, setting: Setting, mesh: Any) -> Program:

@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from instructjax.errors import UsageError
 from instructjax.models.config import DecoderConfig
 from instructjax.models.remat import REMAT
 from instructjax.planning.compiling import CompilerError
 from instructjax.planning.plan import Plan, make_plan
-from instructjax.planning.setting import Setting, check_setting
+from instructjax.planning.setting import Setting, check_model, check_setting, least_length
 from instructjax.planning.topology import Topology
 from instructjax.sharding.layout import crossing_axis
+from instructjax.sharding.mesh import AXES
 
 # Of a device: an estimate that does not leave as much is not worth compiling.
 _HEADROOM = 0.05
 
 
 def list_settings(config: DecoderConfig, topology: Topology, setting: Setting) -> Iterator[Setting]:
-    """Every mesh of data, fsdp, expert and tensor that the model and the batch fit, with every
-    number of micro-batches and remat policy that makes a difference.
+    """Every mesh of data, fsdp, expert, context and tensor that the model and the batch fit, with
+    every number of micro-batches and remat policy that makes a difference. Context is tried where
+    rows are long enough to be split over it.
 
     Args:
       config, topology: what and where.
       setting: the task and the batch; its mesh, micro-batches and remat are not looked at.
     """
-    for mesh in _meshes(config, topology.num_devices):
+    for first in _first_settings(config, topology, setting):
         try:
-            crossing_axis(mesh, topology.slices if topology.chip.platform == "tpu" else 1)
-            first = dataclasses.replace(setting, mesh=mesh, micro_batches=1)
             check_setting(config, first)
         except UsageError:
+            continue
+        if first.copies > 1:
             continue
         if setting.task == "score":
             yield first
@@ -43,13 +45,30 @@ def list_settings(config: DecoderConfig, topology: Topology, setting: Setting) -
                 yield dataclasses.replace(first, micro_batches=micro, remat=remat)
 
 
+def _first_settings(
+    config: DecoderConfig, topology: Topology, setting: Setting
+) -> Iterator[Setting]:
+    """Of every mesh that the model fits, whatever the rows."""
+    for mesh in _meshes(config, topology.num_devices):
+        try:
+            crossing_axis(mesh, topology.slices if topology.chip.platform == "tpu" else 1)
+            first = dataclasses.replace(setting, mesh=mesh, micro_batches=1)
+            check_model(config, first)
+        except UsageError:
+            continue
+        yield first
+
+
 def _meshes(config: DecoderConfig, count: int) -> Iterator[dict[str, int]]:
+    """Of all devices, each axis in the order of `sharding.AXES`."""
     for tensor in _divisors(count):
-        for expert in _divisors(count // tensor) if config.num_experts else (1,):
-            rest = count // tensor // expert
-            for fsdp in _divisors(rest):
-                sizes = {"data": rest // fsdp, "fsdp": fsdp, "expert": expert, "tensor": tensor}
-                yield {name: size for name, size in sizes.items() if size > 1} or {"fsdp": 1}
+        for context in _divisors(count // tensor):
+            left = count // tensor // context
+            for expert in _divisors(left) if config.num_experts else (1,):
+                for fsdp in _divisors(left // expert):
+                    sizes = left // expert // fsdp, fsdp, expert, context, tensor
+                    mesh = {n: size for n, size in zip(AXES, sizes, strict=True) if size > 1}
+                    yield mesh or {"fsdp": 1}
 
 
 def _divisors(count: int) -> list[int]:
@@ -83,11 +102,7 @@ def search(
     """
     ranked = _estimate_all(model, config, topology, setting)
     if not ranked:
-        raise UsageError(
-            f"no mesh of {topology.num_devices} devices fits {setting.batch} rows",
-            remedy=f"a --batch that has a factor of {topology.num_devices}, such as "
-            f"{_next_multiple(setting.batch, topology.num_devices)}",
-        )
+        raise _refuse(config, topology, setting)
     compiled: list[Plan] = []
     refused: list[CompilerError] = []
     left = list(ranked)
@@ -113,8 +128,36 @@ def _estimate_all(
     return rank([dataclasses.replace(plan, headroom=_HEADROOM) for plan in plans])
 
 
-def _next_multiple(number: int, of: int) -> int:
-    return math.ceil(number / of) * of
+def _refuse(config: DecoderConfig, topology: Topology, setting: Setting) -> UsageError:
+    """The error where no mesh takes these rows, with numbers of rows and tokens that one takes."""
+    settings = list(_first_settings(config, topology, setting))
+    remedies = []
+    if parts := {each.parts("batch") for each in settings if each.copies == 1}:
+        near = min(math.ceil(setting.batch / n) * n for n in parts)
+        remedies.append(f"a --batch that divides by {_any_of(parts)}, such as {near:,}")
+    lengths = (
+        least_length(each.parts("sequence"), setting.length)
+        for each in settings
+        if each.copies > 1 and setting.batch % each.parts("batch") == 0
+    )
+    least = min(lengths, default=math.inf)
+    if least <= config.max_positions:
+        remedies.append(f"a --length of {least:,}, for rows split over context")
+    return UsageError(
+        f"no mesh of {topology.num_devices} devices takes {setting.batch:,} rows of "
+        f"{setting.length:,} tokens",
+        remedy=", or ".join(remedies) or "another number of devices",
+    )
+
+
+def _any_of(numbers: Iterable[int]) -> str:
+    """The least of them, of which all others are multiples.
+
+    >>> _any_of({4, 8, 16, 6})
+    '4 or 6'
+    """
+    some = [n for n in sorted(numbers) if not any(n % m == 0 for m in numbers if m < n)]
+    return " or ".join(map(str, some))
 
 
 def find_nearest(plan: Plan, config: DecoderConfig) -> Plan | None:

@@ -8,9 +8,10 @@ from typing import Literal
 
 from jax.sharding import AbstractMesh, AxisType
 
-from instructjax.batching.packing import tile_for
+from instructjax.batching.packing import LARGE_TILE, SMALL_TILE, tile_for
 from instructjax.errors import UsageError
 from instructjax.finetuning.optimizers import OptimizerConfig
+from instructjax.models.attention_split import AttentionSplit
 from instructjax.models.config import DecoderConfig
 from instructjax.models.lora import LoraConfig
 from instructjax.models.sharded import check_mesh
@@ -65,6 +66,17 @@ class Setting:
         return tile_for(self.length)
 
     @property
+    def row_parts(self) -> int:
+        """In how many parts tokens of a row are split: one where it is too short."""
+        parts = self.parts("sequence")
+        return AttentionSplit(parts=parts).for_rows(self.length, self.tile).parts
+
+    @property
+    def copies(self) -> int:
+        """Devices that compute the same, as rows are too short to be split over them."""
+        return self.parts("sequence") // self.row_parts
+
+    @property
     def rows(self) -> int:
         """Rows that a device computes at a time."""
         if self.task == "score":
@@ -89,11 +101,24 @@ class Setting:
         return f"{words}{many}, remat {self.remat}"
 
 
-def check_setting(config: DecoderConfig, setting: Setting) -> None:
-    """Sees that the model and the batch fit the mesh.
+def least_length(parts: int, length: int = 1) -> int:
+    """The shortest row of `length` tokens or more that is split in so many parts.
+
+    Longer rows are taken by larger tiles, so it is not the case that all that are longer are split.
+
+    >>> least_length(4), least_length(4, 1025)
+    (505, 2041)
+    """
+    split = AttentionSplit(parts=parts)
+    fitting = (max(length, split.least_length(tile)) for tile in (SMALL_TILE, LARGE_TILE))
+    return next(n for n in fitting if split.for_rows(n, tile_for(n)).parts == parts)
+
+
+def check_model(config: DecoderConfig, setting: Setting) -> None:
+    """Sees that the model fits the mesh, and takes rows of that length.
 
     Raises:
-      UsageError: they do not; the message has numbers that do.
+      UsageError: it does not; the message has numbers that would do.
     """
     check_mesh(config, setting.abstract_mesh, setting.rules)
     if setting.length > config.max_positions:
@@ -101,6 +126,15 @@ def check_setting(config: DecoderConfig, setting: Setting) -> None:
             f"rows of {setting.length:,} tokens, the model takes {config.max_positions:,}",
             remedy="give a smaller --length",
         )
+
+
+def check_setting(config: DecoderConfig, setting: Setting) -> None:
+    """Sees that the model and the batch fit the mesh.
+
+    Raises:
+      UsageError: they do not; the message has numbers that do.
+    """
+    check_model(config, setting)
     if setting.task == "score":
         return
     parts = setting.parts("batch")

@@ -18,6 +18,8 @@ from instructjax.planning.chips import CHIPS, Chip
 from instructjax.planning.gpu_targets import describe_gpu
 
 _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+# GPUs of a node, that their own links join: at most.
+_NODE = 8
 _ALIASES = {"v5": "v5p", "v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e"}
 _EXAMPLES = {
     "v4": "v4:2x2x2",
@@ -26,7 +28,7 @@ _EXAMPLES = {
     "v6e": "v6e:8x8",
     "tpu7x": "tpu7x:2x2x1",
     "a100": "a100:8",
-    "h100": "h100:2x8 (two nodes)",
+    "h100": "h100:8 or h100:2x8 (two nodes)",
     "b200": "b200:8",
     "cpu": "cpu:8",
 }
@@ -66,7 +68,8 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     """Devices by the name of their chip and the shape of their arrangement.
 
     Args:
-      text: CHIP:SHAPE, such as v5e:16x16, v5p:2x4x4, h100:8, h100:2x8 or cpu:8.
+      text: CHIP:SHAPE, such as v5e:16x16, v5p:2x4x4, h100:8, h100:2x8 or cpu:8; GPUs by node, of
+        at most eight each.
       slices: how many such slices, for TPUs.
 
     Raises:
@@ -86,9 +89,8 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
             + (f"? There are {', '.join(CHIPS)}" if near else ""),
         )
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
-        raise UsageError(
-            f"{text!r}: {shape!r} is no shape", remedy=f"write it as {_EXAMPLES[chip.name]}"
-        )
+        wrong = f"{text!r}: {shape!r} is no shape" if shape else f"{text!r} has no shape"
+        raise UsageError(wrong, remedy=f"write it as {_EXAMPLES[chip.name]}")
     sizes = tuple(int(part) for part in shape.split("x"))
     allowed = (chip.dims,) if chip.dims else (1, 2) if chip.platform == "gpu" else (1,)
     if len(sizes) not in allowed:
@@ -100,6 +102,12 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         raise UsageError(f"{slices} slices of {text}", remedy="only TPUs come in several slices")
     if chip.platform == "gpu":
         sizes = sizes if len(sizes) == 2 else (1, *sizes)
+        if sizes[1] > _NODE:
+            nodes = -(-math.prod(sizes) // _NODE)
+            raise UsageError(
+                f"{text!r}: a node has {_NODE} GPUs at most",
+                remedy=f"write nodes x GPUs a node, such as {chip.name}:{nodes}x{_NODE}",
+            )
         return Topology(chip=chip, shape=sizes, slices=sizes[0])
     return Topology(chip=chip, shape=sizes, slices=slices)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,8 +76,66 @@ def test_a_search_prints_a_ranked_table(tmp_path):
         (("llama-3.1-8b", "--topology", "v5e:4x4", "--mesh", "tensor=16"), "tensor of 1, 2, 4, 8"),
         (("llama-3.1-8b", "--topology", "v5e:4x4", "--batch", "63"), "a --batch of 48 or 64"),
         (("llama-3.1-8b", "--topology", "v5e:4x4", "--length", "0"), "1 or more"),
+        (("llama-3.1-8b", "--topology", "v5e:4x4", "--lora-rank", "8"), "give --train lora"),
+        (
+            (
+                "llama-3.1-8b",
+                "--topology",
+                "v5e:4x4",
+                "--search",
+                "--batch",
+                "1",
+                "--length",
+                "200",
+            ),
+            "a --batch that divides by 2, such as 2, or a --length of 253, for",
+        ),
     ],
 )
 def test_mistakes_are_told_with_what_would_do(capsys, words, says):
     assert main(["plan", *words, "--compile", "0"]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--micro-batches", "2"),
+        ("--remat", "layer"),
+        ("--train", "lora"),
+        ("--lora-rank", "8"),
+        ("--optimizer", "lion"),
+    ],
+)
+def test_options_of_a_step_are_refused_where_there_is_none(capsys, words):
+    plan = ["plan", "llama-3.2-1b", "--topology", "v5e:2x2", "--compile", "0", "--task", "score"]
+    assert main([*plan, *words]) == 2
+    assert f"{words[0]} say how a fine-tuning step" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_negative_number_to_compile_is_refused(capsys):
+    assert main(["plan", "llama-3.2-1b", "--topology", "v5e:2x2", "--compile", "-1"]) == 2
+    assert "--compile is -1; give 0 or more" in capsys.readouterr().err
+
+
+def test_what_is_told_of_a_mesh_and_of_a_gpus_memory(capsys):
+    words = "plan llama-3.1-8b --topology h100:8 --compile 0 --length 4096 --batch"
+    assert main([*words.split(), "24"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "more than the 75% of a GPU's memory" in said
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0." in said
+    words = "plan llama-3.2-1b --topology h100:8 --compile 0 --mesh context=8 --length 1050"
+    assert main(words.split()) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "too short to be split over context" in said and "give --length 4081" in said
+
+
+def test_small_numbers_are_told_in_small_units(tmp_path, capsys):
+    """A model of 0.1 MiB: nothing of it is 0.00 of anything."""
+    (tmp_path / "config.json").write_text((FIXTURE / "config.json").read_text())
+    words = ("plan", str(tmp_path), "--topology", "h100:8", "--compile", "0", "--length", "16")
+    assert main([*words]) == 0
+    said = capsys.readouterr().out
+    tables = said[said.index("memory of a device") : said.index("least time")]
+    assert "KiB" in tables and not re.findall(r" 0\.0+\b", tables)
+    assert "fits:" in said and "fits: 0.00" not in said

@@ -236,6 +236,46 @@ def test_estimates_know_what_context_splits():
         assert 1 <= sent[0] / sent[1] < 1.1
 
 
+def test_rows_too_short_for_context_are_computed_by_each_of_its_devices():
+    """What one device does is counted once as useful, and no token goes over context; so it is in
+    the compiled program, whose operations do not become fewer."""
+    one = dataclasses.replace(SETTING, mesh={"data": 2})
+    split = dataclasses.replace(SETTING, mesh={"data": 2, "context": 4})
+    assert (split.row_parts, split.copies) == (1, 4)
+    whole, part = (plan_of(each, compile=False) for each in (one, split))
+    assert part.flops == whole.flops and part.useful == whole.useful / 4
+    assert part.memory == whole.memory and part.bytes_moved == whole.bytes_moved
+    for found in (part, plan_of(split)):
+        assert not [e for e in found.collectives if "context" in e.axes and e.num_bytes > 8]
+    enough = dataclasses.replace(split, length=505)
+    assert (enough.row_parts, enough.copies) == (4, 1)
+
+
+def test_empty_rows_of_scoring_are_no_useful_work():
+    """Ten rows over four devices take three rounds, of twelve rows."""
+    setting = dataclasses.replace(SETTING, task="score")
+    ten, twelve = (plan_of(dataclasses.replace(setting, batch=n), compile=False) for n in (10, 12))
+    assert ten.flops == twelve.flops and math.isclose(ten.useful, twelve.useful * 10 / 12)
+
+
+def test_more_memory_than_jax_takes_of_a_gpu():
+    """It takes three quarters unless it is told otherwise; TPUs are whole."""
+    config = read_decoder_config("llama-3.1-8b")
+
+    def plan_on(topology, batch):
+        setting = Setting(mesh={"fsdp": 8}, batch=batch, length=4096, remat="dots")
+        return make_plan("8b", config, parse_topology(topology), setting, compile=False)
+
+    little, much, most = (plan_on("h100:8", batch) for batch in (8, 24, 40))
+    memory = 84942979072
+    assert little.needed < 0.75 * memory < much.needed < memory < most.needed
+    assert little.fits and much.fits and most.fits is False
+    assert little.memory_fraction is most.memory_fraction is None
+    assert much.memory_fraction is not None
+    assert much.needed <= much.memory_fraction * memory < much.needed + 0.01 * memory
+    assert plan_on("v5p:2x2x2", 24).memory_fraction is None
+
+
 @pytest.mark.parametrize(
     ("message", "needed", "available", "whole"),
     [
@@ -319,9 +359,9 @@ def test_the_nearest_that_fits():
 
 
 def test_nothing_is_near_where_no_other_mesh_takes_the_rows(tmp_path, capsys):
-    """One row of 70B on 16 GPUs: only context splits it, and that is not enough."""
+    """One row of 70B on 16 GPUs: only context and tensor split it, and that is not enough."""
     written = tmp_path / "plan.json"
-    words = "plan llama-3.1-70b --topology h100:16 --mesh context=16 --batch 1 --compile 0 --json"
+    words = "plan llama-3.1-70b --topology h100:2x8 --mesh context=16 --batch 1 --compile 0 --json"
     assert main([*words.split(), str(written)]) == 0
     printed = capsys.readouterr().out
     assert "does not fit" in printed and "nothing near fits" in printed
@@ -343,7 +383,8 @@ def test_search_ranks_what_fits_by_time():
 
 
 def test_search_lists_every_mesh_that_fits():
-    """8 devices, 2 key-value heads, 8 rows: tensor of 1 or 2; data and fsdp share the rest."""
+    """8 devices, 2 key-value heads, 8 rows: tensor of 1 or 2; data and fsdp share the rest, and
+    rows of 32 tokens are too short for context."""
     meshes = {tuple(s.mesh.items()) for s in list_settings(CONFIG, CPUS, SETTING)}
     rest = {8: [(1, 8), (2, 4), (4, 2), (8, 1)], 4: [(1, 4), (2, 2), (4, 1)]}
     wanted = set()
@@ -352,6 +393,55 @@ def test_search_lists_every_mesh_that_fits():
             sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
             wanted.add(tuple((name, size) for name, size in sizes.items() if size > 1))
     assert meshes == wanted
+
+
+@pytest.mark.parametrize(
+    ("length", "contexts"), [(252, {1}), (253, {1, 2}), (505, {1, 2, 4}), (1025, {1, 2})]
+)
+def test_search_tries_context_where_a_piece_of_a_row_is_a_tile(length, contexts):
+    """Tiles of 64 tokens up to rows of 1,024, of 256 then; of 2 n pieces the last may be shorter.
+    Two rows, and heads for two devices, leave at least two of eight to context."""
+    setting = dataclasses.replace(SETTING, mesh={}, batch=8, length=length)
+    meshes = [dict(s.mesh) for s in list_settings(CONFIG, CPUS, setting)]
+    assert {mesh.get("context", 1) for mesh in meshes} == contexts
+    few = dataclasses.replace(setting, batch=2)
+    meshes = [dict(s.mesh) for s in list_settings(CONFIG, CPUS, few)]
+    assert {mesh.get("context") for mesh in meshes} == contexts - {1}
+    assert all(math.prod(mesh.values()) == 8 for mesh in meshes)
+
+
+@pytest.mark.parametrize(
+    ("length", "batch", "rows", "tokens"),
+    # heads take two devices, and context what least_length says: 253, 505, 1009; 2041, 4081
+    [(32, 3, "divides by 4, such as 4", None), (300, 3, "divides by 2, such as 4", "505")]
+    + [(600, 9, "divides by 1", None), (1100, 1, "divides by 2, such as 2", "2,041")],
+)
+def test_rows_that_no_mesh_takes_are_refused_with_what_it_would_take(length, batch, rows, tokens):
+    setting = dataclasses.replace(SETTING, mesh={}, batch=batch, length=length)
+    if rows == "divides by 1":  # tensor=2,context=4
+        assert search("tiny", CONFIG, CPUS, setting)
+        return
+    with pytest.raises(UsageError) as caught:
+        search("tiny", CONFIG, CPUS, setting)
+    said = str(caught.value)
+    assert rows in said and (tokens is None or f"--length of {tokens}," in said)
+    number = int(re.findall(r"such as (\d+)", said)[0])
+    assert search("tiny", CONFIG, CPUS, dataclasses.replace(setting, batch=number))
+    longer = int(re.findall(r"--length of ([\d,]+),", said)[0].replace(",", ""))
+    assert search("tiny", CONFIG, CPUS, dataclasses.replace(setting, length=longer))
+    with pytest.raises(UsageError):
+        search("tiny", CONFIG, CPUS, dataclasses.replace(setting, length=longer - 1))
+
+
+def test_the_nearest_that_fits_may_split_rows_over_context():
+    """One row on 16 chips: heads take eight, so context must take two."""
+    config, topology = read_decoder_config("llama-3.1-8b"), parse_topology("v6e:4x4")
+    setting = Setting(mesh={"context": 16}, batch=1, length=8192)
+    found = make_plan("llama-3.1-8b", config, topology, setting, compile=False)
+    assert found.fits is False
+    nearest = find_nearest(found, config)
+    assert nearest is not None and nearest.fits
+    assert nearest.setting.mesh == {"context": 2, "tensor": 8}
 
 
 @pytest.mark.slow
