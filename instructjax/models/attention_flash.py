@@ -42,8 +42,8 @@ def attend_flash(
     """What `attention.attend_dense` gives, but for rounding; padding gives zeros.
 
     Args:
-      q, k, v: N = B * T tokens, flat, laid out as `split` says; pieces of rows are multiples of the
-        kernel's blocks.
+      q, k, v: N = B * T tokens, flat; where rows are split, the device's own, in pieces that are
+        multiples of the kernel's blocks.
       ends, positions: who sees whom, and the depth of each token in its own sequence.
       window: a query sees keys less than so many tokens before it.
       sinks, scale, softcap: as for `attend_dense`.
@@ -51,7 +51,7 @@ def attend_flash(
       platform: whose kernel.
       interpret: run the kernel's operations one by one, on any device.
     """
-    rows, length = split.parts * len(ends), ends.shape[1] // split.parts
+    rows, length = len(ends), ends.shape[1] // split.parts
     q, k, v = (x.reshape(rows, length, *x.shape[1:]).swapaxes(1, 2) for x in (q, k, v))
     options = Options(
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
@@ -78,20 +78,21 @@ def _flash(q, k, v, marks: Marks, options: Options, split: AttentionSplit):
     return _flash_fwd(q, k, v, marks, options, split)[0]
 
 
-def _specs(split: AttentionSplit) -> tuple[PartitionSpec, PartitionSpec, Marks]:
-    """How arrays of queries, of keys of whole rows, and the marks are split."""
-    heads, queries = split.heads or None, split.queries or None
+def _specs(split: AttentionSplit) -> tuple[PartitionSpec, Marks]:
+    """How arrays of queries and of keys, and the marks, are split."""
     whole: Any = PartitionSpec()
-    own: Any = PartitionSpec(queries)
-    of_q, of_k = PartitionSpec(queries, heads), PartitionSpec(None, heads)
-    return of_q, of_k, Marks(whole, whole, own, own, whole)
+    return PartitionSpec(None, split.heads or None), Marks(whole, whole, whole, whole, whole)
 
 
 def _flash_fwd(q, k, v, marks, options, split):
-    of_q, of_k, of_marks = _specs(split)
-    call = partial(_KERNELS[options.platform].forward, options=options)
-    run = split.map_devices(call, (of_q, of_k, of_k, of_marks), of_q)
-    out, norm = run(q, split.gather(k), split.gather(v), marks)
+    by_head, of_marks = _specs(split)
+    forward = _KERNELS[options.platform].forward
+
+    def call(q, k, v, marks):
+        return forward(q, split.gather(k), split.gather(v), marks, options=options)
+
+    run = split.map_devices(call, (by_head,) * 3 + (of_marks,), by_head)
+    out, norm = run(q, k, v, marks)
     out, norm = checkpoint_name(out, ATTENDED), checkpoint_name(norm, ATTENDED)
     return (out, norm), (q, k, v, marks, out, norm)
 
@@ -102,13 +103,14 @@ def _flash_bwd(options, split, saved, slopes):
     wide = g.astype(jnp.float32) * out.astype(jnp.float32)
     delta = wide.sum(-1, keepdims=True) - d_norm
 
-    def call(*arguments):
-        dq, *d_keys = _KERNELS[options.platform].backward(*arguments, options=options)
+    def call(q, k, v, *others):
+        keys = split.gather(k), split.gather(v)
+        dq, *d_keys = _KERNELS[options.platform].backward(q, *keys, *others, options=options)
         return dq, *map(split.scatter, d_keys)
 
-    of_q, of_k, of_marks = _specs(split)
-    run = split.map_devices(call, (of_q, of_k, of_k, of_q, of_q, of_q, of_marks), of_q)
-    return *run(q, split.gather(k), split.gather(v), g, norm, delta, marks), None
+    by_head, of_marks = _specs(split)
+    run = split.map_devices(call, (by_head,) * 6 + (of_marks,), by_head)
+    return *run(q, k, v, g, norm, delta, marks), None
 
 
 _flash.defvjp(_flash_fwd, _flash_bwd)

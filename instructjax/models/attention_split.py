@@ -6,33 +6,36 @@ work as any other two: n contiguous parts would leave the last device 2 - 1 / n 
 device computes what its own queries see, among keys and values of the whole row, which are gathered
 layer by layer; their gradients are added up and scattered back.
 
-Tokens lie by device, then row: [n, B, T / n], flat. Positions and `ends` of whole rows, which say
-who sees whom, are small, and every device has them in the order of the row.
+A device has its tokens by row, [B, T / n], flat. Positions and `ends` of whole rows, which say who
+sees whom, are small, and every device has them in the order of the row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from instructjax.models.varying import vary_alike
+from instructjax.models.varying import gather_alike, vary, vary_alike
 
 
 class AttentionSplit(NamedTuple):
-    """How attention is split over axes that the compiler sees to.
+    """How attention is split over axes of a mesh.
 
     Attributes:
-      heads: axes of the mesh; none if every device has all heads.
-      queries: axes of the mesh; none if every device has all tokens of its rows.
+      heads: axes that the compiler sees to; none if every device has all heads.
+      queries: axes of an enclosing shard_map; none if every device has all tokens of its rows.
       parts: in how many parts tokens of a row are split.
       auto: all axes of the mesh that the compiler sees to.
       mesh: of these axes, None within a shard_map.
+      alike: what is collected counts as the same on all devices; False: as of each, so that
+        gradients of what all compute alike are added up as often as there are parts.
     """
 
     heads: tuple[str, ...] = ()
@@ -40,6 +43,7 @@ class AttentionSplit(NamedTuple):
     parts: int = 1
     auto: frozenset[str] = frozenset()
     mesh: Mesh | None = None
+    alike: bool = True
 
     def for_rows(self, length: int, tile: int) -> AttentionSplit:
         """The same; tokens are not split of rows so short that a piece is less than a tile."""
@@ -67,32 +71,41 @@ class AttentionSplit(NamedTuple):
         return length if self.parts == 1 else length // (2 * self.parts)
 
     def spread(self, x: Int[Array, "B T"]) -> Int[Array, " N"]:
-        """A number a token, laid out by device."""
+        """A number a token: those of the device's own tokens."""
         if self.parts == 1:
             return x.reshape(-1)
-        return self.constrain(to_devices(x, self.parts).reshape(-1), self.queries)
+        return self.own(vary(x, self.queries)).reshape(-1)
+
+    def own(self, x: Array, axis: int = 1) -> Array:
+        """Of whole rows, the device's own tokens, which stand on that axis."""
+        by_device = to_devices(x, self.parts, axis).reshape(
+            self.parts, len(x), *x.shape[1:axis], -1, *x.shape[axis + 1 :]
+        )
+        at = lax.axis_index(self.queries)
+        return lax.dynamic_index_in_dim(by_device, at, keepdims=False)
 
     def collect(self, x: Float[Array, "N E"], rows: int) -> Float[Array, "B T E"]:
-        """Of tokens laid out by device, whole rows on every one."""
+        """Of each device's own tokens, whole rows on every one."""
+        x = x.reshape(rows, -1, x.shape[-1])
         if self.parts == 1:
-            return x.reshape(rows, -1, x.shape[-1])
-        x = self.constrain(x)
-        return to_rows(x.reshape(self.parts * rows, -1, x.shape[-1]), self.parts)
+            return x
+        if self.alike:
+            return to_rows(gather_alike(x, self.queries), self.parts)
+        return _collect(x, self)
 
     def gather(self, x: Array, axis: int = 2) -> Array:
-        """Keys or values of whole rows on every device, of its own heads.
+        """Within `map_devices`: keys or values of whole rows.
 
         Args:
-          x: [n B, K, T / n, D], or [n B, T / n, K, D] with an `axis` of 1.
+          x: [B, K, T / n, D], or [B, T / n, K, D] with an `axis` of 1.
           axis: which counts tokens.
         """
         if self.parts == 1:
             return x
-        names = (None, self.heads) if axis == 2 else (None, None, self.heads)
-        return to_rows(self.constrain(x, *names), self.parts, axis)
+        return to_rows(lax.all_gather(x, self.queries, tiled=True), self.parts, axis)
 
     def scatter(self, x: Array, axis: int = 2) -> Array:
-        """Within `map_devices`: the sum over devices, of which each is given its own tokens.
+        """The sum over devices, of which each is given its own tokens.
 
         Args:
           x: [B, K, T, D], or [B, T, K, D] with an `axis` of 1.
@@ -104,12 +117,6 @@ class AttentionSplit(NamedTuple):
         own = lax.psum_scatter(wide, self.queries, scatter_dimension=0, tiled=True)
         return own.astype(x.dtype)
 
-    def constrain(self, x: Array, *parts: Any) -> Array:
-        """The array split over these axes, and no others."""
-        spec = PartitionSpec(*(part or None for part in parts))
-        sharding = spec if self.mesh is None else NamedSharding(self.mesh, spec)
-        return lax.with_sharding_constraint(x, sharding)
-
     def map_devices(
         self, call: Callable[..., Any], in_specs: Any, out_specs: Any
     ) -> Callable[..., Any]:
@@ -117,18 +124,36 @@ class AttentionSplit(NamedTuple):
 
         What comes out is not to be differentiated.
         """
-        if not self.auto:
-            return call
 
         def local(*arguments):
             leaves, tree = jax.tree.flatten(arguments)
             return call(*jax.tree.unflatten(tree, vary_alike(*leaves)))
 
+        if not self.auto:
+            return local
         options = {"in_specs": in_specs, "out_specs": out_specs, "axis_names": self.auto}
         return as_one(jax.shard_map(local, mesh=self.mesh, **options))
 
 
 UNSPLIT = AttentionSplit()
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _collect(x: Array, split: AttentionSplit) -> Array:
+    """All compute the same of whole rows, so each has all of their gradient: the sum over devices
+    is known to it."""
+    return to_rows(lax.all_gather(x, split.queries, tiled=True), split.parts)
+
+
+def _collect_fwd(x: Array, split: AttentionSplit) -> tuple[Array, None]:
+    return _collect(x, split), None
+
+
+def _collect_bwd(split: AttentionSplit, _: None, slope: Array) -> tuple[Array]:
+    return (split.own(slope) * split.parts,)
+
+
+_collect.defvjp(_collect_fwd, _collect_bwd)
 
 
 def as_one(call: Callable[..., Any]) -> Callable[..., Any]:

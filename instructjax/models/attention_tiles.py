@@ -12,7 +12,6 @@ The backward pass recomputes each tile's probabilities from the saved log-normal
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -102,7 +101,7 @@ def attend_tiles(
     """As `attend_dense`, with zeros for tokens that nobody sees.
 
     Args:
-      q, k, v: N = B * T tokens, flat, laid out as `split` says.
+      q, k, v: N = B * T tokens, flat; where rows are split, the device's own.
       tiles: of `find_tiles` with the same `tile`; one serves all layers.
       tile: queries and keys a tile.
       window: a query sees keys less than so many tokens before it; tiles beyond are not visited.
@@ -257,13 +256,12 @@ def _forward(q, k, v, sinks, window, tiles, own_queries, options):
     return out[tile:-tile], log_norm[tile:-tile]
 
 
-def _specs(split: AttentionSplit) -> tuple[PartitionSpec, PartitionSpec, Any]:
-    """How arrays of queries, and of keys of whole rows, are split, and the other arguments."""
-    heads, queries = split.heads or None, split.queries or None
+def _specs(split: AttentionSplit) -> tuple[PartitionSpec, Any]:
+    """How arrays of queries and of keys are split, and the other arguments."""
+    heads = split.heads or None
     whole: Any = PartitionSpec()
-    own: Any = PartitionSpec(queries)
-    of_q, of_k = PartitionSpec(queries, heads), PartitionSpec(None, heads)
-    return of_q, of_k, (PartitionSpec(heads), whole, whole, _Own(own, own))
+    by_head = PartitionSpec(None, heads)
+    return by_head, (PartitionSpec(heads), whole, whole, _Own(whole, whole))
 
 
 def _own_queries(tiles, options) -> _Own:
@@ -272,7 +270,7 @@ def _own_queries(tiles, options) -> _Own:
     if split.parts == 1:
         return _Own(tiles.owner, index[:1])
     owner, index = (split.spread(x.reshape(rows, -1)) for x in (tiles.owner, index))
-    return _Own(owner, index[:: split.piece(index.size // rows)])
+    return _Own(owner, index[:: split.piece(tiles.owner.size // rows)])
 
 
 def _gather(options, *arrays):
@@ -280,19 +278,20 @@ def _gather(options, *arrays):
     split = options.split
     if split.parts == 1:
         return arrays
-    rows = split.parts * options.rows
-    by_row = (x.reshape(rows, -1, *x.shape[1:]) for x in arrays)
+    by_row = (x.reshape(options.rows, -1, *x.shape[1:]) for x in arrays)
     return tuple(split.gather(x, axis=1).reshape(-1, *x.shape[2:]) for x in by_row)
 
 
 def _attend_fwd(q, k, v, sinks, window, tiles, options):
     own = _own_queries(tiles, options)
-    call: Callable[..., Any] = partial(_forward, options=options)
+
+    def call(q, k, v, *others):
+        return _forward(q, *_gather(options, k, v), *others, options=options)
+
     if options.split.parts > 1:
-        of_q, of_k, others = _specs(options.split)
-        call = options.split.map_devices(call, (of_q, of_k, of_k, *others), of_q)
-    keys, values = _gather(options, k, v)
-    out, log_norm = call(q, keys, values, sinks, window, tiles, own)
+        by_head, others = _specs(options.split)
+        call = options.split.map_devices(call, (by_head,) * 3 + others, by_head)
+    out, log_norm = call(q, k, v, sinks, window, tiles, own)
     out, log_norm = checkpoint_name(out, ATTENDED), checkpoint_name(log_norm, ATTENDED)
     return out, (q, k, v, sinks, window, tiles, own, out, log_norm)
 
@@ -300,19 +299,19 @@ def _attend_fwd(q, k, v, sinks, window, tiles, options):
 def _attend_bwd(options, saved, d_out):
     q, k, v, sinks, window, tiles, own, out, log_norm = saved
     split = options.split
-    keys, values = _gather(options, k, v)
-    arguments = (q, keys, values, sinks, window, tiles, own, out, log_norm, d_out)
+    arguments = (q, k, v, sinks, window, tiles, own, out, log_norm, d_out)
     if split.parts == 1:
         return *_backward(*arguments, options=options), None, None
 
-    def call(*arguments):
-        dq, *d_keys, d_sinks = _backward(*arguments, options=options)
+    def call(q, k, v, *others):
+        keys = _gather(options, k, v)
+        dq, *d_keys, d_sinks = _backward(q, *keys, *others, options=options)
         d_keys = (x.reshape(options.rows, -1, *x.shape[1:]) for x in d_keys)
         d_keys = (split.scatter(x, axis=1).reshape(-1, *x.shape[2:]) for x in d_keys)
-        return dq, *d_keys, None if d_sinks is None else lax.psum(d_sinks, split.queries)
+        return dq, *d_keys, d_sinks
 
-    of_q, of_k, others = _specs(split)
-    specs = (of_q, of_k, of_k, *others, of_q, of_q, of_q), (of_q, of_q, of_q, others[0])
+    by_head, others = _specs(split)
+    specs = ((by_head,) * 3 + others + (by_head,) * 3), (by_head,) * 3 + others[:1]
     return *split.map_devices(call, *specs)(*arguments), None, None
 
 

@@ -48,6 +48,19 @@ def vary(x: Array, axes: Collection[str]) -> Array:
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
+def gather_alike(x: Array, axes: tuple[str, ...]) -> Array:
+    """Under shard_map: parts along the first axis of x, as an array that all devices share.
+
+    The transpose of this gives each device the gradient of its part.
+    """
+    try:
+        return lax.all_gather(x, axes, tiled=True, to="invarying")
+    except TypeError:  # JAX before 0.10 keeps it elsewhere
+        from jax._src.lax.parallel import all_gather_invariant
+
+        return all_gather_invariant(x, axes, tiled=True)
+
+
 def varying_axes(x: Array) -> frozenset[str]:
     """Mesh axes of an enclosing shard_map over which x differs from device to device."""
     kind = jax.typeof(x)

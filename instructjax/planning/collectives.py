@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from instructjax.errors import InstructJaxError
+from instructjax.models.spmd import SUM
 from instructjax.planning.hlo import (
     Computation,
     Expect,
@@ -190,6 +191,8 @@ def _place(op_name: str) -> str:
     """forward, backward, again (computed once more for the backward pass), update, or ""."""
     if not op_name:
         return ""
+    if SUM in op_name:
+        return "backward"
     if "rematted_computation" in op_name:
         return "again"
     if "transpose(" in op_name:

@@ -207,9 +207,9 @@ def estimate_traffic(
 def estimate_collectives(
     config: DecoderConfig, program: Program, setting: Setting
 ) -> list[Collective]:
-    """What has to be said: parameters gathered, gradients scattered, partial sums of `tensor`, and
-    over `context` keys, values and the last hidden states gathered, their gradients scattered, and
-    those of parameters added up.
+    """What has to be said: parameters gathered, gradients scattered and added up once a step,
+    partial sums of `tensor`, and over `context` keys, values and the last hidden states gathered,
+    and gradients of keys and values scattered.
 
     A matrix that is split over several axes of rows is gathered over the last of them last, and its
     gradient scattered over it first.
@@ -218,9 +218,7 @@ def estimate_collectives(
     mesh, rules = setting.abstract_mesh, setting.rules
     rows: tuple[str, ...] = rules.mesh_axes("batch", mesh)
     rows = tuple(axis for axis in rows if mesh.shape[axis] > 1)
-    context: tuple[str, ...] = ()
-    if setting.row_parts > 1:
-        context = tuple(a for a in rules.mesh_axes("sequence", mesh) if mesh.shape[a] > 1)
+    context = tuple(a for a in rules.mesh_axes("sequence", mesh) if mesh.shape[a] > 1)
     found: list[Collective] = []
     train, steps = setting.task == "finetune", setting.programs * setting.micro_batches
     params = program.state["parameters"]
@@ -229,7 +227,6 @@ def estimate_collectives(
     )
     gathered: dict[tuple[str, ...], float] = {}
     scattered: dict[tuple[str, ...], float] = {}
-    summed: dict[tuple[str, ...], float] = {}
     added: dict[tuple[str, ...], float] = {}
     passes = 2 if train else 1
     for keys, leaf in jax.tree.leaves_with_path(params):
@@ -248,28 +245,25 @@ def estimate_collectives(
                 scattered[over] = scattered.get(over, 0.0) + share
             share /= math.prod(mesh.shape[axis] for axis in over)
         if path in learn:
-            rest = tuple(axis for axis in rows if axis not in names)
+            rest = tuple(axis for axis in rows + context if axis not in names)
             if rest:
                 # In float32, once all micro-batches are done.
                 added[rest] = added.get(rest, 0.0) + 4 * share / size
-            if context and within:
-                summed[context] = summed.get(context, 0.0) + whole
     for kind, parts, count, where in (
         ("all-gather", gathered, steps, "forward"),
         ("reduce-scatter", scattered, steps, "backward"),
-        ("all-reduce", summed, steps, "backward"),
         ("all-reduce", added, setting.programs, "backward"),
     ):
         for axes, num_bytes in parts.items():
             found.append(_collective(kind, axes, mesh.shape, float(num_bytes), count, where))
     tensor = tuple(a for a in rules.mesh_axes("mlp", mesh) if mesh.shape[a] > 1)
     if tensor:
-        hidden = float(setting.rows * setting.length * config.hidden_size * size)
+        hidden = setting.rows * setting.length * config.hidden_size * size / setting.row_parts
         # after attention and the MLP, and of the gradients before them; computed again, the first
         times = {"score": 2, "none": 4, "dots": 4, "layer": 5}
         count = times["score" if not train else setting.remat] * config.num_layers
         found.append(_collective("all-reduce", tensor, mesh.shape, hidden, count * steps, "layers"))
-    if context:
+    if setting.row_parts > 1:
         tokens = setting.rows * setting.length
         keys = tokens * _keys_width(config) / setting.parts("heads")
         states = tokens * config.hidden_size * size

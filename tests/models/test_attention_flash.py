@@ -231,11 +231,46 @@ def as_on(monkeypatch):
     return choose
 
 
+AS_ONE = attention_split.as_one
+
+
+class PlainKernel:
+    """What a kernel computes, of whole rows of weights: of queries that `marks.starts` places."""
+
+    @staticmethod
+    def _weights(q, k, marks, options):
+        starts, keys = marks.starts, jnp.repeat(k, q.shape[1] // k.shape[1], 1)
+        piece = jnp.arange(q.shape[2] // len(starts))
+        at = (starts[:, None] + piece).reshape(-1, 1)
+        seen = (jnp.arange(k.shape[2]) <= at) & (at < marks.ends[:, None, None])
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q, keys) * options.scale
+        return jnp.where(seen, scores, -1e30), seen
+
+    @classmethod
+    def forward(cls, q, k, v, marks, *, options):
+        scores, seen = cls._weights(q, k, marks, options)
+        norm = jax.nn.logsumexp(scores, -1, keepdims=True)
+        weights = jnp.where(seen, jnp.exp(scores - norm), 0)
+        values = jnp.repeat(v, q.shape[1] // v.shape[1], 1)
+        return jnp.einsum("bhqk,bhkd->bhqd", weights, values), norm
+
+    @classmethod
+    def backward(cls, q, k, v, g, norm, delta, marks, *, options):
+        group = q.shape[1] // k.shape[1]
+        scores, seen = cls._weights(q, k, marks, options)
+        weights = jnp.where(seen, jnp.exp(scores - norm), 0)
+        values = jnp.einsum("bhqd,bhkd->bhqk", g, jnp.repeat(v, group, 1))
+        slopes = weights * (values - delta) * options.scale
+        dq = jnp.einsum("bhqk,bhkd->bhqd", slopes, jnp.repeat(k, group, 1))
+        both = (jnp.einsum("bhqk,bhqd->bhkd", *x) for x in ((slopes, q), (weights, g)))
+        return dq, *(x.reshape(*k.shape[:2], group, *x.shape[2:]).sum(2) for x in both)
+
+
 MESHES = {"fsdp=2": 2, "tensor=2": 2, "context=2": 2, "context=2,tensor=2": 4}
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_model_gives_the_same_log_probs_and_gradients(random_model, as_on, mesh):
+def test_a_model_gives_the_same_log_probs_and_gradients(random_model, as_on, mesh, monkeypatch):
     fields = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_size": 32}
     model = random_model(seed=3, vocab_size=64, **fields)
     rng = np.random.default_rng(1)
@@ -254,6 +289,9 @@ def test_a_model_gives_the_same_log_probs_and_gradients(random_model, as_on, mes
     run = jax.jit(jax.value_and_grad(partial(losses, None), has_aux=True))
     (_, expected), whole = run(model.params)
     as_on("tpu")
+    if mesh == "context=2,tensor=2":  # nor of what a shard_map within another must keep
+        monkeypatch.setattr(attention_split, "as_one", AS_ONE)
+        monkeypatch.setitem(attention_flash._KERNELS, "tpu", PlainKernel)
     devices = make_mesh(mesh, jax.devices()[: MESHES[mesh]])
     if "fsdp" in mesh:
         _, found = jax.jit(partial(losses, devices))(model.params)
@@ -262,7 +300,8 @@ def test_a_model_gives_the_same_log_probs_and_gradients(random_model, as_on, mes
         (_, found), slopes = run(model.params)
         for a, b in zip(jax.tree.leaves(slopes), jax.tree.leaves(whole), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # heads and whole rows of weights are each added up in an order of their own
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5 if "," in mesh else 1e-7)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

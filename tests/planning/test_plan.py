@@ -102,8 +102,12 @@ def test_rows_over_data_add_up_what_fsdp_has_scattered(compile, dtype):
         SETTING, mesh={"data": 2, "fsdp": 4}, dtype=dtype, micro_batches=2, batch=16
     )
     found = plan_of(setting, compile=compile).collectives
-    over_data = sum(e.num_bytes * e.count for e in found if e.axes == ("data",))
-    assert over_data == 4 * (CONFIG.num_params - 5 * 32) / 4
+    over_data = [e for e in found if e.axes == ("data",)]
+    assert sum(e.num_bytes * e.count for e in over_data) == 4 * (CONFIG.num_params - 5 * 32) / 4
+    # and norms, that nothing is split of, over both; all of it follows the backward pass
+    over_both = [e for e in found if e.axes == ("data", "fsdp") and e.where != "update"]
+    assert sum(e.num_bytes * e.count for e in over_both) - 4 * 5 * 32 in (0, 8)
+    assert {each.where for each in over_data + over_both} == {"backward"}
 
 
 MIXTURE = dataclasses.replace(CONFIG, family="mixtral", num_experts=8, experts_per_token=2)
@@ -229,24 +233,54 @@ def test_estimates_know_what_context_splits():
     compiled = plan_of(split, config=config)
     found = [e for e in compiled.collectives if e.axes == ("context",) and e.kind == "all-gather"]
     assert 1 <= sum(each.sent for each in found) / (gather.sent + states.sent) < 1.1
-    tuned = dataclasses.replace(split, task="finetune", remat="layer")
-    plans = [plan_of(tuned, config=config, compile=how) for how in (True, False)]
-    for kind in ("all-gather", "reduce-scatter"):
-        sent = [sum(e.sent for e in each.collectives if e.kind == kind) for each in plans]
-        assert 1 <= sent[0] / sent[1] < 1.1
+
+
+@pytest.mark.parametrize(
+    ("mesh", "dtype"),
+    [
+        ({"fsdp": 2, "context": 4}, "float32"),
+        pytest.param({"fsdp": 2, "context": 4}, "bfloat16", marks=pytest.mark.slow),
+        pytest.param({"data": 2, "context": 4}, "float32", marks=pytest.mark.slow),
+        pytest.param({"context": 4, "tensor": 2}, "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_said_over_context_is_estimated_to_the_byte(mesh, dtype):
+    """Keys and values go twice and their gradients once; hidden states once; gradients of
+    parameters once a step, in float32, after `fsdp` has scattered them."""
+    setting = dataclasses.replace(
+        SETTING, mesh=mesh, length=1024, batch=4, micro_batches=2, remat="layer", dtype=dtype
+    )
+    compiled, estimated = (plan_of(setting, compile=how).collectives for how in (True, False))
+    tokens, steps = setting.rows * 1024, 2
+    keys = steps * 2 * tokens * (2 + 2) * 8 / mesh.get("tensor", 1)
+    matrices, norms = CONFIG.num_params - 5 * 32, 5 * 32
+    summed = {"fsdp": matrices / 2, "tensor": matrices / 2 + norms}
+
+    def sent(found, kind):
+        return sum(e.num_bytes * e.count for e in found if (e.kind, e.axes) == (kind, ("context",)))
+
+    for found, size in (compiled, 4), (estimated, 4 if dtype == "float32" else 2):
+        assert sent(found, "all-gather") == (2 * keys + steps * tokens * 32) * size
+        assert sent(found, "reduce-scatter") == keys * 4
+        alone = next((n for axis, n in summed.items() if axis in mesh), 0)
+        extra = 8 if found is compiled and "tensor" in mesh else 0  # the loss and its weight
+        assert sent(found, "all-reduce") == 4 * alone + extra
 
 
 def test_rows_too_short_for_context_are_computed_by_each_of_its_devices():
-    """What one device does is counted once as useful, and no token goes over context; so it is in
-    the compiled program, whose operations do not become fewer."""
+    """A quarter of what each does is counted as useful; nothing goes over context but the mean of
+    gradients, in the compiled program either."""
     one = dataclasses.replace(SETTING, mesh={"data": 2})
     split = dataclasses.replace(SETTING, mesh={"data": 2, "context": 4})
     assert (split.row_parts, split.copies) == (1, 4)
+    assert (one.row_parts, one.copies) == (1, 1)
     whole, part = (plan_of(each, compile=False) for each in (one, split))
     assert part.flops == whole.flops and part.useful == whole.useful / 4
     assert part.memory == whole.memory and part.bytes_moved == whole.bytes_moved
     for found in (part, plan_of(split)):
-        assert not [e for e in found.collectives if "context" in e.axes and e.num_bytes > 8]
+        over = [e for e in found.collectives if "context" in e.axes]
+        assert {(e.kind, e.where) for e in over} == {("all-reduce", "backward")}
+        assert sum(e.num_bytes * e.count for e in over) - 4 * CONFIG.num_params in (0, 8)
     enough = dataclasses.replace(split, length=505)
     assert (enough.row_parts, enough.copies) == (4, 1)
 

@@ -251,7 +251,7 @@ def test_law_7_the_gradient_of_a_long_sequence_over_context(shape, model):
     for _ in range(2):
         ids = rng.integers(0, 61, 500).astype(np.int32)
         rows.append([WeightedIds(ids=ids, weights=(np.arange(500) > 20).astype(np.float32))])
-    batch = jax.tree.map(jax.numpy.asarray, make_sft_batch(rows, length=512))
+    batch = jax.tree.map(jax.numpy.asarray, make_sft_batch(rows, length=512, tile=32))
 
     def slope(mesh, params):
         compute = make_loss_and_grads(model.graphdef, mesh=mesh)
