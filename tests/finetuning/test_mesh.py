@@ -24,9 +24,12 @@ from instructjax.sharding import make_mesh
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
 STEPS = 3
 MESHES = ("data=8", "fsdp=8", "data=2,fsdp=4", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2")
+# Rows of so many tokens are split over four devices.
+LONG = 2 * 4 * 15 + 1
+EXPERTS = {"num_experts": 4, "experts_per_token": 2, "normalize_experts": True}
 
 
-def train(model, draw, *, lora, optimizer, mesh=None):
+def train(model, draw, *, lora, optimizer, mesh=None, length=32, dtype="float32"):
     """Steps of two micro-batches of eight rows, whose weights differ; the last state."""
     graphdef, params = model.graphdef, model.params
     if lora:
@@ -38,14 +41,15 @@ def train(model, draw, *, lora, optimizer, mesh=None):
     state = make_state(params, chosen, trainable=LORA if lora else ("*",))
     if mesh is not None:
         state = place_state(state, mesh)
-    step = make_train_step(graphdef, chosen, mesh=mesh, remat="dots")
+    step = make_train_step(graphdef, chosen, mesh=mesh, remat="dots", compute_dtype=dtype)
     before = [leaf.sharding for leaf in jax.tree.leaves(state)]
     rng = np.random.default_rng(0)
     told = []
     for _ in range(STEPS):
-        sizes = [[rng.integers(4, 15, 2) for _ in range(count)] for count in (8, 5)]
+        longest = length // 2 - 1
+        sizes = [[rng.integers(4, longest, 2) for _ in range(count)] for count in (8, 5)]
         micro = [
-            make_sft_batch([draw(rng, size) for size in part], length=32, num_rows=8, tile=16)
+            make_sft_batch([draw(rng, size) for size in part], length=length, num_rows=8, tile=16)
             for part in sizes
         ]
         state, metrics = step(state, stack_batches(micro))
@@ -65,6 +69,7 @@ def alone(random_model, draw):
 
     def get(model, **options):
         key = tuple(options.items())
+        options.pop("experts", None)  # tells models apart
         if key not in made:
             made[key] = train(model, draw, **options)
         return made[key]
@@ -107,6 +112,61 @@ def test_law_3_a_step_on_a_mesh_is_that_of_one_device(
             assert isinstance(leaf.sharding, NamedSharding)
             held = leaf.addressable_shards[0].data.size
             assert held * mesh.shape["fsdp"] * mesh.shape.get("tensor", 1) == leaf.size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lora", "shape", "fields", "length"),
+    [
+        (False, "fsdp=2,context=4", {}, LONG),
+        (False, "data=2,context=2,tensor=2", {}, LONG),
+        (True, "fsdp=2,context=2,tensor=2", {}, LONG),
+        (False, "fsdp=2,expert=4", EXPERTS, 32),
+        (False, "data=2,expert=2,tensor=2", EXPERTS, 32),
+        (False, "fsdp=2,expert=2,context=2", EXPERTS, LONG),
+    ],
+)
+def test_law_3_a_step_over_context_and_expert(
+    random_model, draw, alone, lora, shape, fields, length
+):
+    model = random_model(seed=3, **fields)
+    found, told = train(
+        model, draw, lora=lora, optimizer="adamw", mesh=make_mesh(shape), length=length
+    )
+    expected, told_alone = alone(
+        model, lora=lora, optimizer="adamw", length=length, experts=bool(fields)
+    )
+    np.testing.assert_allclose(told, told_alone, rtol=2e-5)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        size = max(float(np.abs(b).max()), 1e-6)
+        np.testing.assert_allclose(np.asarray(a), b, rtol=0, atol=1e-4 * size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["fsdp=2,context=4", "data=2,context=4", "fsdp=2,expert=4"])
+def test_a_bfloat16_step_over_context_and_expert(random_model, draw, shape):
+    """What is added up is added up in float32; a sum that XLA makes by itself ended the process."""
+    model = random_model(seed=3, **(EXPERTS if "expert" in shape else {}))
+    options = {"lora": False, "optimizer": "adamw", "length": LONG}
+    _, told = train(model, draw, mesh=make_mesh(shape), dtype="bfloat16", **options)
+    _, exact = train(model, draw, **options)
+    np.testing.assert_allclose(told, exact, rtol=0.03)
+
+
+def test_rows_too_short_for_context_are_warned_of(random_model, draw):
+    """One token more, and each of 2 x 4 pieces but the last has a tile of 16."""
+    model, optimizer = random_model(seed=3), make_optimizer(OptimizerConfig(), 1)
+    mesh = make_mesh("data=2,context=4")
+    state = place_state(make_state(model.params, optimizer), mesh)
+    step = make_train_step(model.graphdef, optimizer, mesh=mesh)
+    for length in (LONG - 1, LONG):
+        rows = [draw(np.random.default_rng(0), [9, 20])]
+        batch = make_sft_batch(rows, length=length, num_rows=2, tile=16)
+        if length == LONG:
+            jax.eval_shape(step, state, batch)
+            break
+        with pytest.warns(UserWarning, match=f"split over context=4.* give rows of {LONG} or more"):
+            jax.eval_shape(step, state, batch)
 
 
 @pytest.fixture
