@@ -16,8 +16,9 @@ class Sample(DataOptions):
 
     Rows are read, answered and written as a stream. Rows that cannot be used go to
     OUT.rejects.jsonl with place and reason. The table appears when it is complete; it is itself a
-    data file, with the responses as outputs. A run that is stopped, in whatever way, keeps what it
-    has in OUT.parts; the same command goes on, and the table is the same.
+    data file, with the responses as outputs (those without text are no data). A run that is
+    stopped, in whatever way, keeps what it has in OUT.parts; the same command goes on, and the
+    table is the same.
     """
 
     EXAMPLE: ClassVar[str] = "instructjax sample rows.jsonl --out samples.jsonl --temperature 0"

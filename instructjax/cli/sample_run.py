@@ -59,6 +59,7 @@ def run_sample(options: Sample) -> int:
         stop=options.stop,
         seed=options.seed,
         slots=options.slots,
+        max_length=options.max_length,
         mesh=mesh,
     )
     encoder = make_prompt_encoder(
@@ -100,6 +101,10 @@ def run_sample(options: Sample) -> int:
     done = (
         f"{counts['responses']:,} responses, {counts['tokens']:,} tokens ({ends}) in {options.out}"
     )
+    if counts["not_finite"]:
+        done += f"; {counts['not_finite']:,} with log-probs that are not finite"
+    if counts["empty"]:
+        done += f"; {counts['empty']:,} without text, which as data would be rejected"
     show_end(done, written)
     return 0
 
@@ -116,4 +121,6 @@ def _record(chunk: SampledChunk) -> tuple[Records, dict[str, Any]]:
     counts = Counter(row.finish_reason for row in chunk.rows)
     counts["responses"] = len(chunk.rows)
     counts["tokens"] = sum(row.num_tokens for row in chunk.rows)
+    counts["not_finite"] = sum("not_finite" in row.status for row in chunk.rows)
+    counts["empty"] = sum(not row.text for row in chunk.rows)
     return map(to_sample_record, chunk.rows), dict(counts)

@@ -18,6 +18,7 @@ from instructjax.batching.batch import Batch
 from instructjax.models.attention import attend
 from instructjax.models.config import NO_ROPE, DecoderConfig
 from instructjax.models.decoding import DecodingParts
+from instructjax.models.rotary import length_classes, sequence_lengths
 from instructjax.models.tiles import find_tiles
 
 
@@ -42,7 +43,7 @@ def make_cache(config: DecoderConfig, slots: int, columns: int, dtype: Any) -> K
       columns: tokens of the longest.
       dtype: of the decoder's activations.
     """
-    value_dim = config.latent.value_dim if config.latent else config.head_dim
+    value_dim = _value_dim(config)
     shape = (slots, config.num_kv_heads, config.head_dim, columns)
     turned = (slots, config.num_kv_heads, columns, value_dim)
     layers = range(config.num_layers)
@@ -50,6 +51,16 @@ def make_cache(config: DecoderConfig, slots: int, columns: int, dtype: Any) -> K
         keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
         values=tuple(jnp.zeros(turned, dtype) for _ in layers),
     )
+
+
+def cache_bytes(config: DecoderConfig, slots: int, columns: int, dtype: Any) -> int:
+    """What `make_cache` takes."""
+    width = config.num_kv_heads * (config.head_dim + _value_dim(config))
+    return config.num_layers * slots * columns * width * jnp.dtype(dtype).itemsize
+
+
+def _value_dim(config: DecoderConfig) -> int:
+    return config.latent.value_dim if config.latent else config.head_dim
 
 
 def compute_keys(
@@ -65,7 +76,9 @@ def compute_keys(
         return attend(q, k, v, ends, positions, tiles, **options), (k, v)
 
     depth = positions.reshape(-1)
-    return model.scan_layers(jnp.asarray(batch.tokens).reshape(-1), depth, look)[1]
+    lengths = None if length_classes(model.config) is None else sequence_lengths(positions, ends)
+    tokens = jnp.asarray(batch.tokens).reshape(-1)
+    return model.scan_layers(tokens, depth, look, lengths=lengths)[1]
 
 
 def decode(
@@ -83,7 +96,7 @@ def decode(
       positions: depth of each in its sequence, which is the column that it goes to.
     """
     model = parts.merge_outside()
-    kinds, (ropes, angles) = model.config.layers, model.rotations(positions)
+    kinds, (ropes, angles) = model.config.layers, model.rotations(positions, positions + 1)
     x = model.embed(tokens, positions)
     keys, values = [], []
     for i, layer in enumerate(parts.merge_layers()):

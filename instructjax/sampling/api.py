@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -94,10 +95,11 @@ def sample(
     sampler = Sampler(
         model,
         rules=rules,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop=stop,
         stop_ids=stop_ids,
         seed=seed,
         slots=slots,
+        max_length=max_length,
         mesh=mesh,
     )
     encoder = make_prompt_encoder(
@@ -130,6 +132,6 @@ def sample(
 
 def check_count(name: str, value: object) -> int:
     """Returns a whole number of at least 1, or raises a UsageError that names it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise UsageError(f"{name} is {value!r}", remedy="give a whole number of at least 1")
-    return value
+    return int(value)

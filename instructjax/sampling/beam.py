@@ -63,7 +63,11 @@ def beam_search(
     check_count("max_new_tokens", max_new_tokens)
     model = on_one_device(model)
     sampler = Sampler(
-        model, rules=SamplingRules(temperature=0), stop_ids=stop_ids, slots=max(beams, 2)
+        model,
+        rules=SamplingRules(temperature=0),
+        stop_ids=stop_ids,
+        slots=max(beams, 2),
+        max_length=max_length,
     )
     encoder = make_prompt_encoder(
         model,

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from instructjax.data.example import Example
-from instructjax.errors import UsageError
+from instructjax.errors import DataError, UsageError
 from instructjax.models.model import Model
 from instructjax.sampling.responses import key_of
 from instructjax.sampling.rules import LEAST, is_temperature
 from instructjax.scoring.api import score
+
+_NOT_FINITE = "see whether the model's weights are, or use dtype float32"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +76,8 @@ def choose(
         logs = scores.log_prob[start : start + count]
         start += count
         name = example.id or f"row {row + 1}"
+        if not np.isfinite(logs).all():
+            raise DataError("log Pr of a response is not finite", row=name, remedy=_NOT_FINITE)
         weights = np.exp((logs - logs.max()) / (temperature or 1))
         posterior = weights / weights.sum()
         index = int(logs.argmax()) if temperature == 0 else _draw(posterior, seed, name)

@@ -49,8 +49,9 @@ def to_values(rules: SamplingRules) -> RuleValues:
     return RuleValues(
         repetition_penalty=jnp.float32(rules.repetition_penalty),
         temperature=jnp.float32(rules.temperature or 1),
-        top_k=jnp.int32(rules.top_k),
-        top_p=jnp.float32(rules.top_p),
+        top_k=jnp.int32(min(rules.top_k, jnp.iinfo(jnp.int32).max)),
+        # Less is 0 in float32, and would keep nothing.
+        top_p=jnp.float32(max(rules.top_p, float(jnp.finfo(jnp.float32).tiny))),
         min_p=jnp.float32(rules.min_p),
         in_force=tuple(in_force),
     )

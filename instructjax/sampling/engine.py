@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -22,9 +23,9 @@ from jax.sharding import PartitionSpec as P
 from instructjax.batching.packing import pack
 from instructjax.errors import PromptError, UsageError
 from instructjax.models.decoding import DecodingParts, prepare_decoding
-from instructjax.models.kv_cache import compute_keys
+from instructjax.models.kv_cache import cache_bytes, compute_keys
 from instructjax.models.model import Model
-from instructjax.models.rotary import by_length
+from instructjax.models.rotary import length_classes
 from instructjax.prompts.request import Request
 from instructjax.sampling.draw import RuleValues, to_values
 from instructjax.sampling.responses import (
@@ -36,7 +37,8 @@ from instructjax.sampling.responses import (
 )
 from instructjax.sampling.rules import SamplingRules
 from instructjax.sampling.slots import AXIS, STEPS, Newcomer, Slots, admit, empty_slots, write
-from instructjax.sampling.stops import StopFinder, stop_mask
+from instructjax.sampling.stops import StopFinder, list_stops, stop_mask
+from instructjax.scoring.row_memory import free_bytes
 
 SLOTS = 16
 # Programs of other numbers of slots round differently. A choice that hangs by less than this is
@@ -74,10 +76,11 @@ class Sampler:
     Args:
       model: who writes.
       rules: how tokens are drawn.
-      stop: strings that end a response.
+      stop: strings that end a response, one or several.
       stop_ids: tokens that do; by default all that end a turn of the model's.
       seed: of the draws.
       slots: sequences written at a time, at most, on each device.
+      max_length: tokens of prompt and response; by default as many as the model has room for.
       mesh: whose devices write, whatever its axes are called; by default that of the model. The
         decoder is whole on each of them.
 
@@ -90,10 +93,11 @@ class Sampler:
         model: Model,
         *,
         rules: SamplingRules,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
         seed: int = 0,
         slots: int = SLOTS,
+        max_length: int | None = None,
         mesh: Mesh | None = None,
     ) -> None:
         mesh = model.mesh if mesh is None else mesh
@@ -101,15 +105,18 @@ class Sampler:
             raise UsageError("sampling over devices of several processes", remedy="use one process")
         # Slots are all that is split, so a mesh is no more than a row of devices.
         self.mesh = None if mesh is None else Mesh(mesh.devices.reshape(-1), (AXIS,))
-        self.model, self.rules, self.seed = on_one_device(model), rules, seed
+        if isinstance(seed, bool) or not isinstance(seed, Integral):
+            raise UsageError(f"seed is {seed!r}", remedy="give a whole number")
+        self.model, self.rules, self.seed = on_one_device(model), rules, int(seed)
         self.work = SamplingWork()
-        self._stop = tuple(stop)
-        StopFinder(model.tokenizer, self._stop)
+        self._stop = list_stops(stop)
         known = [i for i in model.tokenizer.eos_ids if i < model.config.vocab_size]
-        self.stop_ids = tuple(known if stop_ids is None else stop_ids)
-        mask = stop_mask(model.config.vocab_size, self.stop_ids)
+        mask = stop_mask(model.config.vocab_size, known if stop_ids is None else stop_ids)
+        self.stop_ids = tuple(np.flatnonzero(mask).tolist())
         if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
             raise UsageError(f"slots is {slots!r}", remedy="give a number of at least 1")
+        # The last token of a response needs no position.
+        self._longest = model.config.max_positions + 1 if max_length is None else max_length
         self._slots, self._devices = slots, 1 if mesh is None else mesh.size
         self._values: RuleValues = self._put(to_values(rules))
         self._mask = self._put(jnp.asarray(mask))
@@ -163,9 +170,8 @@ class Sampler:
         return {"top_k", "top_p", "min_p"}.isdisjoint(self._values.in_force)
 
     def budget(self, prompt: PromptToSample) -> int:
-        """Tokens that may be drawn after a prompt: its limit, or what the model has room for."""
-        room = self.model.config.max_positions - len(prompt.ids) + 1
-        return min(prompt.max_new_tokens, room)
+        """Tokens that may be drawn after a prompt: its limit, or what there is room for."""
+        return min(prompt.max_new_tokens, self._longest - len(prompt.ids))
 
     def _check(self, prompt: PromptToSample, place: int) -> int:
         """The tokens of the longest sequence that the prompt may become."""
@@ -173,8 +179,8 @@ class Sampler:
         problem = ""
         if not size:
             problem = "the prompt is empty"
-        elif size > config.max_positions:
-            problem = f"{size} tokens, more than the {config.max_positions} that the model takes"
+        elif size >= self._longest:
+            problem = f"{size} tokens, and at most {self._longest - 1} leave room for a response"
         elif prompt.ids.min() < 0 or prompt.ids.max() >= config.vocab_size:
             problem = f"a token id is not one of the model's {config.vocab_size}"
         elif prompt.max_new_tokens < 1 or prompt.num_samples < 1:
@@ -183,23 +189,21 @@ class Sampler:
         if problem:
             raise PromptError(problem, row=row)
         longest = size + self.budget(prompt) - 1
-        if longest > self._context:
+        classes = length_classes(config)
+        if classes is not None and classes(longest) != classes(max(size - 1, 1)):
             raise PromptError(
-                f"{size} tokens and {self.budget(prompt)} new ones pass the model's original "
-                f"context of {self._context}, where its positions turn by the length of the whole",
+                f"with {self.budget(prompt)} new tokens its length would pass the model's original "
+                "context, where positions turn by the length of the whole",
                 row=row,
-                remedy=f"ask for at most {self._context - size + 1} new tokens"
-                if size <= self._context
-                else "shorten the prompt",
+                remedy=self._advise(size, classes),
             )
         return longest
 
-    @cached_property
-    def _context(self) -> int | float:
-        """Tokens within which a response may grow without turning its prompt's keys again."""
-        config = self.model.config
-        ropes = [config.rope, *(kind.rope for kind in config.layers)]
-        return min((r.original_max_positions for r in ropes if by_length(r)), default=np.inf)
+    def _advise(self, size: int, classes: Callable[[int], Hashable]) -> str:
+        """What of a prompt of so many tokens can be done within a class of lengths."""
+        first, last = max(size - 1, 1), self._longest - 1
+        same = [n for n in range(size, last + 1) if classes(n) == classes(first)]
+        return f"ask for at most {len(same)} new tokens" if same else "shorten the prompt"
 
     def _sample_group(
         self,
@@ -213,6 +217,7 @@ class Sampler:
         config, dtype = self.model.config, jnp.dtype(self.model.dtype)
         penalty = "repetition_penalty" in self._values.in_force
         total = count * self._devices
+        _check_memory(cache_bytes(config, count, columns, dtype), count, columns)
         slots = empty_slots(config, total, columns, dtype, penalty=penalty, mesh=self.mesh)
         self.work.programs.add(("write", count, columns))
         waiting = self._newcomers(prompts, pairs, columns)
@@ -287,7 +292,7 @@ class Sampler:
         """Sequences in the order of the rows that their prompts are computed in, row by row."""
         members = sorted({prompt for prompt, _ in pairs})
         requests = [_to_request(prompts[i].ids, i) for i in members]
-        for row in pack(requests):
+        for row in pack(requests, apart=length_classes(self.model.config)):
             keys = self._put(_compute_keys(self.model.graphdef, self.model.params, row.batch))
             self.work.prompt_tokens += row.num_tokens
             self.work.programs.add(("prompt", row.batch.tokens.shape[1], row.batch.tile))
@@ -308,6 +313,15 @@ class Sampler:
                 for sample in (sample for i, sample in pairs if i == index):
                     key = key_of(self.seed, prompt.name, sample)
                     yield (index, sample), keys, self._put(made.replace(key=jnp.asarray(key)))
+
+
+def _check_memory(needed: int, slots: int, columns: int) -> None:
+    if needed > (free := free_bytes()):
+        raise UsageError(
+            f"{slots} slots of {columns:,} tokens take {needed / 1e9:,.1f} GB of a device's "
+            f"memory, of which {free / 1e9:,.1f} are free",
+            remedy="give a smaller max_new_tokens or max_length, or fewer slots",
+        )
 
 
 def on_one_device(model: Model) -> Model:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from instructjax.data.example import Example
-from instructjax.errors import DataError
+from instructjax.errors import DataError, PromptError
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.prompts.options import Truncation
@@ -81,8 +81,10 @@ class SampledRow:
 
     @property
     def status(self) -> str:
-        """ "ok", or flags of the prompt joined by commas."""
-        return ",".join(self.flags) or "ok"
+        """ "ok", or flags joined by commas: of the prompt, and "not_finite" if a number is not."""
+        numbers = self.token_log_probs, self.sampling_log_probs
+        finite = all(np.isfinite(x).all() for x in numbers)
+        return ",".join([*self.flags, *([] if finite else ["not_finite"])]) or "ok"
 
     def __repr__(self) -> str:
         return (
@@ -103,19 +105,27 @@ def make_prompt_encoder(
 
     Args:
       model: whose tokenizer and context length count.
-      max_new_tokens: with truncation, prompts are cut so that there is room for so many.
+      max_new_tokens: with truncation, prompts are cut so that there is room for so many, but for
+        half of all tokens at most.
       truncation: of prompts that are too long: "error", "left" or "middle".
-      max_length: tokens of prompt and response; by default all that the model takes.
+      max_length: tokens of prompt and response; by default all that the model takes, and one
+        more, as the last needs no position.
       **options: others of `PromptOptions`.
 
     Raises:
       UsageError: an unknown option, or a `max_length` that the model does not take.
     """
-    longest = model.config.max_positions if max_length is None else max_length
-    if truncation != "error" and isinstance(longest, int):
-        longest = max(longest - max_new_tokens + 1, 2)
-    return make_encoder(
-        model, max_length=longest, truncation=truncation, include_eos=False, **options
+    encoder = make_encoder(
+        model, max_length=max_length, truncation=truncation, include_eos=False, **options
+    )
+    longest = model.config.max_positions + 1 if max_length is None else max_length
+    if truncation != "error":
+        longest -= min(max_new_tokens, longest // 2) - 1
+    return PromptEncoder(
+        encoder.tokenizer,
+        replace(encoder.options, max_length=max(longest, 2)),
+        vocab_size=model.config.vocab_size,
+        max_positions=longest if max_length is None else model.config.max_positions,
     )
 
 
@@ -133,6 +143,14 @@ def encode_prompt(encoder: PromptEncoder, example: Example, row: int) -> Request
         example.instruction or example.input or example.system or example.history
     ):
         raise DataError("no instruction and no input", row=name, remedy="give one of them")
+    longest = encoder.options.max_length
+    if given and longest is not None and len(example.prompt_ids or ()) >= longest:
+        raise PromptError(
+            f"prompt_ids are {len(example.prompt_ids or ())} tokens, and at most {longest - 1} "
+            "leave room for a response",
+            row=name,
+            remedy="shorten them",
+        )
     stand_in = {"output": None, "output_ids": [0]} if given else {"output": "x", "output_ids": None}
     (request,) = encoder.encode(replace(example, answer=None, **stand_in), row=row)
     return request

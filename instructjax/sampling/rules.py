@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from instructjax.errors import UsageError
 
@@ -39,7 +40,7 @@ class SamplingRules:
     min_p: int | float = 0.0
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.top_k, int) and not isinstance(self.top_k, bool)
+        whole = isinstance(self.top_k, Integral) and not isinstance(self.top_k, bool)
         good = {
             "repetition_penalty": _in_range(self.repetition_penalty, LEAST, math.inf),
             "temperature": is_temperature(self.temperature),
@@ -79,6 +80,7 @@ def is_temperature(value: object) -> bool:
 def _in_range(
     value: object, least: float, most: float, *, low: bool = True, high: bool = False
 ) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return False
+    value = float(value)
     return (least <= value if low else least < value) and (value <= most if high else value < most)

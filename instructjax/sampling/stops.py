@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -58,7 +58,26 @@ def check_stop(string: object) -> str:
     """Returns a stop string, or raises a UsageError if it is none."""
     if not isinstance(string, str) or not string:
         raise UsageError(f"the stop string {string!r} is empty or no text", remedy="give a text")
+    try:
+        string.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the stop string {string!r} is no UTF-8", remedy="give a text in UTF-8"
+        ) from None
     return string
+
+
+def list_stops(stop: object) -> tuple[str, ...]:
+    """One stop string or several, as several.
+
+    >>> list_stops("END"), list_stops(["a", "b"])
+    (('END',), ('a', 'b'))
+    """
+    if isinstance(stop, str):
+        stop = (stop,)
+    if not isinstance(stop, Iterable):
+        raise UsageError(f"stop is {stop!r}", remedy="give a text, or several")
+    return tuple(map(check_stop, stop))
 
 
 def stop_mask(vocab_size: int, stop_ids: Sequence[int]) -> np.ndarray:
@@ -68,6 +87,8 @@ def stop_mask(vocab_size: int, stop_ids: Sequence[int]) -> np.ndarray:
       UsageError: an id that the model does not know.
     """
     mask = np.zeros(vocab_size, bool)
+    if isinstance(stop_ids, str) or not isinstance(stop_ids, Iterable):
+        raise UsageError(f"stop_ids is {stop_ids!r}", remedy="give a list of ids")
     for i in stop_ids:
         if isinstance(i, bool) or not isinstance(i, int | np.integer) or not 0 <= i < vocab_size:
             raise UsageError(

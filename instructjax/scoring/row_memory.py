@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 
@@ -33,6 +36,19 @@ def bytes_per_position(config: DecoderConfig, dtype: str, *, top_k: int = 0) -> 
     attended = config.num_heads * config.head_dim * (size + 4)
     stream = 4 * config.hidden_size * size
     return stream + max(heads * size + attended, inner * size) + 8 * top_k
+
+
+def free_bytes() -> float:
+    """Memory of a device that nothing has taken; infinite where the system does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024 / jax.local_device_count()
 
 
 def longest_row(model: Model, *, top_k: int = 0) -> int:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
 import instructjax as ij
 from instructjax.sampling import Sampler, SamplingRules
+from instructjax.sampling.api import check_count
 from instructjax.sampling.beam import search
 from instructjax.sampling.responses import PromptToSample
+from instructjax.sampling.rules import is_temperature
 
 EXAMPLES = [
     ij.Example(instruction="Name it.", input="the sea", id="a", task="t", instruction_id="c1"),
@@ -116,6 +120,45 @@ def test_long_prompts_leave_room_where_they_may_be_cut(tiny_model: Any) -> None:
         tiny_model, long, max_new_tokens=20, truncation="left", temperature=0, stop_ids=()
     )
     assert made.num_tokens == 20 and made.status.startswith("truncated=")
+    # However much is asked for, half of the model's 256 positions are the prompt's.
+    short = ij.Example(prompt_ids=[*range(5, 105)])
+    for options in ({}, {"truncation": "left"}):
+        (made,) = ij.sample(tiny_model, short, max_new_tokens=1000, stop_ids=(), **options)
+        assert (made.num_tokens, made.status) == (157, "ok")
+
+
+def test_prompt_and_response_are_max_length_at_most(tiny_model: Any) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 100, "stop_ids": ()}
+    prompt = ij.Example(prompt_ids=[*range(5, 25)])
+    for longest in (21, 40, 120):
+        (made,) = ij.sample(tiny_model, prompt, max_length=longest, **options)
+        assert made.num_tokens == longest - 20
+    (best,) = ij.beam_search(tiny_model, prompt, max_length=24, **options)
+    assert best.num_tokens == 4
+    with pytest.raises(ij.PromptError, match="prompt_ids are 20 tokens, and at most 19"):
+        ij.sample(tiny_model, prompt, max_length=20, **options)
+    # The last token needs no position, so a prompt may take all that the model has.
+    (made,) = ij.sample(tiny_model, ij.Example(prompt_ids=[7] * 256), **options)
+    assert made.num_tokens == 1
+
+
+def test_numbers_that_are_not_finite_are_told(tiny_model: Any) -> None:
+    params = jax.tree.map(lambda x: x * np.nan, tiny_model.params)
+    broken = dataclasses.replace(tiny_model, params=params)
+    samples = ij.sample(broken, EXAMPLES[0], max_new_tokens=3, stop_ids=())
+    assert samples[0].status == "not_finite"
+    (row,) = samples.to_arrow().to_pylist()
+    assert row["log_prob"] is None and row["token_log_probs"] == [None] * 3
+    assert ij.beam_search(broken, EXAMPLES[0], max_new_tokens=2)[0].status == "not_finite"
+    with pytest.raises(ij.DataError, match="a: log Pr of a response is not finite"):
+        ij.choose(broken, dataclasses.replace(EXAMPLES[0], output=["x", "y"]))
+
+
+def test_numbers_of_numpy_will_do() -> None:
+    assert check_count("n", np.int64(3)) == 3 and is_temperature(np.float32(0.5))
+    for wrong in (True, 1.5, "3", None):
+        with pytest.raises(ij.UsageError, match="n is"):
+            check_count("n", wrong)
 
 
 def test_wrong_calls(tiny_model: Any) -> None:

@@ -115,6 +115,13 @@ def test_no_token_without_probability_is_drawn(seed: int, vocab: int) -> None:
     assert (p[np.arange(4), np.asarray(token)] > 0).all()
 
 
+def test_numbers_beyond_float32_and_int32_are_the_nearest_that_are_not() -> None:
+    logits = jnp.array([[1.0, 3.0, 2.0]])
+    only = apply_rules(logits, None, to_values(SamplingRules(top_p=1e-50)))
+    assert only.tolist() == [[-np.inf, 3.0, -np.inf]]
+    assert apply_rules(logits, None, to_values(SamplingRules(top_k=10**12))).tolist() == [[1, 3, 2]]
+
+
 def test_margins_say_what_would_choose_otherwise() -> None:
     p = jnp.array([[0.25, 0.0, 0.5, 0.25]] * 3)
     token, margin = invert(p, jnp.array([0.25 + 2**-12, 0.5, 0.2]))

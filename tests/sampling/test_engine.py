@@ -13,7 +13,7 @@ import instructjax as ij
 from instructjax.errors import PromptError, UsageError
 from instructjax.models.config import RopeConfig
 from instructjax.prompts.request import Request
-from instructjax.sampling import PromptToSample, Sampled, Sampler, SamplingRules
+from instructjax.sampling import PromptToSample, Sampled, Sampler, SamplingRules, engine
 from instructjax.scoring.engine import score_requests
 from instructjax.sharding import make_mesh
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_written_is_refused(random_model: Any) -> None:
     for ids, message in (
         ([], "row 3: the prompt is empty"),
         ([61], "row 3: a token id is not one of the model's 61"),
-        ([1] * 13, "row 3: 13 tokens, more than the 12"),
+        ([1] * 13, "row 3: 13 tokens, and at most 12 leave room for a response"),
     ):
         with pytest.raises(PromptError, match=message):
             ask(ids)
@@ -220,6 +220,8 @@ def test_what_cannot_be_written_is_refused(random_model: Any) -> None:
         Sampler(model, rules=RULES["drawn"], stop=("",))
     with pytest.raises(UsageError, match="slots is 0"):
         Sampler(model, rules=RULES["drawn"], slots=0)
+    with pytest.raises(UsageError, match="no UTF-8"):
+        Sampler(model, rules=RULES["drawn"], stop="\ud800")
     for wrong in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"min_p": 2}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             SamplingRules(**wrong)  # type: ignore[arg-type]
@@ -235,8 +237,44 @@ def test_positions_that_turn_by_the_length_of_the_whole(random_model: Any) -> No
     within, beyond = (PromptToSample(ids=ids, name="row 3", max_new_tokens=n) for n in (6, 7))
     (made,) = run(model, [within], stop_ids=())
     assert np.abs(scores_of(model, [within], [made])[0] - made.token_log_probs).max() < 1e-5
-    with pytest.raises(PromptError, match=r"row 3: .*original context of 20.*at most 6 new"):
+    with pytest.raises(PromptError, match=r"row 3: .*original context.*at most 6 new"):
         run(model, [within, beyond])
     long = PromptToSample(ids=np.arange(30, dtype=np.int32), name="row 4", max_new_tokens=1)
     with pytest.raises(PromptError, match="row 4: .*shorten the prompt"):
         run(model, [long])
+
+
+def test_law_4_beyond_the_original_context_of_longrope(random_model: Any) -> None:
+    """What turns by the second list from its first token on may grow; what would pass, not."""
+    rng = np.random.default_rng(0)
+    short, long = (tuple(rng.uniform(1, 4, 2).tolist()) for _ in range(2))
+    rope = RopeConfig(
+        kind="longrope", divisors=short, long_divisors=long, original_max_positions=20
+    )
+    model = random_model(rope=rope)
+    prompts = [
+        PromptToSample(ids=rng.integers(0, 61, size, np.int32), name=f"{size}", max_new_tokens=8)
+        for size in (10, 22, 30)
+    ]
+    made = run(model, prompts, stop_ids=())
+    for one, expected in zip(made, scores_of(model, prompts, made), strict=True):
+        assert len(one.ids) == 8
+        np.testing.assert_allclose(one.token_log_probs, expected, rtol=0, atol=1e-5)
+    for size, remedy in ((18, "at most 3 new tokens"), (21, "shorten the prompt")):
+        ids = np.arange(size, dtype=np.int32)
+        with pytest.raises(PromptError, match=f"row 5: .*original context.*{remedy}"):
+            run(model, [PromptToSample(ids=ids, name="row 5", max_new_tokens=8)])
+
+
+def test_a_cache_that_memory_cannot_hold_is_refused(
+    random_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model()
+    monkeypatch.setattr(engine, "free_bytes", lambda: 1e6)
+    few, many = (
+        PromptToSample(ids=np.arange(3, dtype=np.int32), name="a", num_samples=2, max_new_tokens=n)
+        for n in (8, 4000)
+    )
+    assert len(run(model, [few])) == 2
+    with pytest.raises(UsageError, match=r"16 slots of 4,096 tokens take .* fewer slots"):
+        run(model, [many])
