@@ -135,7 +135,7 @@ def collect(
                 continue
             size = _size_of(step, kind, group)
             source = computation.get(step.operands[0]) if network else step
-            where = _place(source.op_name if source else "")
+            where = _place(_op_name(source, computation))
             key = (kind, axes, group, size, where, network)
             found[key] = found.get(key, 0.0) + runs[name]
     made = [
@@ -185,6 +185,19 @@ def _size_of(step: Instruction, kind: str, group: int) -> float:
         return max(sum(array_bytes(part)) for part in tuple_parts(step.shape))
     total = step.num_bytes
     return total * group if step.kind.startswith("reduce-scatter") else total
+
+
+def _op_name(step: Instruction | None, computation: Computation) -> str:
+    """That of an instruction; where the compiler has made it of others and given it none, that of
+    the nearest before it."""
+    near, seen = [step], set()
+    for each in near:
+        if each is not None and each.op_name:
+            return each.op_name
+        found = set(each.operands if each is not None else ()) - seen
+        seen |= found
+        near += [computation.get(name) for name in sorted(found)]
+    return ""
 
 
 def _place(op_name: str) -> str:

@@ -117,6 +117,35 @@ def test_several_arrays_at_once_are_added_up(start, num_bytes):
     assert (found.axes, found.num_bytes, found.count) == (("fsdp",), num_bytes, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("jit(step)/shard_map/jvp()/while/body/dot_general", "forward"),
+        ("jit(step)/shard_map/transpose(jvp())/scatter-add", "backward"),
+        ("jit(step)/shard_map/transpose(jvp())/rematted_computation/all_gather", "again"),
+        ("jit(step)/shard_map/sum_over_rows/psum_invariant", "backward"),
+        ("jit(step)/reduce_sum", "update"),
+    ],
+)
+def test_where_a_program_has_them(name, where):
+    """By its own name; one that has none, as TPUs spell what they make of a scatter, by that of
+    what it is given, however far before."""
+    metadata = f'metadata={{op_name="{name}"}}'
+    own = f"f32[8]{{0}} all-reduce(%x), replica_groups=[2,4]<=[4,2]T(1,0), {metadata}"
+    (found,) = find_collectives(program_with(own), MESH)
+    text = f"""HloModule made
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  %named = f32[8]{{0}} tanh(%x), {metadata}
+  %bare = f32[8]{{0}} copy(%named)
+  ROOT %y = f32[8]{{0}} all-reduce(%bare), replica_groups=[2,4]<=[4,2]T(1,0)
+}}
+"""
+    (far,) = find_collectives(text, MESH)
+    assert (found.where, far.where) == (where, where)
+
+
 GATHER = "all-gather(%part), replica_groups={{0,2,4,6},{1,3,5,7}}, dimensions={0}"
 
 
