@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from instructjax.cli.evaluate import Evaluate
+from instructjax.cli.evaluate_parts import (
+    STRIDE,
+    describe_chunk,
+    describe_end,
+    read_notes,
+    take_back,
+)
 from instructjax.cli.evaluate_summary import show_evaluation
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.cli.row_count import estimate_rows
@@ -21,32 +29,34 @@ from instructjax.cli.table_run import Rows
 from instructjax.data import Example, Reject, RejectsFile, read_examples
 from instructjax.data.fields import parse_fields
 from instructjax.data.files import find_files
-from instructjax.data.unusable import make_reject
 from instructjax.display.progress import ScoringProgress
 from instructjax.errors import UsageError
 from instructjax.evaluation.api import join_metadata
 from instructjax.evaluation.generate import GenerateOptions
 from instructjax.evaluation.metrics import find_metrics
 from instructjax.evaluation.plan import Plan, check_row, encode_example
-from instructjax.evaluation.predictions import Predictions, read_predictions, refuse_twins
-from instructjax.evaluation.stream import EvaluatedChunk, evaluate_chunks
+from instructjax.evaluation.predictions import (
+    Predictions,
+    find_strangers,
+    read_predictions,
+    refuse_twins,
+)
+from instructjax.evaluation.stream import evaluate_chunks
 from instructjax.evaluation.table import EVALUATION_SCHEMA
+from instructjax.evaluation.written import Written
 from instructjax.models import Model, load_model, parse_spec
 from instructjax.prompts import PromptEncoder, PromptOptions
 from instructjax.scoring.api import make_encoder
 from instructjax.scoring.cache import ScoreCache
 from instructjax.scoring.engine import Work
 from instructjax.scoring.metadata import describe_run, installed_version
-from instructjax.scoring.runs.chunks import Failure
 from instructjax.scoring.runs.folder import is_finished
-from instructjax.scoring.runs.manifest import describe_files
+from instructjax.scoring.runs.manifest import describe_files, digest_file
 from instructjax.scoring.runs.parts import Parts, open_parts
 from instructjax.scoring.runs.stream import Headway
 from instructjax.scoring.tables.files import check_target
 from instructjax.sharding import choose_mesh
 
-# Parts of the k-th model begin at k times this, above the rows of any data file.
-STRIDE = 10**10
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -72,8 +82,14 @@ class Run:
         """Whether a model must be loaded."""
         return self.plan.reads_scores or (self.plan.reads_text and not self.predictions)
 
-    def read_rows(self) -> Rows:
-        """The rows of the data, from the first."""
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """SHA-256 of the files that the user's metrics are in, by the metrics' names."""
+        metrics = self.plan.metrics
+        return {x.name: digest_file(x.source) for x in metrics if x.source is not None}
+
+    def read_rows(self, seen: set[str] | None = None) -> Rows:
+        """The rows of the data, from the first; where there are predictions, `seen` gets ids."""
         rows: Iterator[Example | Reject] = read_examples(
             self.options.data,
             format=self.options.format,
@@ -81,7 +97,7 @@ class Run:
             needs_output=False,
             keep_extra=True,
         )
-        return refuse_twins(rows) if self.predictions else rows
+        return refuse_twins(rows, seen) if self.predictions else rows
 
     def describe(self) -> dict[str, str]:
         """What the table is of, as far as it is known before models are loaded."""
@@ -96,10 +112,12 @@ class Run:
         }
 
     def describe_inputs(self) -> dict[str, str]:
-        """What else the rows of the table depend on."""
+        """What else the rows of the table depend on, but for functions of the user's.
+
+        When those change, their values alone are to be measured again; see `take_back`.
+        """
         fields = sorted(self.fields.items())
-        sources = [metric.source for metric in self.plan.metrics if metric.source is not None]
-        files = [*find_files(self.options.data), *self.options.predictions, *sources]
+        files = [*find_files(self.options.data), *self.options.predictions]
         return {
             "format": self.options.format or "detected",
             "field": ", ".join(f"{name}={column}" for name, column in fields) or "none",
@@ -127,16 +145,36 @@ def run_evaluate(options: Evaluate) -> int:
         if parts.complete:
             print(escape_controls(f"{options.out} is complete: an earlier run had written it"))
             return 0
-        if parts.done:
+        texts = take_back(parts, run.sources, len(run.specs))
+        if parts.rows:
             say_error(f"going on after {parts.rows:,} rows that are evaluated", label="")
+        if texts:
+            say_error(_say_again(texts, run.sources), label="")
         for place, name in enumerate(run.specs):
-            if not _evaluate_model(run, parts, place, name):
+            if not _evaluate_model(run, parts, place, name, texts.get(name, {})):
                 parts.discard()
                 return 1
-        notes = list(parts.read_notes())
+        notes = list(read_notes(parts))
+        for note in notes:
+            count, first = note.get("strangers", (0, ""))
+            if count:
+                say_error(
+                    f"{count:,} ids of the predictions of {note['model']} are of no row of the "
+                    f"data, the first {first!r:.80}",
+                    label="warning: ",
+                )
         with RejectsFile(options.out) as rejects:
             for reject in (reject for note in notes for reject in note["rejects"]):
                 rejects.write(Reject(**reject))
+        failed = sum((Counter(note["failed"]) for note in notes), Counter())
+        if failed and (options.strict or not any(note["values"] for note in notes)):
+            counts = ", ".join(f"{name} on {count:,} rows" for name, count in failed.items())
+            say_error(
+                f"a metric failed ({counts}) and {options.out} was not written; the first, "
+                f"{_find_first(notes)}; mend it: what was written is kept, and the same command "
+                "measures it again"
+            )
+            return 1
         if not any(note["values"] for note in notes):
             parts.discard()
             say_error(
@@ -151,6 +189,12 @@ def run_evaluate(options: Evaluate) -> int:
         rows = parts.rows // len(run.specs)
         parts.finish(metadata)
     show_evaluation(options.out, rows, rejects)
+    if failed and options.keep_predictions and options.out.suffix.lower() != ".csv":
+        say_error(
+            f"a metric failed; the first, {_find_first(notes)}; what was written is in the table, "
+            f"and --predictions {options.out} measures it again",
+            label="warning: ",
+        )
     return 0
 
 
@@ -186,7 +230,8 @@ def _check(options: Evaluate) -> Run:
     check_target(options.out, overwrite=options.overwrite or is_finished(options.out))
     check_apart(options.data, options.out)
     found = {
-        name: read_predictions(file) for name, file in zip(specs, options.predictions, strict=False)
+        name: read_predictions(file, name)
+        for name, file in zip(specs, options.predictions, strict=False)
     }
     run = Run(options=options, specs=specs, plan=plan, fields=fields, predictions=found)
     run.read_rows()  # opens the files, and checks their columns
@@ -238,14 +283,35 @@ def _name(spec: str) -> str:
     return Path(parsed.target).expanduser().resolve().parent.name or parsed.name
 
 
-def _evaluate_model(run: Run, parts: Parts, place: int, name: str) -> bool:
-    """Does what is not done yet of one model; False where --strict found rows that cannot be."""
+def _say_again(texts: Mapping[str, Mapping[int, Written]], sources: Mapping[str, str]) -> str:
+    count = sum(map(len, texts.values()))
+    kept = f", {count:,} texts that were kept among them" if count else ""
+    return f"rows are measured again by {', '.join(sources)}{kept}"
+
+
+def _find_first(notes: Sequence[Mapping[str, Any]]) -> str:
+    """The first failure of a metric, with file and row."""
+    for reject in (reject for note in notes for reject in note["rejects"]):
+        if reject["reason"].startswith("metric failed"):
+            where = ", ".join(part for part in (reject["file"], reject["row"]) if part)
+            return f"{where}: {reject['reason'].partition(': ')[2]}"
+    return ""
+
+
+def _evaluate_model(
+    run: Run, parts: Parts, place: int, name: str, written: Mapping[int, Written]
+) -> bool:
+    """Does what is not done yet of one model; False where --strict found rows that cannot be.
+
+    Args:
+      written: what it wrote in an earlier run for rows that are to be measured again.
+    """
     options, base = run.options, place * STRIDE
     mine = {f - base: s - base for f, s in parts.done.items() if base <= f < base + STRIDE}
     if any(first == stop for first, stop in mine.items()):
         return True
     model, encoder, about = _load(run, run.specs[name]) if run.needs_models else (None, None, {})
-    for note in parts.read_notes():
+    for note in read_notes(parts):
         known = note["about"].get("model_fingerprint") if note["model"] == name else None
         if known not in (None, about.get("model_fingerprint")):
             raise UsageError(
@@ -266,15 +332,18 @@ def _evaluate_model(run: Run, parts: Parts, place: int, name: str) -> bool:
         if options.cache is not None and model is not None
         else nullcontext()
     )
-    progress = ScoringProgress(estimate_rows(options.data), log=True)
+    progress = ScoringProgress(estimate_rows(options.data), log=True, verb="evaluating")
+    seen: set[str] = set()
+    told: set[str] = set()
     stop = max(mine.values(), default=0)
     with caching as cache, progress:
         chunks = evaluate_chunks(
             model,
             name,
-            run.read_rows(),
+            run.read_rows(seen),
             run.plan,
             encoder=encoder,
+            written=written,
             predictions=None
             if texts is None
             else lambda example, _: texts.get(example.id or "", ()),
@@ -286,11 +355,18 @@ def _evaluate_model(run: Run, parts: Parts, place: int, name: str) -> bool:
         )
         with closing(chunks):
             for chunk in chunks:
-                note = {**_describe_chunk(chunk, place, name), "model": name, "about": about}
+                for metric, failures in chunk.metric_failures.items():
+                    if metric not in told:
+                        say_error(f"{failures[0].error}", label="warning: ")
+                    told.add(metric)
+                note = describe_chunk(chunk, place, name, run.sources)
+                note |= {"model": name, "about": about}
                 parts.add(base + chunk.first, base + chunk.stop, chunk.records, note)
                 stop = max(stop, chunk.stop)
-    end = {"model": name, "about": about, "rejects": [], "values": 0, "missing": {}}
-    parts.add(base + stop, base + stop, [], {**end, "complete": True})
+    end = {**describe_end(run.sources), "model": name, "about": about}
+    if texts is not None:
+        end["strangers"] = find_strangers(texts, seen)
+    parts.add(base + stop, base + stop, [], end)
     return True
 
 
@@ -306,27 +382,6 @@ def _try(plan: Plan, model: Model | None, encoder: PromptEncoder | None, example
     check_row(example, 0, plan)
     if model is not None and encoder is not None:
         encode_example(model, encoder, example, 0, plan)
-
-
-def _describe_chunk(chunk: EvaluatedChunk, place: int, name: str) -> dict[str, Any]:
-    """Rejects, told once and not for every model, and how many values there are and are not."""
-    rejects = [_to_reject(row) for row in chunk.rejects] if place == 0 else []
-    for failure in chunk.failures:
-        reject = _to_reject(failure)
-        rejects.append(dataclasses.replace(reject, reason=f"{reject.reason} (model {name})"))
-    missing: dict[str, int] = {}
-    for record in chunk.records:
-        if record["value"] is None:
-            missing[record["status"]] = missing.get(record["status"], 0) + 1
-    return {
-        "rejects": [dataclasses.asdict(reject) for reject in rejects],
-        "values": sum(record["value"] is not None for record in chunk.records),
-        "missing": missing,
-    }
-
-
-def _to_reject(row: Reject | Failure) -> Reject:
-    return row if isinstance(row, Reject) else make_reject(row.example, row.error)
 
 
 def _list_reasons(notes: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.data import RejectsFile
-from instructjax.evaluation.summary import compare_models, summarize
+from instructjax.evaluation.summary import compare_models, count_flags, summarize
 from instructjax.evaluation.table import read_evaluation
 
 
@@ -52,6 +52,8 @@ def show_evaluation(out: Path, rows: int, rejects: RejectsFile) -> None:
             )
         console.print(table)
     print("SE: standard error, clustered by instruction")
+    for one in count_flags(columns):
+        print(escape_controls(str(one)))
     for one in means:
         if one.num_examples == 0:
             at = (columns["metric"] == one.metric) & (columns["model"] == one.model)

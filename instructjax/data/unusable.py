@@ -21,6 +21,7 @@ def make_reject(example: Example, error: InstructJaxError) -> Reject:
     values = {name: value for name, value in given.items() if value is not None and len(value)}
     if example.answer is not None:
         values["answer"] = example.answer
+    values |= {name: value for name, value in example.extra.items() if name not in values}
     return Reject(
         file=file,
         row=place,

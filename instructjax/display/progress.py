@@ -1,4 +1,4 @@
-"""A progress bar for scoring that shows up only where somebody looks and it is worth it."""
+"""A progress bar over rows that shows up only where somebody looks and it is worth it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,22 @@ class ScoringProgress:
       total: rows in all, if it is known.
       show: always or never; by default on a terminal or in a notebook.
       log: write plain lines where there is no terminal.
+      verb: what is done with the rows.
     """
 
-    def __init__(self, total: int | None, *, show: bool | None = None, log: bool = False) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        *,
+        show: bool | None = None,
+        log: bool = False,
+        verb: str = "scoring",
+    ) -> None:
         self._console = Console(stderr=True)
         live = self._console.is_terminal or self._console.is_jupyter
         self._shown = live if show is None else show
         self._log = log and not self._shown
-        self._total = total
+        self._total, self._verb = total, verb
         self._bar: Progress | None = None
         self._start = self._logged = time.monotonic()
 
@@ -55,11 +63,11 @@ class ScoringProgress:
         elif self._log and time.monotonic() - self._logged > LOG_EVERY:
             self._logged = time.monotonic()
             of = "" if total is None else f" of {total:,}"
-            print(f"scoring: {rows:,}{of} rows, {speed}", file=sys.stderr, flush=True)
+            print(f"{self._verb}: {rows:,}{of} rows, {speed}", file=sys.stderr, flush=True)
 
     def _start_bar(self) -> Progress:
         bar = Progress(
-            TextColumn("scoring"),
+            TextColumn(self._verb),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("rows"),

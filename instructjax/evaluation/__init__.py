@@ -12,9 +12,11 @@ from instructjax.evaluation.overlap import chrf, rouge_l
 from instructjax.evaluation.result import Evaluation
 from instructjax.evaluation.summary import (
     Difference,
+    Flagged,
     Mean,
     clustered_mean,
     compare_models,
+    count_flags,
     summarize,
 )
 from instructjax.evaluation.table import EVALUATION_SCHEMA, read_evaluation
@@ -25,12 +27,14 @@ __all__ = [
     "Case",
     "Difference",
     "Evaluation",
+    "Flagged",
     "Mean",
     "Metric",
     "Value",
     "chrf",
     "clustered_mean",
     "compare_models",
+    "count_flags",
     "evaluate",
     "exact_match",
     "follow_loose",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from instructjax.data.example import Example
 from instructjax.display.progress import ScoringProgress
 from instructjax.errors import UsageError
 from instructjax.evaluation.generate import GenerateOptions
-from instructjax.evaluation.metrics import find_metrics
+from instructjax.evaluation.given import Texts, find_given
+from instructjax.evaluation.metrics import Metric, find_metrics
 from instructjax.evaluation.plan import Plan
 from instructjax.evaluation.result import Evaluation
-from instructjax.evaluation.stream import FindPredictions, evaluate_chunks
+from instructjax.evaluation.stream import evaluate_chunks
 from instructjax.evaluation.table import EVALUATION_SCHEMA
 from instructjax.models.model import Model
 from instructjax.prompts.options import Truncation
@@ -27,17 +29,15 @@ from instructjax.scoring.runs.chunks import Failure
 from instructjax.scoring.runs.stream import Headway
 from instructjax.scoring.tables.table import to_table
 
-Texts = Sequence[str | Sequence[str]]
-
 
 def evaluate(
     models: Model | Sequence[Model] | Mapping[str, Model],
     examples: Example | Iterable[Example],
-    metrics: str | Iterable[Any] = ("log_prob",),
+    metrics: str | Metric | Callable[..., Any] | Iterable[Any] = ("log_prob",),
     *,
     predictions: Texts | Mapping[str, Texts] | None = None,
     max_new_tokens: int = 128,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     normalization: Normalization = "sum",
     layout: str | Path = "user",
     include_eos: bool = True,
@@ -57,23 +57,25 @@ def evaluate(
 
     The references of an example are its outputs, and the best counts; where `answer` says which of
     them is right, that one alone. A metric of text asks the model to write greedily, unless
-    predictions are given. Constraints are in `Example.extra`, as IFEval has them.
+    predictions are given. Constraints are in `Example.extra`, as IFEval has them. Where a metric of
+    yours fails on an example, a warning says so, and the table has no value there.
 
     Args:
       models: one, several, or several by the names that the table is to have.
       examples: one, or any iterable of them.
-      metrics: names, or functions.
-      predictions: what the model wrote: a text an example, or a list of samples, whose mean counts;
-        for several models, by name.
-      max_new_tokens, stop: of what is written.
+      metrics: names, or functions; one or several.
+      predictions: what the model wrote: a text an example, or a list of samples, whose mean counts,
+        or what `sample` returned for these examples; for several models, by name.
+      max_new_tokens: after so many tokens what is written is cut, and flagged.
+      stop: a text, or several, before which what is written ends.
       normalization: of `rank_accuracy`: "sum", "per_token", "per_character" or "per_byte".
       layout, include_eos, truncation, max_length, cache: as in `score`.
       progress: show a bar if it takes more than 2 s; by default on a terminal or in a notebook.
 
     Raises:
-      UsageError: an unknown metric or option, models of one name, not as many predictions as
-        examples.
-      DataError: an example cannot be used, or a metric of yours fails on it.
+      UsageError: an unknown metric or option, models of one name, predictions that are no texts
+        or not as many as examples.
+      DataError: an example cannot be used.
       PromptError: an example cannot be encoded faithfully.
 
     For example, with the embedded model (which a first call downloads)::
@@ -85,14 +87,14 @@ def evaluate(
     named = name_models(models)
     generation = GenerateOptions(
         max_new_tokens=max_new_tokens,
-        stop=tuple(stop),
+        stop=stop,
         layout=str(layout),
         truncation=truncation,
         max_length=max_length,
     )
     plan = Plan(metrics=find_metrics(metrics), normalization=normalization, generation=generation)
     rows = list(list_examples(examples))
-    given = _find_given(predictions, named, len(rows))
+    given = find_given(predictions, named, rows)
     records: list[dict[str, Any]] = []
     metadata: dict[str, str] = {}
     for name, model in named.items():
@@ -104,7 +106,9 @@ def evaluate(
             max_length=max_length,
         )
         headway, work = Headway(), Work()
-        with open_cache(cache, model) as found, ScoringProgress(len(rows), show=progress) as bar:
+        failures: dict[str, list[Failure]] = {}
+        bar = ScoringProgress(len(rows), show=progress, verb="evaluating")
+        with open_cache(cache, model) as found, bar:
 
             def tick(bar: Any = bar, headway: Headway = headway, work: Work = work) -> None:
                 bar.update(headway.rows, work.useful)
@@ -125,6 +129,9 @@ def evaluate(
                     if isinstance(failure, Failure):
                         raise failure.error
                 records += chunk.records
+                for metric, failed in chunk.metric_failures.items():
+                    failures.setdefault(metric, []).extend(failed)
+        _warn(failures, len(rows))
         about = describe_run(model, encoder, ("cz",))
         metadata |= join_metadata(metadata, about, name)
     metadata |= plan.describe(generates=plan.reads_text and predictions is None)
@@ -182,30 +189,10 @@ def join_metadata(
     }
 
 
-def _find_given(predictions: Any, named: Mapping[str, Model], count: int) -> dict[str, Any]:
-    if predictions is None:
-        return {}
-    by_name = predictions if isinstance(predictions, Mapping) else None
-    if by_name is None and len(named) > 1:
-        raise UsageError(
-            "there are several models and one list of predictions",
-            remedy="give a dict of model names and lists",
+def _warn(failures: Mapping[str, Sequence[Failure]], rows: int) -> None:
+    for metric, failed in failures.items():
+        warnings.warn(
+            f"{metric} has no value for {len(failed):,} of {rows:,} examples; the first, "
+            f"{failed[0].error}",
+            stacklevel=3,
         )
-    texts_of: Any = by_name if by_name is not None else {next(iter(named)): predictions}
-    if missing := [name for name in named if name not in texts_of]:
-        raise UsageError(f"there are no predictions of {missing[0]}", remedy="give all models'")
-    return {name: _by_place(texts_of[name], count, name) for name in named}
-
-
-def _by_place(texts: Texts, count: int, name: str) -> FindPredictions:
-    if len(texts) != count:
-        raise UsageError(
-            f"there are {len(texts)} predictions of {name} for {count} examples",
-            remedy="give one text, or one list of samples, an example",
-        )
-
-    def find(example: Example, row: int) -> Sequence[str]:
-        text = texts[row]
-        return (text,) if isinstance(text, str) else tuple(text)
-
-    return find

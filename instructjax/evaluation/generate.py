@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from instructjax.data.example import Example
 from instructjax.errors import UsageError
+from instructjax.evaluation.written import Written, to_written
 from instructjax.models.model import Model
 from instructjax.prompts.options import Truncation
+from instructjax.sampling.engine import Sampler
+from instructjax.sampling.rows import SampledRow, encode_prompt, make_prompt_encoder, to_prompt
+from instructjax.sampling.rules import SamplingRules
+from instructjax.sampling.stops import list_stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +22,12 @@ class GenerateOptions:
 
     Attributes:
       max_new_tokens: after so many tokens the text is cut.
-      stop: texts before which the response ends.
+      stop: texts before which the response ends; a single one may be given as it is.
       layout, truncation, max_length: of the prompt, as in `score`.
     """
 
     max_new_tokens: int = 128
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     layout: str = "user"
     truncation: Truncation = "error"
     max_length: int | None = None
@@ -32,6 +37,7 @@ class GenerateOptions:
             raise UsageError(
                 f"max_new_tokens is {self.max_new_tokens!r}", remedy="give a whole number from 1"
             )
+        object.__setattr__(self, "stop", list_stops(self.stop))
 
     def describe(self) -> dict[str, str]:
         """What predictions depend on beside model and prompt."""
@@ -42,24 +48,51 @@ class GenerateOptions:
         }
 
 
-def generate(model: Model, examples: Sequence[Example], options: GenerateOptions) -> list[str]:
+def generate(
+    model: Model,
+    rows: Sequence[tuple[int, Example]],
+    options: GenerateOptions,
+    *,
+    on_tokens: Callable[[int], None] | None = None,
+    on_row: Callable[[], None] | None = None,
+) -> list[Written]:
     """What the model writes for each example, greedily.
 
-    Raises:
-      PromptError: a prompt cannot be encoded.
-    """
-    from instructjax.sampling import sample
+    Args:
+      rows: examples with their indices in the data.
+      on_tokens: called with the number of tokens written since the last call.
+      on_row: called when a response is complete.
 
-    samples = sample(
+    Raises:
+      DataError, PromptError: a prompt cannot be encoded or has no room for a response; nothing was
+        written then.
+    """
+    encoder = make_prompt_encoder(
         model,
-        list(examples),
         max_new_tokens=options.max_new_tokens,
-        stop=options.stop,
-        temperature=0.0,
         layout=options.layout,
         truncation=options.truncation,
         max_length=options.max_length,
-        score=False,
-        progress=False,
     )
-    return [row.text for row in samples]
+    sampler = Sampler(
+        model,
+        rules=SamplingRules(temperature=0),
+        stop=options.stop,
+        max_length=options.max_length,
+    )
+    requests = [encode_prompt(encoder, example, row) for row, example in rows]
+    prompts = [
+        to_prompt(example, request, num_samples=1, max_new_tokens=options.max_new_tokens)
+        for (_, example), request in zip(rows, requests, strict=True)
+    ]
+    written: dict[int, Written] = {}
+    for sampled in sampler.sample(prompts, on_tokens=on_tokens):
+        place = sampled.prompt
+        flags = tuple(flag for flag in requests[place].flags if flag != "double_space")
+        row = SampledRow(
+            id=prompts[place].name, example=rows[place][1], flags=flags, sampled=sampled
+        )
+        written[place] = to_written(row)
+        if on_row is not None:
+            on_row()
+    return [written[place] for place in range(len(rows))]

@@ -33,6 +33,7 @@ class Case:
       scores: log Pr of those, where the metrics ask for scores.
       ranking: of all candidates, where the right one of several is known.
       predictions: what the model wrote: one text, several samples, or none.
+      flags: what to know of these texts; see `Written`.
       constraints: the verifiable ones of the row, if it has any.
     """
 
@@ -42,6 +43,7 @@ class Case:
     scores: tuple[ScoredRow, ...] = ()
     ranking: RankedExample | None = None
     predictions: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     constraints: Constraints | None = None
 
 
@@ -162,12 +164,12 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def find_metrics(names: str | Iterable[Any]) -> tuple[Metric, ...]:
+def find_metrics(names: str | Metric | Callable[..., Any] | Iterable[Any]) -> tuple[Metric, ...]:
     """The metrics asked for, in order.
 
     Args:
-      names: names with commas between them or a list: those of `METRICS`, `module:function`, or in
-        Python a function or a `Metric` itself; see `user_metric`.
+      names: names with commas between them, one metric, or a list: those of `METRICS`,
+        `module:function`, or in Python a function or a `Metric` itself; see `user_metric`.
 
     Raises:
       UsageError: there is none, an unknown one, one twice, or a library that it needs is missing.
@@ -177,7 +179,12 @@ def find_metrics(names: str | Iterable[Any]) -> tuple[Metric, ...]:
     """
     from instructjax.evaluation.user_metric import load_metric, make_metric
 
-    asked = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
+    if isinstance(names, str):
+        asked: list[Any] = [name.strip() for name in names.split(",")]
+    elif isinstance(names, Iterable):
+        asked = [*names]
+    else:
+        asked = [names]
     found: list[Metric] = []
     for name in asked:
         if isinstance(name, Metric):
@@ -200,6 +207,15 @@ def find_metrics(names: str | Iterable[Any]) -> tuple[Metric, ...]:
             f"metrics are {', '.join(named) or 'none'}", remedy="give one or several, each once"
         )
     return tuple(found)
+
+
+def columns_of(metric: Metric) -> tuple[str, ...]:
+    """The names that a metric has in the table.
+
+    >>> columns_of(METRICS["f1"]), len(columns_of(METRICS["ifeval"]))
+    (('f1',), 4)
+    """
+    return IFEVAL if metric.name == "ifeval" else (metric.name,)
 
 
 def _find_missing(case: Case, *, needs_reference: bool) -> str:

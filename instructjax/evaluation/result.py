@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from instructjax.evaluation.summary import Difference, Mean, compare_models, summarize
+from instructjax.evaluation.summary import (
+    Difference,
+    Flagged,
+    Mean,
+    compare_models,
+    count_flags,
+    summarize,
+)
 from instructjax.evaluation.table import EVALUATION_SCHEMA, to_columns
 from instructjax.scoring.tables.files import open_table
 from instructjax.scoring.tables.table import read_metadata, to_pandas
@@ -49,6 +56,11 @@ class Evaluation:
     def differences(self) -> list[Difference]:
         """Every other model against the first, paired row by row."""
         return compare_models(self.columns)
+
+    @cached_property
+    def flagged(self) -> list[Flagged]:
+        """What there is to know of values, such as text cut off at the limit, and of how many."""
+        return count_flags(self.columns)
 
     def mean(self, metric: str, model: str | None = None) -> float:
         """The mean of a metric, of the first model if none is named.
@@ -95,4 +107,5 @@ class Evaluation:
             f"(SE {one.standard_error:.4f})"
             for one in self.differences
         ]
+        lines += [f"  {one}" for one in self.flagged]
         return "\n".join(lines)

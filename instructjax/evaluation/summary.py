@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,6 +49,48 @@ class Difference:
     num_instructions: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flagged:
+    """How many rows of a model have one thing to know in their status, in some of its metrics.
+
+    Attributes:
+      model, metrics: whose rows, of what.
+      flag: as in the status, without a number.
+      num_examples: rows that have it, the same number in each of these metrics.
+      num_rows: rows of each of these metrics.
+    """
+
+    model: str
+    metrics: tuple[str, ...]
+    flag: str
+    num_examples: int
+    num_rows: int
+
+    def __str__(self) -> str:
+        where = f"{', '.join(self.metrics)} of {self.model}"
+        words = _FLAGS.get(self.flag, self.flag.replace("_", " "))
+        return f"{where}: in {self.num_examples:,} of {self.num_rows:,} rows {words}"
+
+
+_FLAGS = {
+    "truncated": "the prompt was cut to fit",
+    "cut_off": "the response was cut off at the limit",
+    "not_finite": "log Pr is not finite",
+    "failed": "the metric failed",
+    "no_reference": "there is no reference",
+    "no_prediction": "there is no prediction",
+    "no_answer": "the right answer is not known",
+    "no_constraints": "there are no constraints",
+    "unchecked": "constraints cannot be checked",
+    "tie": "the best candidate is not the only one",
+    "special_in_text": "the text spells a special token",
+    "history_rewritten": "the template rewrote earlier turns",
+    "spans_join": "a token holds the end of the prompt and the start of y",
+    "cannot_be_encoded": "the prompt cannot be encoded",
+    "cannot_be_used": "the row cannot be used",
+}
+
+
 def clustered_mean(
     values: Float64[np.ndarray, " N"],
     clusters: Shaped[np.ndarray, " N"],
@@ -74,11 +117,11 @@ def clustered_mean(
     """
     if not len(values):
         return math.nan, math.nan, 0
-    weights = np.ones_like(values) if weights is None else weights
-    total = weights.sum()
-    mean = float((weights * values).sum() / total)
+    given = np.ones(len(values)) if weights is None else weights
+    total = given.sum()
+    mean = float((given * values).sum() / total)
     _, groups = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(groups, weights=weights * (values - mean) / total)
+    sums = np.bincount(groups, weights=given * (values - mean) / total)
     count = len(sums)
     if count < 2:
         return mean, math.nan, count
@@ -148,6 +191,28 @@ def compare_models(columns: Mapping[str, np.ndarray]) -> list[Difference]:
                 )
             )
     return found
+
+
+def count_flags(columns: Mapping[str, np.ndarray]) -> list[Flagged]:
+    """What there is to know of values, or of their absence, and of how many; model by model.
+
+    Args:
+      columns: as `read_evaluation` gives them.
+    """
+    groups: dict[tuple[str, str, int, int], list[str]] = {}
+    for model in _unique(columns["model"]):
+        for metric in _unique(columns["metric"]):
+            at = (columns["metric"] == metric) & (columns["model"] == model)
+            counts: Counter[str] = Counter()
+            for status in columns["status"][at].tolist():
+                counts.update({flag.strip().partition("=")[0] for flag in status.split(",")})
+            for flag, count in counts.items():
+                if flag not in ("", "ok", "samples"):
+                    groups.setdefault((model, flag, count, int(at.sum())), []).append(metric)
+    return [
+        Flagged(model=model, metrics=tuple(names), flag=flag, num_examples=count, num_rows=rows)
+        for (model, flag, count, rows), names in groups.items()
+    ]
 
 
 def _clusters(rows: Mapping[str, np.ndarray]) -> np.ndarray:

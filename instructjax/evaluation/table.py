@@ -11,12 +11,25 @@
 | `instruction_hash`, `input_hash` | what identifies c and z: `text_hash` of their texts |
 | `num_references` | y that the value is the best over; for `ifeval_*`, constraints checked |
 | `prediction` | what the model wrote, in rows of metrics of text, if predictions are kept |
-| `status` | "ok", or flags joined by commas |
+| `status` | "ok", or flags joined by commas; see below |
 
 Every model has the same examples in the same order, and every example every metric, so the rows of
 two models pair by place as well as by (`id`, `metric`). Hashes and not names identify c and z: the
 names may be missing, or differ for one text. Where a prompt is given as token ids,
 `instruction_hash` is null and `input_hash` stands for the whole prompt.
+
+Flags of a value, or of why there is none:
+
+| flag | what it says |
+| --- | --- |
+| `truncated=N` | N tokens of the prompt were cut; for others see `PromptEncoder.encode` |
+| `cut_off` | the response ended at the limit of tokens, not by itself; of several, `cut_off=N` |
+| `not_finite` | log Pr of y, or of the text that the model wrote, is not finite: no value |
+| `failed=ERROR` | the metric raised this, or (`failed`) returned no finite number: no value |
+| `no_reference`, `no_prediction`, `no_answer`, `no_constraints` | of what there is none |
+| `unchecked=KIND` | a constraint of this kind is not checked |
+| `samples=N`, `tie` | the mean of N texts; two candidates are equally good |
+| `cannot_be_encoded`, `cannot_be_used` | the row gives nothing for this model |
 
 Units: `log_prob` nats, `log_prob_per_token` nats a token, all other metrics 0 to 1, except `chrf`,
 0 to 100 as sacrebleu gives it, and a user's own.

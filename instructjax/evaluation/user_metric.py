@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from instructjax.errors import DataError, InstructJaxError, UsageError
+from instructjax.errors import DataError, UsageError
 from instructjax.evaluation.metrics import Case, Metric, Value, measure_text
 
 
@@ -25,7 +25,8 @@ def load_metric(spec: str) -> Metric:
             return float(any(prediction[:1] == reference[:1] for reference in references))
 
     It is asked for rows without references too, with an empty list; `example.extra` has the data
-    row's further columns. Its name in the table is `spec`.
+    row's further columns. Its name in the table is `spec`. Where it raises, or returns what is no
+    finite number, the row has no value of it.
 
     Raises:
       UsageError: the module cannot be imported, or the function is not in it.
@@ -84,22 +85,36 @@ def make_metric(function: Callable[..., Any], name: str) -> Metric:
 
 
 def _call(function: Callable[..., Any], name: str, case: Case, prediction: str) -> float:
+    file, row = case.example.place or (None, case.name)
     try:
         value = function(prediction, list(case.references), case.example)
-    except InstructJaxError:
+    except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"the metric {name} failed ({type(error).__name__}: {error})",
-            row=case.name,
+            file=file,
+            row=row,
             remedy="mend the function",
         ) from error
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except Exception:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(
-            f"the metric {name} gave {value!r:.80}", row=case.name, remedy="return a finite number"
+            f"the metric {name} gave {_show(value)}",
+            file=file,
+            row=row,
+            remedy="return a finite number",
         )
     return number
+
+
+def _show(value: object) -> str:
+    """What a function gave, in few characters, even if Python refuses to write it out."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +17,7 @@ import instructjax as ij
 from instructjax.cli import evaluate_run
 from instructjax.cli.main import main
 from instructjax.evaluation import read_evaluation, stream
+from instructjax.evaluation.written import Written
 from instructjax.scoring import read_metadata
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -43,8 +46,8 @@ def run(monkeypatch: pytest.MonkeyPatch, models: dict[str, Any]) -> Run:
     """The command line with models loaded once, who write their name and the input."""
     monkeypatch.setattr(evaluate_run, "load_model", lambda spec, dtype, mesh: models[spec])
 
-    def generate(model: Any, examples: Any, options: Any) -> list[str]:
-        return [f"{model.name[6:]} {example.input[:1]}" for example in examples]
+    def generate(model: Any, rows: Any, options: Any, **_: Any) -> list[Written]:
+        return [Written(text=f"{model.name[6:]} {example.input[:1]}") for _, example in rows]
 
     monkeypatch.setattr(stream, "generate", generate)
 
@@ -147,11 +150,11 @@ def test_a_stopped_run_goes_on(
     assert run(*args, "--out", calm) == 0
     real, written = stream.generate, []
 
-    def stop(model: Any, examples: Any, options: Any) -> list[str]:
-        written.append((model.name, len(examples)))
+    def stop(model: Any, rows: Any, options: Any, **more: Any) -> list[Written]:
+        written.append((model.name, len(rows)))
         if len(written) == 6:
             raise KeyboardInterrupt
-        return real(model, examples, options)
+        return real(model, rows, options, **more)
 
     monkeypatch.setattr(stream, "generate", stop)
     assert run(*args, "--out", out) == 130
@@ -223,17 +226,153 @@ def test_the_file_of_ifeval_as_it_is(run: Run, tmp_path: Path) -> None:
     assert set(columns["id"]) == {"1000"} and columns["value"].tolist() == [1.0] * 4
 
 
-def test_a_metric_changed_between_two_runs_is_not_the_same(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+OWN = "own_metric_of_test"
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Writes a module with a metric of the user's, as for a new process."""
+    (tmp_path / "own").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "own")
+
+    def write_metric(body: str) -> None:
+        source = f"def m(prediction, references, example):\n    return {body}\n"
+        (tmp_path / "own" / f"{OWN}.py").write_text(source)
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        sys.modules.pop(OWN, None)
+
+    return write_metric
+
+
+def refuse_to_write(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a model wrote")
+
+
+@pytest.mark.slow
+def test_a_changed_metric_measures_kept_text_again(
+    run: Run,
+    own: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    source = tmp_path / "own_metric_of_test.py"
-    source.write_text("def m(prediction, references, example):\n    return 1.0\n")
-    data, plan = write(tmp_path / "d.jsonl", ROWS), "own_metric_of_test:m"
-    options = evaluate_run.Evaluate(data=data, metrics=plan, out=tmp_path / "r.csv")
-    first = evaluate_run._check(options).describe_inputs()
-    source.write_text("def m(prediction, references, example):\n    return -1.0\n")
-    assert evaluate_run._check(options).describe_inputs() != first
+    monkeypatch.setattr(stream, "WRITTEN_ROWS", 2)
+    data, out = write(tmp_path / "d.jsonl", ROWS), tmp_path / "r.csv"
+    args = ("--model", TIED, "--data", data, "--metrics", f"{OWN}:m,log_prob", "--out", out)
+    real, written = stream.generate, []
+
+    def stop(model: Any, rows: Any, options: Any, **more: Any) -> Any:
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.extend(row for row, _ in rows)
+        return real(model, rows, options, **more)
+
+    monkeypatch.setattr(stream, "generate", stop)
+    own("1.0")
+    assert run(*args) == 130
+
+    def go_on(model: Any, rows: Any, options: Any, **more: Any) -> Any:
+        written.extend(row for row, _ in rows)
+        return real(model, rows, options, **more)
+
+    monkeypatch.setattr(stream, "generate", go_on)
+    own("-float(prediction[-1])")
+    assert run(*args) == 0
+    assert written == [0, 1, 2, 3, 4, 5]
+    assert f"measured again by {OWN}:m, 4 texts" in capsys.readouterr().err
+    columns = read_evaluation(out)
+    at = columns["metric"] == f"{OWN}:m"
+    assert columns["value"][at].tolist() == [0, -1, -2, -3, -4, -5]  # "tied 0" and so on
+    assert columns["metric"].tolist() == [f"{OWN}:m", "log_prob"] * 6
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_metric_that_fails_marks_its_rows(
+    run: Run,
+    own: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, out = write(tmp_path / "d.jsonl", ROWS), tmp_path / "r.jsonl"
+    args = ("--model", TIED, "--data", data, "--metrics", f"{OWN}:m,f1")
+    own("1 / (float(prediction[-1]) % 3)")
+    assert run(*args, "--out", out) == 0
+    streams = capsys.readouterr()
+    assert f"{data}, line 1: the metric {OWN}:m failed (ZeroDivisionError" in streams.err
+    assert f"--predictions {out} measures it again" in " ".join(streams.err.split())
+    assert "in 2 of 6 rows the metric failed" in streams.out and "2 metric failed" in streams.out
+    columns = read_evaluation(out)
+    at = columns["metric"] == f"{OWN}:m"
+    np.testing.assert_array_equal(columns["value"][at], [np.nan, 1, 0.5, np.nan, 1, 0.5])
+    assert columns["status"][at].tolist() == ["failed=ZeroDivisionError", "ok", "ok"] * 2
+    rejects = [*map(json.loads, (tmp_path / "r.jsonl.rejects.jsonl").read_text().splitlines())]
+    assert [reject["row"] for reject in rejects] == ["line 1", "line 4"]
+    # What was written is in the table, to be measured again without writing.
+    monkeypatch.setattr(evaluate_run, "load_model", refuse_to_write)
+    own("float(prediction[-1])")
+    assert run(*args, "--predictions", out, "--out", out, "--overwrite") == 0
+    columns = read_evaluation(out)
+    at = columns["metric"] == f"{OWN}:m"
+    assert columns["value"][at].tolist() == [0, 1, 2, 3, 4, 5]
+    assert set(columns["prediction"][at]) == {f"tied {i}" for i in range(6)}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_metric_that_leaves_no_table_leaves_the_text(
+    run: Run,
+    own: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    strict: bool,
+) -> None:
+    data, out = write(tmp_path / "d.jsonl", ROWS), tmp_path / "r.jsonl"
+    args = ("--model", TIED, "--data", data, "--metrics", f"{OWN}:m", "--out", out)
+    args = (*args, "--strict") if strict else args
+    own("(lambda x: x if x != 2 else {}['no'])(float(prediction[-1]))" if strict else "exit(3)")
+    assert run(*args) == 1
+    err = " ".join(capsys.readouterr().err.split())
+    assert ("KeyError" if strict else "SystemExit") in err
+    assert f"{OWN}:m on {1 if strict else 6} rows" in err and "line " in err
+    assert "kept, and the same command measures it again" in err and not out.exists()
+    monkeypatch.setattr(stream, "generate", refuse_to_write)
+    own("float(prediction[-1])")
+    assert run(*args) == 0
+    assert read_evaluation(out)["value"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_files_of_predictions(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "d.jsonl", [{"id": i, **ROWS[0]} for i in ("a", "b")])
+    rows = [
+        {"id": "a", "text": "1", "finish_reason": "length", "status": "truncated=7"},
+        {"id": "b", "text": "9", "finish_reason": "stop_token", "status": "ok"},
+        {"id": "c", "text": "9", "finish_reason": "stop_token", "status": "ok"},
+        {"id": "e", "text": "9", "finish_reason": "stop_token", "status": "ok"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "s.parquet")
+    args = ("--data", data, "--predictions", tmp_path / "s.parquet", "--metrics", "exact_match")
+    assert run(*args, "--out", tmp_path / "r.csv") == 0
+    columns = read_evaluation(tmp_path / "r.csv")
+    assert columns["value"].tolist() == [1, 0]
+    assert columns["status"].tolist() == ["truncated=7,cut_off", "ok"]
+    streams = capsys.readouterr()
+    assert "2 ids of the predictions of s are of no row of the data, the first 'c'" in streams.err
+    assert "in 1 of 2 rows the response was cut off at the limit" in streams.out
+    assert "in 1 of 2 rows the prompt was cut to fit" in streams.out
+
+
+def test_a_reject_holds_the_whole_row(run: Run, tmp_path: Path) -> None:
+    bad = {"instruction": "Say.", "instruction_id_list": ["no:such"], "kwargs": [{}]}
+    data = write(tmp_path / "d.jsonl", [{"instruction": "Say."}, bad])
+    file = write(tmp_path / "s.jsonl", [{"id": "d:1", "output": "x"}])
+    args = ("--data", data, "--predictions", file, "--metrics", "ifeval,f1")
+    assert run(*args, "--out", tmp_path / "r.csv") == 1
+    good = {"instruction": "Say.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    data = write(tmp_path / "d.jsonl", [good, bad])
+    assert run(*args, "--out", tmp_path / "r.csv") == 0
+    (reject,) = [*map(json.loads, (tmp_path / "r.csv.rejects.jsonl").read_text().splitlines())]
+    assert json.loads(reject["raw"])["instruction_id_list"] == ["no:such"]
 
 
 @pytest.mark.parametrize(

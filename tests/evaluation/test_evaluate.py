@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +17,14 @@ import pytest
 import instructjax as ij
 from instructjax.errors import DataError, UsageError
 from instructjax.evaluation import EVALUATION_SCHEMA, read_evaluation, stream, text_hash, token_f1
+from instructjax.evaluation.generate import GenerateOptions
+from instructjax.evaluation.given import find_given
+from instructjax.evaluation.metrics import find_metrics
+from instructjax.evaluation.plan import Plan
+from instructjax.evaluation.written import Written
 from instructjax.sampling import sample
+from instructjax.scoring.api import make_encoder
+from instructjax.scoring.runs.stream import Headway
 
 EXAMPLES = [
     ij.Example(instruction="Add.", input="1 and 1", output=["2", "3", "4"], answer="2", id="a"),
@@ -129,6 +138,14 @@ def test_a_metric_of_the_user(
         "    return {}['no']\n"
         "def nothing(prediction, references, example):\n"
         "    return None\n"
+        "def huge(prediction, references, example):\n"
+        "    return 10**400\n"
+        "def vast(prediction, references, example):\n"
+        "    return 10**5000\n"
+        "def leaves(prediction, references, example):\n"
+        "    raise SystemExit(3)\n"
+        "def sometimes(prediction, references, example):\n"
+        "    return 1 / (prediction != 'x')\n"
     )
     monkeypatch.chdir(tmp_path)
     texts = ["abc", "", "x"]
@@ -138,10 +155,21 @@ def test_a_metric_of_the_user(
 
     found = run("my_metrics_x:length")
     assert pick(found, "my_metrics_x:length").tolist() == [103.0, 100.0, 201.0]
-    for name, message in (("broken", "KeyError"), ("nothing", "gave None")):
-        with pytest.raises(DataError, match=f"my_metrics_x:{name}.*{message}") as caught:
-            run(f"my_metrics_x:{name}")
-        assert caught.value.row == "a"
+    for name, message, status in (
+        ("broken", "KeyError", "failed=KeyError"),
+        ("nothing", "gave None", "failed"),
+        ("huge", r"gave 1000000.*\.\.\.", "failed"),
+        ("vast", "gave a value of type int", "failed"),
+        ("leaves", "SystemExit", "failed=SystemExit"),
+    ):
+        with pytest.warns(UserWarning, match=f"for 3 of 3.*a: the metric.*{message}"):
+            found = run(f"my_metrics_x:{name}")
+        assert np.isnan(found.columns["value"]).all()
+        assert found.columns["status"].tolist() == [status] * 3
+        assert "in 3 of 3 rows the metric failed" in repr(found)
+    with pytest.warns(UserWarning, match="1 of 3 examples; the first, row 3"):
+        found = run("my_metrics_x:sometimes")
+    np.testing.assert_array_equal(found.columns["value"], [1.0, 1.0, math.nan])
     for spec, message in (
         ("my_metrics_x:gone", "no function 'gone'"),
         ("no_such_module_x:f", "cannot be imported"),
@@ -154,6 +182,8 @@ def test_a_metric_of_the_user(
         return prediction.isupper()
 
     assert pick(run(upper), "upper").tolist() == [0.0, 0.0, 0.0]
+    found = ij.evaluate(tiny_model, EXAMPLES, upper, predictions=texts, progress=False)
+    assert pick(found, "upper").tolist() == [0.0, 0.0, 0.0]
 
 
 def test_saved_and_read_again(tiny_model: Any, tmp_path: Path) -> None:
@@ -223,11 +253,97 @@ def test_an_example_that_cannot_be_used_is_named(
     with pytest.raises(UsageError, match="each once"):
         ij.evaluate(tiny_model, EXAMPLES, ["f1", "f1"])
 
-    def refuse(model: Any, examples: Any, options: Any) -> list[str]:
-        if any(example.id == "b" for example in examples):
+    def refuse(model: Any, rows: Any, options: Any, **_: Any) -> list[Written]:
+        if any(example.id == "b" for _, example in rows):
             raise DataError("too long", row="b")
-        return ["2"] * len(examples)
+        return [Written(text="2")] * len(rows)
 
     monkeypatch.setattr(stream, "generate", refuse)
     with pytest.raises(DataError, match="b: too long"):
         ij.evaluate(tiny_model, EXAMPLES, ["f1"], progress=False)
+
+
+def test_text_that_was_cut_is_flagged(tiny_model: Any) -> None:
+    long = ij.Example(instruction="Name it. " * 100, output="x", id="long")
+    rows = [*EXAMPLES, long]
+    written = sample(
+        tiny_model, rows, max_new_tokens=20, truncation="left", temperature=0, progress=False
+    )
+    (end,) = {text[4:6] for text in written.text[:1]}
+    stopped = [text.find(end) >= 0 for text in written.text]
+    assert stopped[0] and not all(stopped)
+    options: dict[str, Any] = {"max_new_tokens": 20, "truncation": "left", "progress": False}
+    found = ij.evaluate(tiny_model, rows, ["log_prob", "f1"], stop=end, **options)
+    status = found.columns["status"].reshape(4, 2)
+    for row, (done, (scored, read)) in enumerate(zip(stopped, status, strict=True)):
+        flags = read.split(",")
+        assert ("cut_off" in flags) == (not done)
+        assert any(flag.startswith("truncated=") for flag in flags) == (row == 3)
+        assert scored.startswith("truncated=") == (row == 3)
+    counts = {one.flag: one for one in found.flagged if one.metrics == ("f1",)}
+    assert counts["cut_off"].num_examples == 4 - sum(stopped)
+    assert f"in {4 - sum(stopped)} of 4 rows the response was cut off at the limit" in repr(found)
+    assert "in 1 of 4 rows the prompt was cut to fit" in repr(found)
+    # A single stop string is one, and not its characters.
+    texts = [text.partition(end)[0] for text in written.text]
+    assert found.columns["prediction"].reshape(4, 2)[:, 1].tolist() == texts
+    assert found.metadata["stop"] == repr(end)
+
+
+def test_text_of_a_model_that_is_not_finite_has_no_value(tiny_model: Any) -> None:
+    params = jax.tree.map(lambda x: x * np.nan if x.ndim > 1 else x, tiny_model.params)
+    broken = dataclasses.replace(tiny_model, params=params)
+    found = ij.evaluate(broken, EXAMPLES[:1], ["log_prob", "f1"], max_new_tokens=2, progress=False)
+    assert np.isnan(found.columns["value"]).all()
+    assert all("not_finite" in status for status in found.columns["status"])
+
+
+def test_samples_are_predictions(tiny_model: Any) -> None:
+    samples = sample(tiny_model, EXAMPLES, max_new_tokens=3, num_samples=2, progress=False)
+    ends = [[row.finish_reason for row in samples if row.id == name] for name in ("a", "b")]
+    found = ij.evaluate(tiny_model, EXAMPLES, "f1", predictions=samples, progress=False)
+    assert [found.columns["prediction"][i] for i in range(3)] == samples.text[::2]
+    for status, reasons in zip(found.columns["status"], ends, strict=False):
+        cut = reasons.count("length")
+        assert status == ("samples=2" + (f",cut_off={cut}" if cut else ""))
+    with pytest.raises(UsageError, match="are of b where the example is a"):
+        ij.evaluate(tiny_model, EXAMPLES[:1], "f1", predictions=samples[2:4])
+    with pytest.raises(UsageError, match="3 predictions of llama-tied for 1 examples"):
+        ij.evaluate(tiny_model, EXAMPLES[:1], "f1", predictions=samples)
+    found = ij.evaluate(tiny_model, EXAMPLES[0], "f1", predictions="2", progress=False)
+    assert found.columns["value"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize("wrong", [[None], [3], [b"a"], [["a", None]], [{"a": 1}]])
+def test_predictions_that_are_no_texts_are_named(wrong: list[Any]) -> None:
+    with pytest.raises(UsageError, match="^a: its prediction is .*, no text; give one text"):
+        find_given(wrong, ["m"], EXAMPLES[:1])
+    with pytest.raises(UsageError, match="predictions of m are 3"):
+        find_given(3, ["m"], EXAMPLES[:1])
+
+
+def test_the_bar_follows_rows_as_they_are_written(tiny_model: Any) -> None:
+    headway, seen = Headway(), []
+    rows = [ij.Example(instruction=f"Say {i}.", output="x") for i in range(5)]
+    plan = Plan(metrics=find_metrics("f1"), generation=GenerateOptions(max_new_tokens=3))
+    chunks = stream.evaluate_chunks(
+        tiny_model, "m", rows, plan, headway=headway, on_progress=lambda: seen.append(headway.rows)
+    )
+    assert [chunk.stop for chunk in chunks] == [5]
+    assert seen == sorted(seen) and set(seen) == {0, 1, 2, 3, 4, 5}
+
+
+def test_text_that_cannot_be_written_leaves_scores(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: Any, rows: Any, options: Any, **_: Any) -> list[Written]:
+        raise DataError("no room")
+
+    monkeypatch.setattr(stream, "generate", refuse)
+    plan = Plan(metrics=find_metrics("log_prob,f1"))
+    encoder = make_encoder(tiny_model)
+    (chunk,) = stream.evaluate_chunks(tiny_model, "m", EXAMPLES[:1], plan, encoder=encoder)
+    by_metric = {record["metric"]: record for record in chunk.records}
+    expected = ij.score(tiny_model, EXAMPLES[:1], progress=False).log_prob[0]
+    assert by_metric["log_prob"]["value"] == pytest.approx(expected, abs=1e-4)
+    assert by_metric["f1"]["status"] == "cannot_be_used" and len(chunk.failures) == 1

@@ -135,7 +135,7 @@ def test_a_full_disk_stops_all(start, rows, record_property) -> None:
     first, second = start(score(rows), before={0: full, 1: large}).ends()
     assert first.code == second.code == 1
     (error,) = first.errors
-    assert "the scores cannot be written: File too large" in error and "rows are kept" in error
+    assert "the table cannot be written: File too large" in error and "rows are kept" in error
     assert second.errors == [f"error: process 0 stopped: {error.removeprefix('error: ')}"]
     assert second.when - first.when < 10
     record_property("seconds", second.when - first.when)

@@ -181,7 +181,7 @@ class Parts:
         except OSError as error:
             kept = f"{self.rows:,} rows are kept" if self.done else "nothing is lost"
             raise DataError(
-                f"the scores cannot be written: {error.strerror or error}",
+                f"the table cannot be written: {error.strerror or error}",
                 file=self._out,
                 remedy=f"{remedy_for_writing(error)} and run the same command again: {kept}",
             ) from error

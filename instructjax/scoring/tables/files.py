@@ -20,7 +20,7 @@ Write = Callable[[Mapping[str, Any]], None]
 
 
 def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Checks, before any work is done, that scores can be written there; makes its folder.
+    """Checks, before any work is done, that a table can be written there; makes its folder.
 
     Raises:
       UsageError: a suffix that is not one of .parquet, .jsonl, .csv; an existing file without
@@ -130,7 +130,7 @@ def _blaming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"the scores cannot be written: {error.strerror or error}",
+            f"the table cannot be written: {error.strerror or error}",
             file=path,
             remedy=f"nothing of them is kept; {remedy_for_writing(error)} or choose another place, "
             "and run again",
