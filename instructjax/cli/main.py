@@ -68,14 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0, 1 for a failure, 2 for a wrong call, 130 when interrupted.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    # Closed from the start, they would be None.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     # A terminal that cannot show a character gets an escape, not a crash.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = _run(args)
-        if sys.stdout is not None:  # it may have been closed from the start
-            sys.stdout.flush()
+        sys.stdout.flush()
         return leave_together(code)
     except BrokenPipeError:
         # The reader of the output has gone; python must not complain when it closes it.
