@@ -144,7 +144,9 @@ def test_law_3_with_parameters_split_over_the_axes_of_rows(model, sequences, one
         assert gradient.sharding.is_equivalent_to(x.sharding, x.ndim)
 
 
-@pytest.mark.parametrize("shape", ["data=8", "data=4,tensor=2"])
+@pytest.mark.parametrize(
+    "shape", [pytest.param("data=8", marks=pytest.mark.slow), "data=4,tensor=2"]
+)
 def test_law_3_gradients_in_bfloat16_are_added_up_in_float32(model, sequences, shape):
     """The twin adds up what one device gives of each device's rows."""
     graphdef, *params = model

@@ -241,7 +241,7 @@ def test_what_the_means_of_groups_take_up_is_no_variance() -> None:
     assert [float(x) for x in alone.components] == [0.0] * 4
 
 
-@pytest.mark.parametrize("inputs", [2, 3])
+@pytest.mark.parametrize("inputs", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shared_inputs_each_in_a_group_of_its_own_have_no_variance(inputs: int) -> None:
     """Two inputs, one seen and one unseen, in all tasks: the groups' means say all of them."""
     rng = np.random.default_rng(7)

@@ -114,8 +114,20 @@ def test_values_and_gradients_are_those_of_the_reference(case, platform):
         np.testing.assert_allclose(a, b, atol=3e-5)
 
 
-@pytest.mark.parametrize(("platform", "parts"), [("tpu", 2), ("gpu", 2), ("gpu", 4)])
-@pytest.mark.parametrize("options", [{}, {"window": 50}, {"window": 200, "softcap": 2.0}])
+PIECES = [
+    ("gpu", 2, {}),
+    ("tpu", 2, {"window": 50}),
+    ("gpu", 4, {"window": 200, "softcap": 2.0}),
+]
+PIECES += [
+    pytest.param(*parts, options, marks=pytest.mark.slow)
+    for parts in (("tpu", 2), ("gpu", 2), ("gpu", 4))
+    for options in ({}, {"window": 50}, {"window": 200, "softcap": 2.0})
+    if (*parts, options) not in PIECES
+]
+
+
+@pytest.mark.parametrize(("platform", "parts", "options"), PIECES)
 def test_kernels_of_some_queries_of_a_row(options, platform, parts):
     """Each of several devices has an early and a late piece of the queries, and all keys."""
     length, kernel = 512, {"tpu": flash_tpu, "gpu": flash_gpu}[platform]
@@ -269,7 +281,14 @@ class PlainKernel:
 MESHES = {"fsdp=2": 2, "tensor=2": 2, "context=2": 2, "context=2,tensor=2": 4}
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        "fsdp=2",
+        "context=2,tensor=2",
+        *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("tensor=2", "context=2")),
+    ],
+)
 def test_a_model_gives_the_same_log_probs_and_gradients(random_model, as_on, mesh, monkeypatch):
     fields = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "hidden_size": 32}
     model = random_model(seed=3, vocab_size=64, **fields)

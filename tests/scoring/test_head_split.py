@@ -26,7 +26,11 @@ def batch():
     return batch_from_lengths(tokens, jnp.array([1, 3, 5, 9]), jnp.array([11, 8, 6, 11]))
 
 
-MESHES = ("tensor=2", "data=2,tensor=2", "fsdp=4,tensor=2")
+MESHES = (
+    pytest.param("tensor=2", marks=pytest.mark.slow),
+    pytest.param("data=2,tensor=2", marks=pytest.mark.slow),
+    "fsdp=4,tensor=2",
+)
 
 
 def mesh_of(shape):

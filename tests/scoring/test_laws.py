@@ -267,8 +267,8 @@ def test_law_2_pitfall_8_padding_may_hold_any_id(padding, tiny_model):
     assert np.count_nonzero(expected) == 4
 
 
-@pytest.mark.parametrize("width", [21, 40, 128, 300])
-@pytest.mark.parametrize("tile", [8, 64, 256])
+@pytest.mark.parametrize("width", [21, pytest.param(40, marks=pytest.mark.slow), 128, 300])
+@pytest.mark.parametrize("tile", [8, pytest.param(64, marks=pytest.mark.slow), 256])
 def test_law_2_pitfall_11_row_length_and_tile_do_not_matter(width, tile, tiny_model, golden):
     sequence = next(s for s in golden("llama-tied") if len(s["ids"]) == 33)
     ids = np.full((1, max(width, 33)), 9, np.int32)
