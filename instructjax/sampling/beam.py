@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from instructjax.data.example import Example
+from instructjax.display.progress import ScoringProgress
 from instructjax.models.decoding import DecodingParts
 from instructjax.models.kv_cache import KVCache
 from instructjax.models.model import Model
@@ -40,6 +42,7 @@ def beam_search(
     layout: str | Path = "user",
     truncation: Truncation = "error",
     max_length: int | None = None,
+    progress: bool | None = None,
 ) -> Samples:
     """The `num_samples` best responses that beam search finds for each example, best first.
 
@@ -53,6 +56,7 @@ def beam_search(
       beams: unfinished responses kept, the width of the search.
       num_samples: responses returned, at most `beams`; fewer where no more were found.
       max_new_tokens, stop_ids, layout, truncation, max_length: see `sample`.
+      progress: show a bar if it takes more than 2 s; by default on a terminal or in a notebook.
 
     Raises:
       UsageError: an option out of range.
@@ -77,13 +81,22 @@ def beam_search(
         max_length=max_length,
     )
     limits = {"num_samples": kept, "max_new_tokens": max_new_tokens}
-    rows = []
-    for place, example in enumerate(list_examples(examples)):
-        request = encode_prompt(encoder, example, place)
-        prompt = to_prompt(example, request, **limits)
-        for sampled in rescore(model, [prompt], search(sampler, prompt, beams)[:kept]):
-            name, flags = prompt.name, request.flags
-            rows.append(SampledRow(id=name, example=example, flags=flags, sampled=sampled))
+    rows: list[SampledRow] = []
+    examples = list_examples(examples)
+    total = len(examples) if isinstance(examples, list | tuple) else None
+    steps = itertools.count()
+    with ScoringProgress(total, show=progress, verb="searching") as bar:
+        for place, example in enumerate(examples):
+            request = encode_prompt(encoder, example, place)
+            prompt = to_prompt(example, request, **limits)
+
+            def tick(place: int = place) -> None:
+                bar.update(place, next(steps) * beams)
+
+            found = search(sampler, prompt, beams, on_step=tick)[:kept]
+            for sampled in rescore(model, [prompt], found):
+                name, flags = prompt.name, request.flags
+                rows.append(SampledRow(id=name, example=example, flags=flags, sampled=sampled))
     about = {**describe_sampling(sampler, encoder, **limits, score=True), "beams": str(beams)}
     return Samples(rows=tuple(rows), tokenizer=model.tokenizer, metadata=about)
 
@@ -100,8 +113,18 @@ class _Beam:
         return _Beam((*self.ids, token), (*self.log_probs, log_prob))
 
 
-def search(sampler: Sampler, prompt: PromptToSample, beams: int) -> list[Sampled]:
-    """Finished responses to one prompt, best first, at most `beams`."""
+def search(
+    sampler: Sampler,
+    prompt: PromptToSample,
+    beams: int,
+    *,
+    on_step: Callable[[], None] | None = None,
+) -> list[Sampled]:
+    """Finished responses to one prompt, best first, at most `beams`.
+
+    Args:
+      on_step: called before each step, which adds a token to every beam.
+    """
     model, width = sampler.model, max(beams, 2)
     budget, size = sampler.budget(prompt), len(prompt.ids)
     columns = columns_for(size + budget - 1)
@@ -115,6 +138,8 @@ def search(sampler: Sampler, prompt: PromptToSample, beams: int) -> list[Sampled
     # Enough of each beam's next tokens that stop tokens cannot crowd out the others.
     count = min(beams + len(sampler.stop_ids), model.config.vocab_size)
     for step in range(budget):
+        if on_step is not None:
+            on_step()
         position = jnp.int32(size - 1 + step)
         cache, ids, log_probs = _expand(
             sampler.parts, cache, tokens, parents, position, count=count

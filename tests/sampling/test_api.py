@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 import instructjax as ij
+from instructjax.display.progress import ScoringProgress
 from instructjax.sampling import Sampler, SamplingRules
 from instructjax.sampling.api import check_count
 from instructjax.sampling.beam import search
@@ -259,3 +260,15 @@ def test_beams_of_text(tiny_model: Any) -> None:
     greedy = ij.sample(tiny_model, EXAMPLES[:2], temperature=0, max_new_tokens=4)
     one = ij.beam_search(tiny_model, EXAMPLES[:2], beams=1, max_new_tokens=4)
     assert one.text == greedy.text
+
+
+def test_beam_search_tells_how_far_it_is(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        ScoringProgress, "update", lambda self, rows, tokens: told.append((rows, tokens))
+    )
+    examples = [ij.Example(instruction=f"Name {i}.") for i in range(2)]
+    found = ij.beam_search(tiny_model, examples, beams=2, max_new_tokens=3, stop_ids=())
+    assert len(found) == 2
+    # Two beams, three steps for each of two examples; told before each step.
+    assert told == [(0, 0), (0, 2), (0, 4), (1, 6), (1, 8), (1, 10)]
