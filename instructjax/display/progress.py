@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -16,7 +17,8 @@ LOG_EVERY = 60.0
 class ScoringProgress:
     """Rows done, tokens a second and time left, on standard error, after `PATIENCE` seconds.
 
-    Where standard error is a file, a line a minute takes the place of the bar.
+    The bar comes then even if nothing was told yet, as while programs are compiled. Where standard
+    error is a file, a line a minute takes the place of the bar.
 
     Args:
       total: rows in all, if it is known.
@@ -40,6 +42,10 @@ class ScoringProgress:
         self._total, self._verb = total, verb
         self._bar: Progress | None = None
         self._start = self._logged = time.monotonic()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._timer = threading.Timer(PATIENCE, self._show)
+        self._timer.daemon = True
 
     @property
     def seconds(self) -> float:
@@ -58,14 +64,23 @@ class ScoringProgress:
         # A total that was estimated too low is worse than none.
         total = self._total if self._total is None or rows <= self._total else None
         if self._shown and seconds > PATIENCE:
-            bar = self._bar = self._bar or self._start_bar()
+            bar = self._show()
             bar.update(bar.task_ids[0], completed=rows, total=total, speed=speed)
         elif self._log and time.monotonic() - self._logged > LOG_EVERY:
             self._logged = time.monotonic()
             of = "" if total is None else f" of {total:,}"
             print(f"{self._verb}: {rows:,}{of} rows, {speed}", file=sys.stderr, flush=True)
 
-    def _start_bar(self) -> Progress:
+    def _show(self) -> Progress:
+        with self._lock:
+            bar = self._bar
+            if bar is None:
+                bar = self._bar = self._make_bar()
+                if not self._closed:
+                    bar.start()
+            return bar
+
+    def _make_bar(self) -> Progress:
         bar = Progress(
             TextColumn(self._verb),
             BarColumn(bar_width=20),
@@ -76,11 +91,12 @@ class ScoringProgress:
             console=self._console,
             transient=True,
         )
-        bar.add_task("", total=self._total, speed="")
-        bar.start()
+        bar.add_task("", total=self._total, speed="reading and compiling")
         return bar
 
     def __enter__(self) -> ScoringProgress:
+        if self._shown:
+            self._timer.start()
         return self
 
     def __exit__(
@@ -89,5 +105,8 @@ class ScoringProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._timer.cancel()
+        with self._lock:
+            self._closed = True
+            if self._bar is not None:
+                self._bar.stop()

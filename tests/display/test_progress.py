@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from instructjax.display import progress
@@ -48,6 +50,28 @@ def test_a_bar_that_comes_late(
         assert bar._bar.tasks[0].completed == 11
     assert bar._bar.finished or not bar._bar.live.is_started
     assert capfd.readouterr().out == ""
+
+
+def test_the_bar_comes_before_anything_is_told(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", 0.01)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with ScoringProgress(10, show=True, verb="evaluating") as bar:
+        deadline = time.monotonic() + 10
+        while bar._bar is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert bar._bar is not None and bar._bar.tasks[0].completed == 0
+    assert not bar._bar.live.is_started
+    err = capfd.readouterr().err
+    assert "evaluating" in err and "0/10" in err
+
+
+def test_a_bar_that_has_ended_is_not_started_again(capfd: pytest.CaptureFixture[str]) -> None:
+    with ScoringProgress(10, show=True) as bar:
+        pass
+    bar._timer.function()
+    assert capfd.readouterr().err == ""
 
 
 def test_never_where_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
