@@ -7,7 +7,8 @@ outputs, index, id`. All instances are evaluated, or the first of each task (`in
 --instances; 100 in the official protocol), zero-shot, the definition as c and the input as z. For
 each the table has log Pr of the likeliest reference, and ROUGE-L (stemmer, F, maximum over
 references) and exact match of the greedy response. A run that is stopped goes on with the same
-command. A JSON and a Markdown file with means over instances and over tasks go to --results.
+command. To --results go a JSON and a Markdown file with means over instances and over tasks, and
+the whole table, a row an instance and metric, as evaluation_superni.parquet.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from instructjax.cli.main import main as instructjax
-from instructjax.evaluation import clustered_mean, read_evaluation
+from instructjax.evaluation import clustered_mean, count_flags, read_evaluation
+from instructjax.evaluation.table import read_evaluation_table
 
 METRICS = ("log_prob", "log_prob_per_token", "rouge_l", "exact_match", "f1")
 
@@ -63,7 +66,7 @@ def summarize(columns: dict[str, np.ndarray]) -> dict[str, Any]:
             "instructions": count,
             "mean_over_tasks": float(np.mean([rows[metric] for rows in tasks.values()])),
         }
-    return {"overall": overall, "tasks": tasks}
+    return {"overall": overall, "tasks": tasks, "flags": [str(x) for x in count_flags(columns)]}
 
 
 def to_markdown(found: dict[str, Any]) -> str:
@@ -77,6 +80,13 @@ def to_markdown(found: dict[str, Any]) -> str:
         "F1 times 100; log Pr in nats of the likeliest reference, with its end of turn. SE: over "
         "instances, clustered by instruction.",
         "",
+        "Every instance under every metric, with the response: `evaluation_superni.parquet`, which "
+        "`instructjax.evaluation.read_evaluation` reads. Written by `python "
+        f"experiments/evaluate_superni.py DATA --out table.parquet --max-new-tokens "
+        f"{found['max_new_tokens']}`.",
+        "",
+        *(f"- {flag}" for flag in found["flags"]),
+        *([""] if found["flags"] else []),
         "| task | category | instances | log Pr | log Pr a token | ROUGE-L | exact match | F1 |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -127,6 +137,9 @@ def main() -> int:
     (args.results / "evaluation_superni.json").write_text(text, encoding="utf-8")
     markdown = to_markdown(found)
     (args.results / "evaluation_superni.md").write_text(markdown, encoding="utf-8")
+    table = read_evaluation_table(args.out)
+    target = args.results / "evaluation_superni.parquet"
+    pq.write_table(table, target, compression="zstd", compression_level=19)
     print(markdown)
     return 0
 

@@ -18,7 +18,9 @@ class Evaluate(TableOptions):
     Metrics of text ask the model to write greedily, or take --predictions. Several models give a
     paired table of the same rows. Rows that cannot be used go to OUT.rejects.jsonl with place and
     reason. The table appears when it is complete. A run that is stopped, in whatever way, keeps
-    what it has in OUT.parts; the same command goes on.
+    what it has in OUT.parts; the same command goes on. Where a function of yours fails on a row,
+    the row has no value of it (with --strict there is no table), and what was written is kept;
+    where it has changed when a run goes on, rows that it measured are measured again.
     """
 
     EXAMPLE: ClassVar[str] = (
@@ -37,9 +39,10 @@ class Evaluate(TableOptions):
     normalization: Literal["sum", "per_token", "per_character", "per_byte"] = "sum"
     """What rank_accuracy compares candidates by."""
     predictions: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """A samples file, .jsonl or .parquet, to take texts from by their id; give one a model."""
+    """A file to take texts from by their id, .jsonl or .parquet: of `instructjax sample`, a table
+    of this verb, or any with `id` and `output` or `text`; give one a model."""
     max_new_tokens: int = 128
-    """After so many tokens what is written is cut."""
+    """After so many tokens what is written is cut; the row's status then has `cut_off`."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A text before which what is written ends; give it once a text."""
     keep_predictions: bool = True
