@@ -142,9 +142,9 @@ class RunOptions:
     """Project of Weights & Biases to send the metrics to (needs wandb)."""
     mesh: str | None = None
     """How the devices are arranged, such as data=2,fsdp=4 (also tensor, expert, context); by
-    default fsdp over all of them. Rows are split over data and fsdp, their tokens over context,
-    parameters and the optimizer's state over fsdp, tensor and expert. A run may go on on another
-    mesh."""
+    default fsdp over all of them. Rows are split over data, fsdp and expert, their tokens over
+    context; parameters and the optimizer's state over fsdp and tensor, experts over expert too. A
+    run may go on on another mesh."""
     overwrite: bool = False
     """Drop what an earlier run has left in OUT and start afresh; but one with the same options that
     was stopped goes on, so that a command with this can be repeated."""
