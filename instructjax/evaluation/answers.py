@@ -24,17 +24,27 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> float:
+def list_references(references: str | Sequence[str]) -> Sequence[str]:
+    """One reference or several, as several.
+
+    >>> list_references("yes"), list_references(["yes", "no"])
+    (('yes',), ['yes', 'no'])
+    """
+    return (references,) if isinstance(references, str) else references
+
+
+def exact_match(prediction: str, references: str | Sequence[str]) -> float:
     """1 if the prediction is one of the references after `normalize_answer`, else 0.
 
     >>> exact_match("the Eiffel tower.", ["Big Ben", "Eiffel Tower"])
     1.0
     """
     found = normalize_answer(prediction)
-    return float(any(found == normalize_answer(reference) for reference in references))
+    wanted = map(normalize_answer, list_references(references))
+    return float(any(found == reference for reference in wanted))
 
 
-def token_f1(prediction: str, references: Sequence[str]) -> float:
+def token_f1(prediction: str, references: str | Sequence[str]) -> float:
     """Harmonic mean of precision and recall of words, the best over the references.
 
     Words are those of `normalize_answer`, counted as often as they occur. Where the prediction or
@@ -45,7 +55,7 @@ def token_f1(prediction: str, references: Sequence[str]) -> float:
     >>> token_f1("in Eiffel Tower", ["Big Ben", "the Eiffel Tower"])
     0.8
     """
-    return max((_f1(prediction, reference) for reference in references), default=0.0)
+    return max((_f1(prediction, one) for one in list_references(references)), default=0.0)
 
 
 def _f1(prediction: str, reference: str) -> float:

@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any
 
 from instructjax.errors import UsageError
+from instructjax.evaluation.answers import list_references
 
 
-def rouge_l(prediction: str, references: Sequence[str]) -> float:
+def rouge_l(prediction: str, references: str | Sequence[str]) -> float:
     """ROUGE-L F-measure, 0 to 1, the best over the references.
 
     Through `rouge-score` with the settings of Super-NaturalInstructions (Wang et al. 2022): Porter
@@ -25,11 +26,11 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
       UsageError: `rouge-score` is not installed.
     """
     scorer = _rouge_scorer()
-    scores = (scorer.score(reference, prediction) for reference in references)
+    scores = (scorer.score(one, prediction) for one in list_references(references))
     return max((float(score["rougeL"].fmeasure) for score in scores), default=0.0)
 
 
-def chrf(prediction: str, references: Sequence[str]) -> float:
+def chrf(prediction: str, references: str | Sequence[str]) -> float:
     """Sentence chrF2 (Popović 2015), 0 to 100, the best over the references.
 
     Through `sacrebleu` at its defaults: character 6-grams without white space, no words, beta 2,
@@ -44,7 +45,7 @@ def chrf(prediction: str, references: Sequence[str]) -> float:
       UsageError: `sacrebleu` is not installed.
     """
     scorer = _chrf_scorer()
-    scores = (scorer.sentence_score(prediction, [reference]) for reference in references)
+    scores = (scorer.sentence_score(prediction, [one]) for one in list_references(references))
     return max((float(score.score) for score in scores), default=0.0)
 
 

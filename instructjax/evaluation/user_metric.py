@@ -41,7 +41,7 @@ def load_metric(spec: str) -> Metric:
         sys.path.insert(0, here)
     try:
         module = import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"the module of the metric {spec!r} cannot be imported "
             f"({type(error).__name__}: {error})",

@@ -147,6 +147,7 @@ def test_a_metric_of_the_user(
         "def sometimes(prediction, references, example):\n"
         "    return 1 / (prediction != 'x')\n"
     )
+    (tmp_path / "my_script_x.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     texts = ["abc", "", "x"]
 
@@ -173,6 +174,7 @@ def test_a_metric_of_the_user(
     for spec, message in (
         ("my_metrics_x:gone", "no function 'gone'"),
         ("no_such_module_x:f", "cannot be imported"),
+        ("my_script_x:f", r"cannot be imported \(SystemExit: 3\)"),
         ("bleurt", "no metric 'bleurt'"),
     ):
         with pytest.raises(UsageError, match=message):

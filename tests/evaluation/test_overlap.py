@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 
 from instructjax.errors import UsageError
-from instructjax.evaluation import chrf, overlap, rouge_l
+from instructjax.evaluation import chrf, exact_match, overlap, rouge_l, token_f1
 from instructjax.evaluation.metrics import find_metrics
 
 TEXTS = ["The cats were running.", "A cat runs", "ran the cat", "Größe 3,5 m!", "", "cat"]
@@ -60,3 +60,8 @@ def test_a_missing_library_is_named_with_the_remedy(
     monkeypatch.undo()
     getattr(overlap, cached).cache_clear()
     find_metrics(metric)
+
+
+def test_one_reference_is_a_text_and_not_its_characters() -> None:
+    for metric, most in ((exact_match, 1), (token_f1, 1), (rouge_l, 1), (chrf, 100)):
+        assert metric("b", "b c d e") < most == metric("b c", "b c")
