@@ -91,7 +91,7 @@ def check_ours(folder: Path) -> None:
     foreign = [file for file in _list_files(folder) if not _OURS.fullmatch(file.name)]
     if foreign:
         raise UsageError(
-            f"is the folder for unfinished scores, and {foreign[0].name} is in it",
+            f"is the folder for unfinished tables, and {foreign[0].name} is in it",
             file=folder,
             remedy="move that away, or give another --out",
         )
