@@ -116,7 +116,7 @@ def sample(
         return [encode_prompt(encoder, example, row)]
 
     headway = Headway()
-    with ScoringProgress(total, show=progress) as bar:
+    with ScoringProgress(total, show=progress, verb="sampling") as bar:
         made = sample_chunks(
             sampler,
             make_chunks(examples, encode),
