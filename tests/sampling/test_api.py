@@ -123,7 +123,8 @@ def test_long_prompts_leave_room_where_they_may_be_cut(tiny_model: Any) -> None:
     assert made.num_tokens == 20 and made.status.startswith("truncated=")
     # However much is asked for, half of the model's 256 positions are the prompt's.
     short = ij.Example(prompt_ids=[*range(5, 105)])
-    for options in ({}, {"truncation": "left"}):
+    cuts: tuple[dict[str, Any], ...] = ({}, {"truncation": "left"})
+    for options in cuts:
         (made,) = ij.sample(tiny_model, short, max_new_tokens=1000, stop_ids=(), **options)
         assert (made.num_tokens, made.status) == (157, "ok")
 
