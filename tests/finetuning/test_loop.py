@@ -189,7 +189,7 @@ def test_another_run_in_the_folder_is_refused(config: Config, steps_alike: list[
 
 @pytest.mark.parametrize("failure", ["data", "first step"])
 def test_what_has_learned_nothing_does_not_hold_the_folder(
-    config: Config, monkeypatch: pytest.MonkeyPatch, failure: str
+    config: Config, steps_alike: list[Any], monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     make_step = prepare.make_train_step
     if failure == "data":
@@ -210,7 +210,9 @@ def _out_of_memory(*_: Any) -> None:
     raise MemoryError
 
 
-def test_data_that_cannot_be_used_overwrites_nothing(config: Config) -> None:
+def test_data_that_cannot_be_used_overwrites_nothing(
+    config: Config, steps_alike: list[Any]
+) -> None:
     first = config(steps=2)
     run(first)
     before = params_of(first)
@@ -221,7 +223,9 @@ def test_data_that_cannot_be_used_overwrites_nothing(config: Config) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def test_another_export_of_a_complete_run_is_made_of_its_checkpoint(config: Config) -> None:
+def test_another_export_of_a_complete_run_is_made_of_its_checkpoint(
+    config: Config, steps_alike: list[Any]
+) -> None:
     run(config(steps=2))
     model = config().out / "model"
     for options, dtype in ({"export": "last"}, "F32"), ({"export_dtype": "bfloat16"}, "BF16"):
@@ -244,7 +248,7 @@ def test_another_export_of_a_complete_run_is_made_of_its_checkpoint(config: Conf
 
 
 def test_a_run_is_read_from_any_folder_but_of_its_own_base_alone(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, steps_alike: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(FIXTURE, tmp_path / "base")
     monkeypatch.chdir(tmp_path)
@@ -263,7 +267,7 @@ def test_a_run_is_read_from_any_folder_but_of_its_own_base_alone(
         load_trained(tmp_path / "run")
 
 
-def test_a_loop_that_has_not_ended_is_this_process(config: Config) -> None:
+def test_a_loop_that_has_not_ended_is_this_process(config: Config, steps_alike: list[Any]) -> None:
     loop = finetune(config())
     next(loop)
     with pytest.raises(UsageError, match="this process is already writing it"):

@@ -132,7 +132,7 @@ def test_long_prompts_leave_room_where_they_may_be_cut(tiny_model: Any) -> None:
 def test_prompt_and_response_are_max_length_at_most(tiny_model: Any) -> None:
     options: dict[str, Any] = {"max_new_tokens": 100, "stop_ids": ()}
     prompt = ij.Example(prompt_ids=[*range(5, 25)])
-    for longest in (21, 40, 120):
+    for longest in (21, 40):
         (made,) = ij.sample(tiny_model, prompt, max_length=longest, **options)
         assert made.num_tokens == longest - 20
     (best,) = ij.beam_search(tiny_model, prompt, max_length=24, **options)

@@ -158,7 +158,7 @@ MESHES = {
 }
 
 
-OFTEN = ("context=2", "context=8", "data=2,context=2", "fsdp=2,context=2,tensor=2")
+OFTEN = ("data=2,context=2", "fsdp=2,context=2,tensor=2")
 RUNS = [
     pytest.param(shape, remat, marks=() if (remat, shape in OFTEN) == ("none", True) else SLOW)
     for shape in MESHES
