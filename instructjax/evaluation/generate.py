@@ -11,7 +11,12 @@ from instructjax.evaluation.written import Written, to_written
 from instructjax.models.model import Model
 from instructjax.prompts.options import Truncation
 from instructjax.sampling.engine import Sampler
-from instructjax.sampling.rows import SampledRow, encode_prompt, make_prompt_encoder, to_prompt
+from instructjax.sampling.rows import (
+    encode_prompt,
+    make_prompt_encoder,
+    name_response,
+    to_prompt,
+)
 from instructjax.sampling.rules import SamplingRules
 from instructjax.sampling.stops import list_stops
 
@@ -88,10 +93,7 @@ def generate(
     written: dict[int, Written] = {}
     for sampled in sampler.sample(prompts, on_tokens=on_tokens):
         place = sampled.prompt
-        flags = tuple(flag for flag in requests[place].flags if flag != "double_space")
-        row = SampledRow(
-            id=prompts[place].name, example=rows[place][1], flags=flags, sampled=sampled
-        )
+        row = name_response(rows[place][1], requests[place], sampled)
         written[place] = to_written(row)
         if on_row is not None:
             on_row()

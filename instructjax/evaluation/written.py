@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,10 +27,7 @@ class Written:
 
 def to_written(row: SampledRow) -> Written:
     """A sample's text with its flags."""
-    known = list_flags(row.status, row.finish_reason)
-    if not math.isfinite(row.log_prob) and "not_finite" not in known:
-        known = (*known, "not_finite")
-    return Written(text=row.text, flags=known)
+    return Written(text=row.text, flags=list_flags(row.status, row.finish_reason))
 
 
 def list_flags(status: object, finish_reason: object) -> tuple[str, ...]:

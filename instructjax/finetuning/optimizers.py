@@ -13,7 +13,7 @@ import optax
 
 from instructjax.errors import UsageError
 from instructjax.finetuning.partition import matches, name_param
-from instructjax.models.sharded import STACKS
+from instructjax.models.sharded import is_stacked
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 
@@ -186,17 +186,12 @@ def _find_matrices(params: Any) -> Any:
 
     def find(path, leaf):
         name = name_param(path)
-        is_matrix = _is_stacked(name) and not matches(name, ("*norm*", "*.bias", "*_bias"))
+        is_matrix = is_stacked(name) and not matches(name, ("*norm*", "*.bias", "*_bias"))
         if not (is_matrix and leaf.ndim >= 3):
             return None
         return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 
     return jax.tree.map_with_path(find, params)
-
-
-def _is_stacked(name: str) -> bool:
-    """Whether a parameter's leading axis counts layers."""
-    return name.partition(".")[0] in STACKS
 
 
 def _layer_by_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -214,7 +209,7 @@ def _layer_by_layer(transform: optax.GradientTransformation) -> optax.GradientTr
 
     def label(params):
         return jax.tree.map_with_path(
-            lambda path, _: "stacked" if _is_stacked(name_param(path)) else "single", params
+            lambda path, _: "stacked" if is_stacked(name_param(path)) else "single", params
         )
 
     stacked = optax.GradientTransformation(init, update)

@@ -186,6 +186,11 @@ class DecoderConfig:
         return self.attention_bias if self.output_bias is None else self.output_bias
 
     @property
+    def value_dim(self) -> int:
+        """Features of a head's values."""
+        return self.latent.value_dim if self.latent else self.head_dim
+
+    @property
     def num_params(self) -> int:
         """Parameters in the checkpoint, a tied head counted once."""
         e = self.hidden_size

@@ -18,9 +18,7 @@ from jaxtyping import Array, Float
 
 from instructjax.models.decoder import MLP, Attention
 from instructjax.models.linear import Linear, precision_of
-
-# In the order of the layers, which is that of the alphabet.
-_STACKS = ("dense_layers", "layers")
+from instructjax.models.sharded import STACKS
 
 
 class DecodingParts(struct.PyTreeNode):
@@ -51,7 +49,7 @@ def prepare_decoding(graphdef: nnx.GraphDef, params: nnx.State) -> DecodingParts
     """Takes a decoder apart; its layers are copied, which takes their memory once more."""
     decoder: Any = nnx.merge(graphdef, params)
     layers, graphs = [], []
-    for name in _STACKS:
+    for name in STACKS:
         if (stack := getattr(decoder, name)) is None:
             continue
         graph, stacked = nnx.split(stack)

@@ -43,9 +43,8 @@ def make_cache(config: DecoderConfig, slots: int, columns: int, dtype: Any) -> K
       columns: tokens of the longest.
       dtype: of the decoder's activations.
     """
-    value_dim = _value_dim(config)
     shape = (slots, config.num_kv_heads, config.head_dim, columns)
-    turned = (slots, config.num_kv_heads, columns, value_dim)
+    turned = (slots, config.num_kv_heads, columns, config.value_dim)
     layers = range(config.num_layers)
     return KVCache(
         keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
@@ -55,12 +54,8 @@ def make_cache(config: DecoderConfig, slots: int, columns: int, dtype: Any) -> K
 
 def cache_bytes(config: DecoderConfig, slots: int, columns: int, dtype: Any) -> int:
     """What `make_cache` takes."""
-    width = config.num_kv_heads * (config.head_dim + _value_dim(config))
+    width = config.num_kv_heads * (config.head_dim + config.value_dim)
     return config.num_layers * slots * columns * width * jnp.dtype(dtype).itemsize
-
-
-def _value_dim(config: DecoderConfig) -> int:
-    return config.latent.value_dim if config.latent else config.head_dim
 
 
 def compute_keys(

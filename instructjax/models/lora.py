@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from instructjax.errors import UsageError
 from instructjax.models.linear import Linear, matmul
+from instructjax.models.sharded import STACKS
 
 # Patterns of the names of LoRA's parameters, for `make_state`.
 LORA = ("*.lora_a", "*.lora_b")
@@ -69,7 +70,7 @@ class LoraLinear(Linear):
 
 def _projections(decoder: Any, kind: type[Linear]) -> Iterator[tuple[Any, str, Any]]:
     """(module that holds it, its name there, projection), in every layer of a stack at once."""
-    stacks = [getattr(decoder, name, None) for name in ("dense_layers", "layers")]
+    stacks = [getattr(decoder, name, None) for name in STACKS]
     for stack in (stack for stack in stacks if stack is not None):
         shared = getattr(stack.mlp, "shared", None)  # an expert of all tokens
         for block in (stack.attention, stack.mlp, *([] if shared is None else [shared])):

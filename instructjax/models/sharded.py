@@ -17,8 +17,8 @@ from instructjax.sharding.rules import AnyMesh, ShardingRules
 
 Names = tuple[str | None, ...]
 
-# Parameters of layers, which come one after the other on a leading axis.
-STACKS = ("layers", "dense_layers")
+# Parameters of layers, which come one after the other on a leading axis; in the layers' order.
+STACKS = ("dense_layers", "layers")
 
 # What the axes of a parameter are, by the end of its path; within layers one more comes first.
 # Vectors that are not here, as long as the hidden state at most, are not worth splitting.
@@ -53,6 +53,15 @@ _AXES: dict[str, Names] = {
 }
 
 
+def is_stacked(path: str) -> bool:
+    """Whether a parameter's leading axis counts layers.
+
+    >>> is_stacked("layers.attention.q.kernel"), is_stacked("embed.embedding")
+    (True, False)
+    """
+    return path.partition(".")[0] in STACKS
+
+
 def param_axes(path: str, ndim: int) -> Names:
     """What the axes of a parameter are, in the names of `ShardingRules`.
 
@@ -64,10 +73,9 @@ def param_axes(path: str, ndim: int) -> Names:
     ('layers', 'embed', 'heads')
     """
     parts = path.split(".")
-    stacked = parts[0] in STACKS
     ends = (".".join(parts[-count:]) for count in (3, 2))
     names = next((_AXES[end] for end in ends if end in _AXES), ())
-    names = ("layers", *names) if stacked else names
+    names = ("layers", *names) if is_stacked(path) else names
     return (*names, *(None,) * (ndim - len(names)))
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from instructjax.finetuning.partition import name_param
 from instructjax.models.attention import WHOLE, kernel_block
 from instructjax.models.config import DecoderConfig
-from instructjax.models.sharded import STACKS, device_bytes, param_spec
+from instructjax.models.sharded import device_bytes, is_stacked, param_spec
 from instructjax.planning.collectives import Collective
 from instructjax.planning.flops import (
     Flops,
@@ -32,7 +32,7 @@ from instructjax.planning.setting import Setting
 
 def attention_form(config: DecoderConfig, setting: Setting, platform: str) -> tuple[Form, int]:
     """The form that `instructjax.models.attention.attend` takes there, and tokens of its tiles."""
-    width = max(config.head_dim, config.latent.value_dim if config.latent else 0)
+    width = max(config.head_dim, config.value_dim)
     parts = setting.row_parts
     piece = setting.length if parts == 1 else -(-setting.length // (2 * parts))
     block = kernel_block(platform, piece, width, jnp.dtype(setting.dtype).itemsize)
@@ -152,7 +152,7 @@ def _layer_elements(program: Program) -> float:
     sizes: dict[str, tuple[int, int]] = {}
     for keys, leaf in jax.tree.leaves_with_path(program.state["parameters"]):
         path = name_param(keys)
-        if path.split(".")[0] in STACKS:
+        if is_stacked(path):
             sizes[path] = (leaf.size // leaf.shape[0], leaf.shape[0])
     deepest = max((depth for _, depth in sizes.values()), default=1)
     return float(sum(size for size, depth in sizes.values() if depth == deepest))
@@ -165,8 +165,7 @@ def _wide(config: DecoderConfig) -> float:
 
 
 def _keys_width(config: DecoderConfig) -> float:
-    value = config.latent.value_dim if config.latent else config.head_dim
-    return float(config.num_kv_heads * (config.head_dim + value))
+    return float(config.num_kv_heads * (config.head_dim + config.value_dim))
 
 
 def _heads_width(config: DecoderConfig) -> float:
@@ -236,7 +235,7 @@ def estimate_collectives(
         split = [tuple(axis for axis in rows if axis in part) for part in parts]
         split = sorted(filter(None, split), key=lambda axes: rows.index(axes[0]))
         names = [name for part in parts for name in part]
-        within = path.split(".")[0] in STACKS
+        within = is_stacked(path)
         whole = leaf.size * size / math.prod(mesh.shape[n] for n in names if n not in rows)
         share = whole
         for over in reversed(split):

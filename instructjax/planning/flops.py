@@ -197,8 +197,7 @@ def _is_last(config: DecoderConfig, path: str) -> bool:
 
 def _head_dims(config: DecoderConfig) -> tuple[int, int]:
     """Features of all queries and of all values."""
-    value = config.head_dim if config.latent is None else config.latent.value_dim
-    return config.num_heads * config.head_dim, config.num_heads * value
+    return config.num_heads * config.head_dim, config.num_heads * config.value_dim
 
 
 def _pairs(config: DecoderConfig, length: int, form: Form, tile: int) -> int:

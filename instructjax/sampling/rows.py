@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -11,10 +12,10 @@ from instructjax.data.example import Example
 from instructjax.errors import DataError, PromptError
 from instructjax.models.model import Model
 from instructjax.prompts.encode import PromptEncoder
-from instructjax.prompts.options import Truncation
+from instructjax.prompts.options import PromptOptions, Truncation
 from instructjax.prompts.request import Request
 from instructjax.sampling.responses import PromptToSample, Sampled
-from instructjax.scoring.api import make_encoder
+from instructjax.scoring.api import check_max_length
 from instructjax.scoring.rows import check_example
 
 
@@ -99,7 +100,7 @@ def make_prompt_encoder(
     max_new_tokens: int,
     truncation: Truncation = "error",
     max_length: int | None = None,
-    **options: object,
+    **options: Any,
 ) -> PromptEncoder:
     """The encoder of prompts to be answered.
 
@@ -115,15 +116,16 @@ def make_prompt_encoder(
     Raises:
       UsageError: an unknown option, or a `max_length` that the model does not take.
     """
-    encoder = make_encoder(
-        model, max_length=max_length, truncation=truncation, include_eos=False, **options
+    given = PromptOptions(
+        max_length=max_length, truncation=truncation, include_eos=False, **options
     )
+    check_max_length(model, max_length)
     longest = model.config.max_positions + 1 if max_length is None else max_length
     if truncation != "error":
         longest -= min(max_new_tokens, longest // 2) - 1
     return PromptEncoder(
-        encoder.tokenizer,
-        replace(encoder.options, max_length=max(longest, 2)),
+        model.tokenizer,
+        replace(given, max_length=max(longest, 2)),
         vocab_size=model.config.vocab_size,
         max_positions=longest if max_length is None else model.config.max_positions,
     )
@@ -154,6 +156,16 @@ def encode_prompt(encoder: PromptEncoder, example: Example, row: int) -> Request
     stand_in = {"output": None, "output_ids": [0]} if given else {"output": "x", "output_ids": None}
     (request,) = encoder.encode(replace(example, answer=None, **stand_in), row=row)
     return request
+
+
+def name_response(example: Example, request: Request, sampled: Sampled) -> SampledRow:
+    """A response to the prompt that an example made."""
+    return SampledRow(
+        id=example.id or f"row {request.row + 1}",
+        example=example,
+        flags=tuple(flag for flag in request.flags if flag != "double_space"),
+        sampled=sampled,
+    )
 
 
 def to_prompt(

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 
-from instructjax.data.example import Example
 from instructjax.data.rejects import Reject
 from instructjax.prompts.encode import PromptEncoder
 from instructjax.sampling.engine import Sampler
 from instructjax.sampling.rescore import rescore
-from instructjax.sampling.rows import SampledRow, to_prompt
+from instructjax.sampling.rows import SampledRow, name_response, to_prompt
 from instructjax.scoring.metadata import describe_run
 from instructjax.scoring.runs.chunks import Chunk, Failure
 from instructjax.scoring.runs.stream import Headway
@@ -83,18 +82,8 @@ def _sample_chunk(
 
     made = sorted(sampler.sample(prompts, on_tokens=tick), key=lambda x: (x.prompt, x.sample))
     made = rescore(sampler.model, prompts, made) if score else made
-    return [_name(chunk, sampled.prompt, sampled) for sampled in made]
-
-
-def _name(chunk: Chunk, place: int, sampled) -> SampledRow:
-    row = chunk.rows[place]
-    example: Example = row.example
-    return SampledRow(
-        id=example.id or f"row {row.row + 1}",
-        example=example,
-        flags=tuple(flag for flag in row.requests[0].flags if flag != "double_space"),
-        sampled=sampled,
-    )
+    answered = ((chunk.rows[sampled.prompt], sampled) for sampled in made)
+    return [name_response(row.example, row.requests[0], sampled) for row, sampled in answered]
 
 
 def describe_sampling(

@@ -114,18 +114,24 @@ def make_encoder(model: Model, *, max_length: int | None = None, **options: Any)
     Raises:
       UsageError: an unknown option, or a `max_length` that the model does not take.
     """
+    check_max_length(model, max_length)
     longest = model.config.max_positions
-    if isinstance(max_length, int) and max_length > longest:
-        raise UsageError(
-            f"max_length is {max_length}, and the model takes {longest} tokens at most",
-            remedy=f"give {longest} or less",
-        )
     return PromptEncoder(
         model.tokenizer,
         PromptOptions(max_length=longest if max_length is None else max_length, **options),
         vocab_size=model.config.vocab_size,
         max_positions=longest,
     )
+
+
+def check_max_length(model: Model, max_length: int | None) -> None:
+    """See that the model takes so many tokens; raises a UsageError if not."""
+    longest = model.config.max_positions
+    if isinstance(max_length, int) and max_length > longest:
+        raise UsageError(
+            f"max_length is {max_length}, and the model takes {longest} tokens at most",
+            remedy=f"give {longest} or less",
+        )
 
 
 def check_top_k(top_k: object, model: Model | None = None) -> None:
