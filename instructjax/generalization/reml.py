@@ -198,6 +198,7 @@ def reml_log_likelihood(
     )
 
 
+@jax.jit  # the search would be compiled anew in every call
 def fit_reml(
     score: Float[AnyArray, "C Z ..."],
     mask: Bool[AnyArray, "C Z ..."] | None = None,

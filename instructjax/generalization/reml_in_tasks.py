@@ -16,6 +16,7 @@ equations (Henderson 1953) are solved.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -150,6 +151,7 @@ def _crossed_terms(sd: Array, grid: Array, count: Array, within: Array, design: 
     )
 
 
+@partial(jax.jit, static_argnames="inputs_of")
 def fit_reml_in_tasks(
     score: Float[AnyArray, "T C Z ..."],
     mask: Bool[AnyArray, "T C Z ..."] | None = None,

@@ -25,9 +25,6 @@ from instructjax.report.numbers import show_number, show_percent
 from instructjax.report.scores import CellScores
 from instructjax.report.tables import Table, make_table
 
-# Made once, so that grids of a size that was seen before need no compilation.
-_fit, _fit_in_tasks = jax.jit(fit_reml), jax.jit(fit_reml_in_tasks)
-
 
 @dataclass(frozen=True, kw_only=True)
 class VariancePart:
@@ -65,10 +62,10 @@ def describe_variance(scores: CellScores) -> VarianceSection | None:
     with jax.enable_x64(True):
         score, mask, cell = map(jnp.asarray, (grids.score, grids.mask, grids.cell))
         if several:
-            parts = _fit_in_tasks(score, mask, groups=cell).components
+            parts = fit_reml_in_tasks(score, mask, groups=cell).components
         else:
             # One task is given: nothing varies between tasks.
-            c, z, cz, rest = _fit(score[0], mask[0], cell[0]).components
+            c, z, cz, rest = fit_reml(score[0], mask[0], cell[0]).components
             parts = NestedComponents(jnp.zeros_like(c), c, z, cz, jnp.zeros_like(c), rest)
         advice, plan = _plan(parts, len(grids.tasks), n_c, n_z)
     named = [

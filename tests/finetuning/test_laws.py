@@ -145,7 +145,7 @@ def test_law_3_with_parameters_split_over_the_axes_of_rows(model, sequences, one
 
 
 @pytest.mark.parametrize(
-    "shape", [pytest.param("data=8", marks=pytest.mark.slow), "data=4,tensor=2"]
+    "shape", ["data=8", pytest.param("data=4,tensor=2", marks=pytest.mark.slow)]
 )
 def test_law_3_gradients_in_bfloat16_are_added_up_in_float32(model, sequences, shape):
     """The twin adds up what one device gives of each device's rows."""

@@ -174,7 +174,9 @@ def test_statsmodels_agrees_on_uneven_tasks() -> None:
     assert float(ours.log_likelihood) >= fit.llf - 1e-6
 
 
-@pytest.mark.parametrize("inputs_of", DESIGNS)
+@pytest.mark.parametrize(
+    "inputs_of", [pytest.param(x, marks=() if x == "tasks" else pytest.mark.slow) for x in DESIGNS]
+)
 def test_scores_that_do_not_vary_have_no_variance(inputs_of: InputsOf) -> None:
     fit = fit_reml_in_tasks(jnp.full((3, 2, 4), 0.1), inputs_of=inputs_of)
     assert [float(x) for x in fit.components] == [0.0] * 6
@@ -241,7 +243,8 @@ def test_what_the_means_of_groups_take_up_is_no_variance() -> None:
     assert [float(x) for x in alone.components] == [0.0] * 4
 
 
-@pytest.mark.parametrize("inputs", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs", [2, 3])
 def test_shared_inputs_each_in_a_group_of_its_own_have_no_variance(inputs: int) -> None:
     """Two inputs, one seen and one unseen, in all tasks: the groups' means say all of them."""
     rng = np.random.default_rng(7)

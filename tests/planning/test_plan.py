@@ -94,8 +94,15 @@ def test_collectives_of_a_step(compiled):
     assert sums["all-reduce", ("tensor",)] >= 2 * 4 * 2 * 32 * 32 * 4
 
 
-@pytest.mark.parametrize("compile", [True, False])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "compile"),
+    [
+        ("float32", False),
+        ("bfloat16", False),
+        ("bfloat16", True),
+        pytest.param("float32", True, marks=pytest.mark.slow),
+    ],
+)
 def test_rows_over_data_add_up_what_fsdp_has_scattered(compile, dtype):
     """Once a step, in float32, of however many micro-batches."""
     setting = dataclasses.replace(

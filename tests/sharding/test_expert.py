@@ -89,7 +89,7 @@ def micro_batches(count):
 @pytest.mark.parametrize(
     ("shape", "name", "count"),
     [
-        ("fsdp=2,expert=2", "softmax", 2),
+        pytest.param("fsdp=2,expert=2", "softmax", 2, marks=SLOW),
         pytest.param("expert=2", "softmax", 1, marks=SLOW),
         pytest.param("data=2,expert=2", "softmax", 2, marks=SLOW),
         pytest.param("expert=2,tensor=2", "softmax", 1, marks=SLOW),
