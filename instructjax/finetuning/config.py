@@ -11,6 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from instructjax.errors import UsageError
 
+# Rows of a micro-batch where none are given.
+ROWS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
@@ -43,8 +46,8 @@ class DataOptions:
     """What a token of the prompt counts in the loss, where one of y counts 1."""
     row_length: int = 2048
     """Tokens of a row; the longest sequence is one more."""
-    rows: int = 4
-    """Rows of a micro-batch."""
+    rows: int | None = None
+    """Rows of a micro-batch; by default 4, or more where that many do not divide over the mesh."""
     micro_batches: int = 1
     """Micro-batches of a step, computed one after the other; the gradient is that of them all."""
     packing: bool = True

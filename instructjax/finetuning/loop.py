@@ -25,7 +25,7 @@ from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.export import export_result
 from instructjax.finetuning.headway import Headway, StepReport
 from instructjax.finetuning.metrics import Sink, open_sinks
-from instructjax.finetuning.prepare import Prepared, load_for_training, prepare
+from instructjax.finetuning.prepare import Prepared, load_for_training, prepare, settle_rows
 from instructjax.finetuning.sequences import check_files
 from instructjax.finetuning.step import StepMetrics
 from instructjax.scoring.runs.lock import hold_lock
@@ -74,6 +74,7 @@ def finetune(
         if lead:
             stack.enter_context(hold_lock(config.out / "lock", of=config.out))
         model, encoder = load_for_training(config, choose_mesh(config.mesh))
+        config = settle_rows(config, model)
         described = folder.describe_run(config, model, encoder.describe())
         check_alike(described)
         afresh = lead and folder.starts_afresh(config, described)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from instructjax.data import RejectsFile
 from instructjax.errors import DataError, UsageError
 from instructjax.finetuning.batches import Batches
-from instructjax.finetuning.config import FinetuneConfig, check_warmup
+from instructjax.finetuning.config import ROWS, FinetuneConfig, check_warmup
 from instructjax.finetuning.evaluation import HeldOut, make_evaluator
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
 from instructjax.finetuning.placement import place_state
@@ -93,7 +94,6 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     Raises:
       InstructJaxError: the data or an option cannot be used.
     """
-    _check_rows(config.rows, model)
     train, counts, held_out, rejected = _read(config, encoder)
     epochs = config.epochs if config.steps is None else None
     batches = Batches(train, counts, config, epochs=epochs, mesh=model.mesh, rules=model.rules)
@@ -123,16 +123,24 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     )
 
 
-def _check_rows(rows: int, model: Model) -> None:
-    if model.mesh is not None and rows % model.rows_together:
-        mesh = model.mesh
+def settle_rows(config: FinetuneConfig, model: Model) -> FinetuneConfig:
+    """The configuration with the rows of a micro-batch, so many that they divide over the mesh.
+
+    Raises:
+      UsageError: those given do not.
+    """
+    together, mesh = model.rows_together, model.mesh
+    if config.rows is None:
+        return dataclasses.replace(config, rows=math.ceil(ROWS / together) * together)
+    if mesh is not None and config.rows % together:
         axes = ",".join(
             f"{axis}={mesh.shape[axis]}" for axis in model.rules.mesh_axes("batch", mesh)
         )
         raise UsageError(
-            f"{rows} rows do not divide over the {model.rows_together} devices of {axes}",
-            remedy=f"rows of {model.rows_together} or a multiple of it, or another mesh",
+            f"{config.rows} rows do not divide over the {together} devices of {axes}",
+            remedy=f"rows of {together} or a multiple of it, or another mesh",
         )
+    return config
 
 
 def _make_evaluate(

@@ -15,11 +15,12 @@ from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.loop import finetune
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
 from instructjax.finetuning.placement import place_state
+from instructjax.finetuning.prepare import load_for_training, settle_rows
 from instructjax.finetuning.restore import load_trained
 from instructjax.finetuning.state import make_state
 from instructjax.finetuning.step import make_train_step
 from instructjax.models.lora import LORA, LoraConfig, add_lora
-from instructjax.sharding import make_mesh
+from instructjax.sharding import choose_mesh, make_mesh
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
 STEPS = 3
@@ -238,3 +239,12 @@ def test_laws_3_and_8_a_run_goes_on_on_another_mesh(config):
 def test_rows_that_do_not_divide_are_refused(config):
     with pytest.raises(UsageError, match="6 rows do not divide over the 4 devices of data=2,fsdp"):
         run(dataclasses.replace(config, rows=6), ".", "data=2,fsdp=2,tensor=2")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rows"), [(None, 4), ("data=2,fsdp=2,tensor=2", 4), ("fsdp=8", 8)]
+)
+def test_by_default_rows_divide_over_the_mesh(config, mesh, rows):
+    model, _ = load_for_training(config, choose_mesh(mesh))
+    settled = settle_rows(dataclasses.replace(config, rows=None), model)
+    assert settled == dataclasses.replace(config, rows=rows)
