@@ -71,4 +71,4 @@ def test_responses_are_for_one_process(start, tasks, tmp_path):
     first, second = start(words, HF_HUB_OFFLINE="1").ends()
     # Before anything is scored.
     assert first.code == 2 and "writing asks for responses, which one process" in first.err
-    assert second.code == 1 and "process 0 stopped" in second.err
+    assert second.code == 2 and "process 0 stopped" in second.err
