@@ -52,7 +52,7 @@ def check_same(earlier: Any, run: Mapping[str, str], folder: Path) -> None:
             for name in names
         ]
         raise UsageError(
-            f"an earlier run was stopped and this one is another: {'; '.join(changes)}",
+            f"an earlier run here was another: {'; '.join(changes)}",
             file=folder,
             remedy="run it as it was to go on, or start afresh with --overwrite",
         )
