@@ -31,6 +31,7 @@ class Chip:
       network: bytes a second to other slices or nodes, one way.
       dims: of the torus that TPUs form; 0: every device of a node reaches every other.
       parts: devices a chip.
+      most: chips of the largest slice, of TPUs in three dimensions.
       source: where the numbers are from.
     """
 
@@ -45,6 +46,7 @@ class Chip:
     network: float = 0.0
     dims: int = 0
     parts: int = 1
+    most: int = 0
     source: str = ""
 
 
@@ -61,6 +63,7 @@ CHIPS = {
             link=50e9,
             network=6.25e9,
             dims=3,
+            most=4096,
             source=f"{_CLOUD}v4, network {_BOOK}",
         ),
         Chip(
@@ -85,6 +88,7 @@ CHIPS = {
             link=100e9,
             network=6.25e9,
             dims=3,
+            most=6144,
             source=f"{_CLOUD}v5p, network {_BOOK}",
         ),
         Chip(
@@ -110,6 +114,7 @@ CHIPS = {
             network=12.5e9 / 2,
             dims=3,
             parts=2,
+            most=9216,
             source=f"{_CLOUD}tpu7x",
         ),
         Chip(

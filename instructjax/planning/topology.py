@@ -20,6 +20,12 @@ from instructjax.planning.gpu_targets import describe_gpu
 _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 # GPUs of a node, that their own links join: at most.
 _NODE = 8
+# Slices of TPUs, ascending; in three dimensions larger ones are of multiples of 4.
+# https://cloud.google.com/tpu/docs/v5e, v6e, v4, v5p and tpu7x
+_SLICES = {
+    2: ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)),
+    3: ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4)),
+}
 _ALIASES = {"v5": "v5p", "v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e"}
 _EXAMPLES = {
     "v4": "v4:2x2x2",
@@ -109,7 +115,18 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
                 remedy=f"write nodes x GPUs a node, such as {chip.name}:{nodes}x{_NODE}",
             )
         return Topology(chip=chip, shape=sizes, slices=sizes[0])
+    if chip.platform == "tpu" and not _is_slice(chip, sizes):
+        small = ", ".join("x".join(map(str, each)) for each in _SLICES[chip.dims])
+        more = f" and multiples of 4, {chip.most:,} chips at most" if chip.dims == 3 else ""
+        raise UsageError(f"{text!r} is no slice of {chip.label}", remedy=f"there are {small}{more}")
     return Topology(chip=chip, shape=sizes, slices=slices)
+
+
+def _is_slice(chip: Chip, sizes: tuple[int, ...]) -> bool:
+    if tuple(sorted(sizes)) in _SLICES[chip.dims]:
+        return True
+    large = chip.dims == 3 and all(size % 4 == 0 for size in sizes)
+    return large and math.prod(sizes) <= chip.most
 
 
 def compiler_missing(topology: Topology) -> str | None:

@@ -41,6 +41,10 @@ def test_number_of_devices(text, slices, count):
         ("v5p:4x4", 1, "3 numbers"),
         ("v5e:4y4", 1, "no shape"),
         ("v5e:0x4", 1, "no shape"),
+        ("v5e:3x5", 1, "no slice of TPU v5e; there are 1x1, 2x2, 2x4, 4x4"),
+        ("v6e:16x32", 1, "no slice of TPU v6e"),
+        ("v4:2x2x8", 1, "4x4x4 and multiples of 4, 4,096 chips at most"),
+        ("v5p:16x16x28", 1, "6,144 chips at most"),
         ("h100:8", 2, "only TPUs"),
         ("h100", 1, "'h100' has no shape; write it as h100:8 or h100:2x8"),
         ("h100:64", 1, "h100:8x8"),
@@ -52,6 +56,11 @@ def test_what_there_is_not(text, slices, says):
     with pytest.raises(UsageError) as caught:
         parse_topology(text, slices)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["v5p:16x16x24", "v4:4x12x8", "tpu7x:2x4x2", "v5e:4x2"])
+def test_slices_of_any_order_and_large_ones(text):
+    assert parse_topology(text).name == text
 
 
 def test_virtual_devices_in_a_mesh():
