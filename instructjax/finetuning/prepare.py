@@ -123,15 +123,22 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     )
 
 
-def settle_rows(config: FinetuneConfig, model: Model) -> FinetuneConfig:
+def settle_rows(config: FinetuneConfig, model: Model, earlier: int | None = None) -> FinetuneConfig:
     """The configuration with the rows of a micro-batch, so many that they divide over the mesh.
 
+    Args:
+      config: with or without rows.
+      model: on the mesh.
+      earlier: rows of the run that may go on here, perhaps on another mesh.
+
     Raises:
-      UsageError: those given do not.
+      UsageError: those given do not divide.
     """
     together, mesh = model.rows_together, model.mesh
     if config.rows is None:
-        return dataclasses.replace(config, rows=math.ceil(ROWS / together) * together)
+        divide = earlier is not None and earlier % together == 0
+        rows = earlier if divide else math.ceil(ROWS / together) * together
+        return dataclasses.replace(config, rows=rows)
     if mesh is not None and config.rows % together:
         axes = ",".join(
             f"{axis}={mesh.shape[axis]}" for axis in model.rules.mesh_axes("batch", mesh)

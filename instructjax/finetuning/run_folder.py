@@ -106,6 +106,15 @@ def make_folder(config: FinetuneConfig) -> None:
         )
 
 
+def rows_of_earlier(config: FinetuneConfig) -> int | None:
+    """Rows of a micro-batch of the run that has been begun in the folder; None if there is none."""
+    file = config.out / MANIFEST
+    with blaming(config.out):
+        earlier = None if config.overwrite or not file.exists() else read_json(file)
+    rows = earlier.get("rows") if isinstance(earlier, dict) else None
+    return int(rows) if isinstance(rows, str) and rows.isdecimal() else None
+
+
 def starts_afresh(config: FinetuneConfig, described: Mapping[str, str]) -> bool:
     """Whether what an earlier run has left is to go; else this one goes on with it.
 

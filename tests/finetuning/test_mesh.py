@@ -16,7 +16,7 @@ from instructjax.finetuning.loop import finetune
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
 from instructjax.finetuning.placement import place_state
 from instructjax.finetuning.prepare import load_for_training, settle_rows
-from instructjax.finetuning.restore import load_trained
+from instructjax.finetuning.restore import config_of, load_trained
 from instructjax.finetuning.state import make_state
 from instructjax.finetuning.step import make_train_step
 from instructjax.models.lora import LORA, LoraConfig, add_lora
@@ -216,9 +216,10 @@ def test_laws_3_and_8_a_run_goes_on_on_another_mesh(config):
     one = run(config, "one", None)
     whole = run(config, "whole", "data=2,fsdp=4")
     run(config, "same", "data=2,fsdp=4", stop=4)
-    run(config, "other", "data=2,fsdp=4", stop=4)
+    by_default = dataclasses.replace(config, rows=None)
+    run(by_default, "other", "data=2,fsdp=4", stop=4)
     same = run(config, "same", "data=2,fsdp=4")
-    other = run(config, "other", "fsdp=4,tensor=2")
+    other = run(by_default, "other", "fsdp=4,tensor=2")
     assert [r.step for r in same] == [r.step for r in other] == [5, 6]
     # The same mesh: bit for bit. Others: the same but for rounding.
     assert [r.loss for r in same] == [r.loss for r in whole[-2:]]
@@ -248,3 +249,17 @@ def test_by_default_rows_divide_over_the_mesh(config, mesh, rows):
     model, _ = load_for_training(config, choose_mesh(mesh))
     settled = settle_rows(dataclasses.replace(config, rows=None), model)
     assert settled == dataclasses.replace(config, rows=rows)
+    for earlier, kept in ((16, 16), (9, 9 if mesh is None else rows)):
+        by_default = dataclasses.replace(config, rows=None)
+        assert settle_rows(by_default, model, earlier).rows == kept
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_rows_on_another_mesh(config):
+    config = dataclasses.replace(config, rows=None, eval_data=(), steps=2)
+    config.out.mkdir()
+    reports = run(config, "other", "fsdp=8", stop=1) + run(config, "other", None)
+    assert [report.step for report in reports] == [1, 2]
+    assert config_of(config.out / "other").rows == 8
+    afresh = dataclasses.replace(config, overwrite=True)
+    assert len(run(afresh, "other", None)) == 2 and config_of(config.out / "other").rows == 4
