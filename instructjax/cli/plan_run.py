@@ -43,6 +43,10 @@ def run_plan(options: Options) -> int:
     jax.config.update("jax_platforms", "cpu")
     if topology.chip.platform == "cpu":
         jax.config.update("jax_num_cpu_devices", topology.num_devices)
+    if options.json is not None and not options.json.parent.is_dir():
+        raise UsageError(
+            "its folder is not there", file=options.json, remedy="make it, or give another --json"
+        )
     config = read_decoder_config(options.model)
     setting = read_setting(options, topology)
     console = Console(highlight=False)
@@ -297,7 +301,7 @@ def _warn_of_short_rows(setting: Setting, console: Console) -> None:
 
 def _flags(setting: Setting) -> str:
     words = ",".join(f"{name}={size}" for name, size in setting.mesh.items())
-    flags = f"--mesh {words}"
+    flags = f"--mesh {words} --batch {setting.batch}"
     if setting.task == "finetune":
         flags += f" --micro-batches {setting.micro_batches} --remat {setting.remat}"
     return flags

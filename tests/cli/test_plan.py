@@ -139,3 +139,19 @@ def test_small_numbers_are_told_in_small_units(tmp_path, capsys):
     tables = said[said.index("memory of a device") : said.index("least time")]
     assert "KiB" in tables and not re.findall(r" 0\.0+\b", tables)
     assert "fits:" in said and "fits: 0.00" not in said
+
+
+def test_the_flags_of_the_nearest_that_fits_are_of_the_same_batch(capsys, tmp_path):
+    words = "plan llama-3.1-8b --topology v5e:4x4 --compile 0"
+    assert main(words.split()) == 0
+    (flags,) = re.findall(r"^ *(--mesh .*)$", capsys.readouterr().out, re.MULTILINE)
+    written = tmp_path / "plan.json"
+    assert main([*words.split(), *flags.split(), "--json", str(written)]) == 0
+    found = json.loads(written.read_text())
+    assert found["fits"] and found["batch"] == 16
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_is_compiled(capsys, tmp_path):
+    words = "plan llama-3.1-8b --topology v5e:4x4 --json"
+    assert main([*words.split(), str(tmp_path / "no" / "plan.json")]) == 2
+    assert "plan.json: its folder is not there" in capsys.readouterr().err
