@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from instructjax.errors import UsageError
 from instructjax.sharding.layout import lay_out
+from instructjax.sharding.processes import check_alike
 
 # Outermost first: neighbours on the last axes talk most, so they are nearest to each other.
 AXES = ("data", "fsdp", "expert", "context", "tensor")
@@ -99,12 +100,16 @@ def choose_mesh(shape: str | None) -> Mesh | None:
     """The mesh asked for; by default one of all devices that the parameters are split over, or none
     where there is but one device, or this process is alone and its devices are a CPU's.
 
+    Of several processes all must call this, at the same point.
+
     Raises:
       UsageError: see `make_mesh`.
+      DataError: another process was asked for another mesh.
 
     >>> choose_mesh(None) is None
     True
     """
+    check_alike({"mesh": shape or "the default"})
     if shape is not None:
         return make_mesh(shape)
     alone = jax.process_count() == 1

@@ -138,3 +138,13 @@ def test_processes_with_other_data_are_refused(start, data, tmp_path):
     assert "something else than process 0: data rows.jsonl is" in second.errors[0]
     assert "process 1 stopped: this process would do something else" in first.errors[0]
     assert not (tmp_path / "o.csv").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_another_mesh_are_refused_before_they_compute(start, data, tmp_path):
+    words = ["score", data, "--out", tmp_path / "o.csv", "--model", TINY, "--mesh", "data=-1"]
+    other = "import sys; sys.argv[sys.argv.index('data=-1')] = 'tensor=-1'"
+    first, second = start(words, before={1: other}).ends()
+    assert first.code == second.code == 1
+    assert "mesh is tensor=-1 here and data=-1 there" in second.errors[0]
+    assert "process 1 stopped: this process would do something else" in first.errors[0]
