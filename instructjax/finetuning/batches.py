@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from instructjax.batching.packing import tile_for
 from instructjax.finetuning.batch import SftBatch, make_sft_batch, stack_batches
-from instructjax.finetuning.config import ROWS, DataOptions
+from instructjax.finetuning.config import DataOptions
 from instructjax.finetuning.order import order_indices
 from instructjax.finetuning.packing import Packing, Plan, RowPlans, count_plans
 from instructjax.finetuning.sequences import Sequences
@@ -67,7 +67,7 @@ class Batches:
         self._tile = tile_for(int(sequences.sizes.max()))
         self.packing = Packing(
             length=options.row_length,
-            rows=(options.rows or ROWS) * options.micro_batches,
+            rows=options.rows_or_default * options.micro_batches,
             several=options.packing,
         )
 

@@ -11,9 +11,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from instructjax.errors import UsageError
 
-# Rows of a micro-batch where none are given.
-ROWS = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
@@ -59,6 +56,11 @@ class DataOptions:
     """If any row cannot be used, stop before training."""
     seed: int = 0
     """Of the order of the data and of LoRA's first weights."""
+
+    @property
+    def rows_or_default(self) -> int:
+        """Rows of a micro-batch, 4 where none are given."""
+        return 4 if self.rows is None else self.rows
 
 
 @dataclass(frozen=True, kw_only=True)

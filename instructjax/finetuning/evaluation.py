@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from instructjax.batching.packing import tile_for
 from instructjax.finetuning.batch import make_sft_batch
-from instructjax.finetuning.config import ROWS, DataOptions
+from instructjax.finetuning.config import DataOptions
 from instructjax.finetuning.packing import Packing, RowPlans
 from instructjax.finetuning.sequences import Sequences
 from instructjax.models.spmd import over_rows
@@ -103,7 +103,7 @@ def make_evaluator(
       options: the shape of a batch is that of a micro-batch of training.
       mesh, rules: of the devices that parameters and rows are split over.
     """
-    packing = Packing(length=options.row_length, rows=options.rows or ROWS)
+    packing = Packing(length=options.row_length, rows=options.rows_or_default)
     log_probs = jax.jit(over_rows(token_log_probs, graphdef, mesh=mesh, rules=rules))
     plans = {name: list(_plan(sequences, packing)) for name, sequences in sets.items()}
     tile = tile_for(max(int(sequences.sizes.max()) for sequences in sets.values()))

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from instructjax.data import RejectsFile
 from instructjax.errors import DataError, UsageError
 from instructjax.finetuning.batches import Batches
-from instructjax.finetuning.config import ROWS, FinetuneConfig, check_warmup
+from instructjax.finetuning.config import FinetuneConfig, check_warmup
 from instructjax.finetuning.evaluation import HeldOut, make_evaluator
 from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
 from instructjax.finetuning.placement import place_state
@@ -137,7 +137,7 @@ def settle_rows(config: FinetuneConfig, model: Model, earlier: int | None = None
     together, mesh = model.rows_together, model.mesh
     if config.rows is None:
         divide = earlier is not None and earlier % together == 0
-        rows = earlier if divide else math.ceil(ROWS / together) * together
+        rows = earlier if divide else math.ceil(config.rows_or_default / together) * together
         return dataclasses.replace(config, rows=rows)
     if mesh is not None and config.rows % together:
         axes = ",".join(

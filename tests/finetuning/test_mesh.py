@@ -247,10 +247,9 @@ def test_rows_that_do_not_divide_are_refused(config):
 )
 def test_by_default_rows_divide_over_the_mesh(config, mesh, rows):
     model, _ = load_for_training(config, choose_mesh(mesh))
-    settled = settle_rows(dataclasses.replace(config, rows=None), model)
-    assert settled == dataclasses.replace(config, rows=rows)
+    by_default = dataclasses.replace(config, rows=None)
+    assert settle_rows(by_default, model) == dataclasses.replace(config, rows=rows)
     for earlier, kept in ((16, 16), (9, 9 if mesh is None else rows)):
-        by_default = dataclasses.replace(config, rows=None)
         assert settle_rows(by_default, model, earlier).rows == kept
 
 
