@@ -74,7 +74,8 @@ def finetune(
         if lead:
             stack.enter_context(hold_lock(config.out / "lock", of=config.out))
         model, encoder = load_for_training(config, choose_mesh(config.mesh))
-        config = settle_rows(config, model, earlier=folder.rows_of_earlier(config))
+        earlier = share(folder.rows_of_earlier(config) if lead else None)
+        config = settle_rows(config, model, earlier=earlier)
         described = folder.describe_run(config, model, encoder.describe())
         check_alike(described)
         afresh = lead and folder.starts_afresh(config, described)

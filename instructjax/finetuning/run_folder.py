@@ -107,10 +107,12 @@ def make_folder(config: FinetuneConfig) -> None:
 
 
 def rows_of_earlier(config: FinetuneConfig) -> int | None:
-    """Rows of a micro-batch of the run that has been begun in the folder; None if there is none."""
-    file = config.out / MANIFEST
-    with blaming(config.out):
-        earlier = None if config.overwrite or not file.exists() else read_json(file)
+    """Rows of a micro-batch of the run in the folder; None if there is none, or it is to go."""
+    out = config.out
+    with blaming(out):
+        if not (out / MANIFEST).exists() or (config.overwrite and (out / DONE).exists()):
+            return None
+        earlier = read_json(out / MANIFEST)
     rows = earlier.get("rows") if isinstance(earlier, dict) else None
     return int(rows) if isinstance(rows, str) and rows.isdecimal() else None
 

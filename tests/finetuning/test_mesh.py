@@ -261,4 +261,6 @@ def test_a_run_keeps_its_rows_on_another_mesh(config):
     assert [report.step for report in reports] == [1, 2]
     assert config_of(config.out / "other").rows == 8
     afresh = dataclasses.replace(config, overwrite=True)
+    reports = run(afresh, "again", "fsdp=8", stop=1) + run(afresh, "again", None)
+    assert [report.step for report in reports] == [1, 2]
     assert len(run(afresh, "other", None)) == 2 and config_of(config.out / "other").rows == 4
