@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from instructjax.cli.evaluate import Evaluate
 from instructjax.cli.finetune import Finetune, check_config_first, find_defaults, with_defaults
 from instructjax.cli.info import Info
 from instructjax.cli.lm_eval import LmEval
-from instructjax.cli.messages import say_error
+from instructjax.cli.messages import say_error, say_warning
 from instructjax.cli.plan import Plan
 from instructjax.cli.process_options import ProcessOptions, leave_together, run_together
 from instructjax.cli.rank import Rank
@@ -76,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        code = _run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = say_warning
+            code = _run(args)
         sys.stdout.flush()
         return leave_together(code)
     except BrokenPipeError:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
 def say_error(text: str, *, label: str = "error: ") -> None:
     """Writes one line; control characters of file names and rows are escaped."""
     print(f"{label}{escape_controls(text)}", file=sys.stderr, flush=True)
+
+
+def say_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """Writes one line of a warning to the user, without the place in the code that it came from;
+    those to developers are left out. In the place of `warnings.showwarning`."""
+    if issubclass(category, UserWarning):
+        say_error(str(message).partition("\n")[0], label="warning: ")
 
 
 def escape_controls(text: str) -> str:

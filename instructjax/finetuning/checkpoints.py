@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import sys
@@ -39,6 +40,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, newest: int = 2, every: int | None = None) -> None:
         # Failures are raised here; the library tells of each several times over as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").addFilter(_told_of_writes)
         if sys.excepthook is sys.__excepthook__:
             sys.excepthook = _tell_but_of_closed_loops
         if sys.unraisablehook is sys.__unraisablehook__:
@@ -175,8 +177,10 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            said = _find_system_error(str(error)) or _told_of_writes.collect()
+            text = said or str(error).partition("\n")[0] or repr(error)
             raise DataError(
-                f"a checkpoint cannot be written ({_find_cause(error)})",
+                f"a checkpoint cannot be written ({text.strip()[:200]})",
                 file=self._folder,
                 remedy="make space and run the same command again; it goes on from the last one",
             ) from error
@@ -215,11 +219,34 @@ def _make_barrier() -> Callable[..., None] | None:
     return None if wait is None else barrier
 
 
-def _find_cause(error: Exception) -> str:
+def _find_system_error(text: str) -> str | None:
     """What the system said, out of a message that names every file above."""
-    text = str(error) or repr(error)
     found = re.search(r"([^:]+) \[os_error_code", text)
-    return (found[1] if found else text.splitlines()[0]).strip()[:200]
+    return found[1] if found else None
+
+
+class _ToldOfWrites(logging.Filter):
+    """Keeps from the shell what is logged of writes that failed after the first, each of which has
+    a traceback, and knows the cause where what is raised only says that the loop is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cause: str | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        cause = _find_system_error(f"{record.getMessage()}\n{error}")
+        self._cause = cause or self._cause
+        return cause is None and not _is_of_closed_loop(error)
+
+    def collect(self) -> str | None:
+        """The cause that was told last, once."""
+        gc.collect()  # a failure that nobody takes is logged when it goes
+        cause, self._cause = self._cause, None
+        return cause
+
+
+_told_of_writes = _ToldOfWrites()
 
 
 def _changing(state: TrainState) -> dict[str, Any]:

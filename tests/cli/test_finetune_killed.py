@@ -220,4 +220,5 @@ def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert result.returncode == 1, result.stderr
     assert "a checkpoint cannot be written (" in result.stderr
     assert "File too large); make space and run the same command again" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not (out / "done.json").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
@@ -147,6 +148,22 @@ def test_every_failure_is_one_line(
     main(["demo"])
     shown = "Traceback" in capsys.readouterr().err
     assert shown == isinstance(error, Exception)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_without_the_code_that_gave_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(self: object) -> int:
+        warnings.warn("rows are \x1b[2Jshort\nsecond line", stacklevel=1)
+        warnings.warn("for developers", RuntimeWarning, stacklevel=1)
+        return 0
+
+    shown = warnings.showwarning
+    monkeypatch.setattr(cli.Demo, "run", run)
+    assert main(["demo"]) == 0
+    assert capsys.readouterr().err == "warning: rows are \\x1b[2Jshort\n"
+    assert warnings.showwarning is shown
 
 
 def test_a_reader_that_goes_away() -> None:

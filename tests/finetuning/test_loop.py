@@ -311,6 +311,28 @@ def test_of_equal_checkpoints_the_first_is_kept(tmp_path: Path, tiny_model: Any)
     kept.close()
 
 
+def test_the_cause_is_told_where_only_the_closed_loop_is_raised(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Writes that go on after one has failed log what the system said, with a traceback each."""
+    kept = Checkpoints(tmp_path)
+    said = ValueError(
+        'OUT_OF_RANGE: Error writing "p/0.0": Failed to write 8675 bytes to file 13: No space '
+        "left on device [os_error_code='28']"
+    )
+    logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=said)
+    logging.getLogger("asyncio").error("something else")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    kept._manager.wait_until_finished = fail  # type: ignore[method-assign]
+    for cause in ("No space left on device", "Event loop is closed"):
+        with pytest.raises(DataError, match=f"cannot be written \\({cause}\\)"):
+            kept.wait()
+    assert caplog.messages == ["something else"]
+
+
 @pytest.mark.slow
 def test_the_best_is_kept_and_patience_ends(config: Config, steps_alike: list[Any]) -> None:
     held_out = config().data[0].with_name("new.jsonl")
