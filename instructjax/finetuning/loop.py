@@ -31,7 +31,15 @@ from instructjax.finetuning.step import StepMetrics
 from instructjax.scoring.runs.lock import hold_lock
 from instructjax.scoring.tables.disk import write_whole
 from instructjax.sharding import choose_mesh
-from instructjax.sharding.processes import agree, check_alike, leads, several, share, tick
+from instructjax.sharding.processes import (
+    agree,
+    check_alike,
+    check_shared,
+    leads,
+    several,
+    share,
+    tick,
+)
 
 Say = Callable[[str], None]
 
@@ -53,7 +61,8 @@ def finetune(
       say: takes lines for a person, such as rows that were left out.
 
     Raises:
-      UsageError: options that cannot be used, or an earlier run in the folder that was another.
+      UsageError: options that cannot be used, an earlier run in the folder that was another, or
+        a folder that processes do not share.
       DataError: data that cannot be used, or files that cannot be written.
       InstructJaxError: the loss is not finite. The batch is written out.
 
@@ -73,6 +82,9 @@ def finetune(
     with ExitStack() as stack:
         if lead:
             stack.enter_context(hold_lock(config.out / "lock", of=config.out))
+        if several():
+            with folder.blaming(config.out):
+                check_shared(config.out)
         model, encoder = load_for_training(config, choose_mesh(config.mesh))
         earlier = share(folder.rows_of_earlier(config) if lead else None)
         config = settle_rows(config, model, earlier=earlier)

@@ -103,8 +103,7 @@ def choose_mesh(shape: str | None) -> Mesh | None:
     Of several processes all must call this, at the same point.
 
     Raises:
-      UsageError: see `make_mesh`.
-      DataError: another process was asked for another mesh.
+      UsageError: see `make_mesh`; or processes were asked for different ones.
 
     >>> choose_mesh(None) is None
     True

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from instructjax.errors import DataError, InstructJaxError, UsageError, exit_code_of
+from instructjax.errors import InstructJaxError, UsageError, exit_code_of
 from instructjax.sharding.watch import Watch, meet
 
 # The watch listens this far from the port of jax's coordinator: beyond the range of ports that
@@ -30,7 +33,11 @@ _PORT_OFFSET = 4096
 # Milliseconds; the watch ends what hangs.
 _NO_LIMIT = 1 << 31
 
+# Seconds until a file of one machine is seen by all: network file systems lag behind.
+_SEEN_WITHIN = 20.0
+
 _watch: Watch | None = None
+_comparisons = count()
 _exchanged: list[str] = []  # what this process gave last, and may be asked for
 
 
@@ -222,17 +229,56 @@ def check_alike(described: Mapping[str, str]) -> None:
       described: what there is to do: options, data, weights.
 
     Raises:
-      DataError: this one would do something else than process 0.
+      UsageError: one would do something else than process 0; it is raised in all of them.
     """
-    first = share(dict(described))
-    names = [n for n in {**first, **described} if first.get(n) != described.get(n)]
-    if names:
-        name = names[0]
-        raise DataError(
-            f"this process would do something else than process 0: {name} is "
-            f"{described.get(name)!s:.80} here and {first.get(name)!s:.80} there",
-            remedy="give all the same command, data, weights and version",
+    mine = json.dumps(dict(described)).encode()
+    first, *others = map(json.loads, exchange(f"described {next(_comparisons)}", mine))
+    for number, other in enumerate(others, 1):
+        for name in {**first, **other}:
+            here, there = other.get(name, "missing"), first.get(name, "missing")
+            if here != there:
+                raise UsageError(
+                    f"processes would do different things: {name} is {here:.200} in process "
+                    f"{number} and {there:.200} in process 0",
+                    remedy="give all the same command, data, weights and version",
+                )
+
+
+def check_shared(folder: Path) -> None:
+    """See that all processes have the same folder; all must call this, at the same point.
+
+    Args:
+      folder: it is there in process 0, which may write into it.
+
+    Raises:
+      UsageError: a process has another one; it is raised in all of them.
+    """
+    token, file = share(secrets.token_hex(8)), folder / "shared"
+    if leads():
+        file.write_text(token)
+    agree(True)
+    try:
+        deadline = time.monotonic() + _SEEN_WITHIN
+        while not (seen := _holds(file, token)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        found = exchange(f"shared {token}", b"1" if seen else b"")
+    finally:
+        if leads():
+            file.unlink(missing_ok=True)
+    without = [str(number) for number, one in enumerate(found) if not one]
+    if without:
+        raise UsageError(
+            f"process {', '.join(without)} does not see what process 0 writes there",
+            file=folder,
+            remedy="give a folder on a file system that all processes share",
         )
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_text() == text
+    except OSError:
+        return False
 
 
 def gather(array: Any, *, keep: bool = True) -> np.ndarray | None:

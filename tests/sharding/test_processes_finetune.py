@@ -154,6 +154,19 @@ def test_laws_3_and_8_a_run_goes_on_with_other_processes_and_meshes(start, confi
 
 
 @pytest.mark.slow
+def test_a_folder_that_is_not_shared_is_refused_before_the_first_step(start, config, tmp_path):
+    """Each process has a folder of this name, as on machines without a common file system."""
+    (tmp_path / "b").mkdir()
+    own = "from instructjax.sharding import processes; processes._SEEN_WITHIN = 2; "
+    own += f"sys.argv[sys.argv.index({str(tmp_path / 'a')!r})] = {str(tmp_path / 'b')!r}"
+    for end in start(["finetune", config, "--out", tmp_path / "a"], before={1: own}).ends():
+        assert end.code == 2, end
+        (error,) = end.errors
+        assert "process 1 does not see what process 0 writes there; give a folder on" in error
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["lock"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "devices", "mesh"), [(2, 2, "fsdp=4"), (4, 2, "data=2,fsdp=2,tensor=2")]
 )

@@ -134,9 +134,10 @@ def test_processes_with_other_data_are_refused(start, data, tmp_path):
         before={0: before.format(str(tmp_path)), 1: before.format(str(other))},
     )
     first, second = together.ends()
-    assert first.code == second.code == 1
-    assert "something else than process 0: data rows.jsonl is" in second.errors[0]
-    assert "process 1 stopped: this process would do something else" in first.errors[0]
+    assert first.code == second.code == 2
+    for end in (first, second):
+        assert "error: processes would do different things: data rows.jsonl is" in end.errors[0]
+        assert "in process 1 and " in end.errors[0] and "in process 0; give all" in end.errors[0]
     assert not (tmp_path / "o.csv").exists()
 
 
@@ -145,6 +146,21 @@ def test_processes_with_another_mesh_are_refused_before_they_compute(start, data
     words = ["score", data, "--out", tmp_path / "o.csv", "--model", TINY, "--mesh", "data=-1"]
     other = "import sys; sys.argv[sys.argv.index('data=-1')] = 'tensor=-1'"
     first, second = start(words, before={1: other}).ends()
-    assert first.code == second.code == 1
-    assert "mesh is tensor=-1 here and data=-1 there" in second.errors[0]
-    assert "process 1 stopped: this process would do something else" in first.errors[0]
+    assert first.code == second.code == 2
+    for end in (first, second):
+        assert "mesh is tensor=-1 in process 1 and data=-1 in process 0" in end.errors[0]
+
+
+@pytest.mark.slow
+def test_processes_with_other_tables_or_files_are_refused(start, data, tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jsonl").write_text(data.read_text())
+    words = ["score", tmp_path / "here", "--out", tmp_path / "o.csv", "--model", TINY]
+    other = "import sys; sys.argv[sys.argv.index({!r})] = {!r}".format
+    for before, says in (
+        (other(str(tmp_path / "o.csv"), str(tmp_path / "p.csv")), "--out is "),
+        (other(str(tmp_path / "here"), str(tmp_path / "there")), " is missing in process 1 and "),
+    ):
+        for end in start(words, before={1: before}).ends():
+            assert end.code == 2 and says in end.errors[0], end

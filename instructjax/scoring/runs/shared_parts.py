@@ -45,16 +45,17 @@ def open_shared_parts(
     """`open_parts`, in process 0; in another what it has found there.
 
     Raises:
-      DataError: this process has other data, weights or options than process 0.
+      UsageError: processes have other data, weights or options than process 0.
     """
+    described = {**metadata, **inputs, "--out": str(out)}
     if not leads():
-        check_alike({**metadata, **inputs})
+        check_alike(described)
         begun = share(None)
         done = dict(begun["done"])
         yield FollowedParts(done, begun["complete"])
         return
     with open_parts(out, metadata, inputs, overwrite=overwrite, schema=schema) as parts:
         if several():
-            check_alike({**metadata, **inputs})
+            check_alike(described)
             share({"done": list(parts.done.items()), "complete": parts.complete})
         yield parts
