@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+# The exit code of who was told to stop, as shells have it for SIGTERM.
+STOPPED = 143
+
 
 class InstructJaxError(Exception):
     """A failure that a person can act on.

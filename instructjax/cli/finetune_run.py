@@ -14,13 +14,14 @@ from typing import Any
 from instructjax.cli.finetune import Finetune
 from instructjax.cli.messages import escape_controls, say_error
 from instructjax.display.training import TrainingProgress
+from instructjax.errors import STOPPED
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.export import explain_template
 from instructjax.finetuning.loop import finetune
 from instructjax.finetuning.run_folder import DONE, MODEL
 from instructjax.sharding.processes import leads, several, told_to_stop
 
-_STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_STOPPED = {signal.SIGINT: 130, signal.SIGTERM: STOPPED}
 
 
 def run_finetune(options: Finetune) -> int:

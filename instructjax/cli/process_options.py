@@ -9,10 +9,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from instructjax.errors import UsageError
-
-# All have stopped at the same step, because one was told to.
-STOPPED = 143
+from instructjax.errors import STOPPED, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,8 @@ class ProcessOptions:
     lost_after: float = 30.0
     """Seconds without a sign of life after which a process is given up, and all others stop."""
     stalled_after: float = 1800.0
-    """Seconds without progress after which a process is taken to hang, and all stop."""
+    """Seconds without progress after which a process is taken to hang, and all stop; after SIGTERM
+    four times --lost-after, if that is less."""
 
 
 def run_together(options: ProcessOptions, run: Callable[[], int]) -> int:

@@ -61,7 +61,8 @@ def start(
       timeout: seconds to wait for the others.
       lost_after: seconds without a sign of life after which a process is lost, and all stop.
       stalled_after: seconds without progress after which a process hangs, and all stop.
-      heed_sigterm: SIGTERM is only noted, for `told_to_stop`; by default it ends the process.
+      heed_sigterm: SIGTERM is only noted, for `told_to_stop`, and ends all where nothing moves on
+        for four times `lost_after`; by default it ends the process.
 
     Raises:
       UsageError: some of the three are given, or none and there is no cluster to be found.
@@ -109,7 +110,9 @@ def start(
         )
     except (RuntimeError, ValueError) as error:
         raise InstructJaxError(f"the processes cannot work together: {error}") from error
-    if not heed_sigterm and threading.current_thread() is threading.main_thread():
+    if heed_sigterm:
+        watch.heed(_is_told_to_stop)
+    elif threading.current_thread() is threading.main_thread():
         # Jax has begun to note it in the place of the system.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -325,6 +328,17 @@ def told_to_stop(step: int) -> bool:
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _is_told_to_stop() -> bool:
+    """Whether a process has got SIGTERM, which `told_to_stop` does not say between steps."""
+    from jax._src.distributed import global_state
+
+    client: Any = global_state.client
+    try:  # where jax leaves its note of it
+        return bool(client.key_value_try_get("RECEIVED_PREEMPTION_NOTICE"))
+    except (jax.errors.JaxRuntimeError, AttributeError):
+        return False
 
 
 @contextmanager

@@ -17,13 +17,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from instructjax.errors import InstructJaxError, UsageError
+from instructjax.errors import STOPPED, InstructJaxError, UsageError
 
 BEAT = 1.0
 # Others may be about to fail for the same reason, and to say it better.
 _GRACE = 1.5
 # For a first word, which comes with the connection.
 _HELLO = 5.0
+
+# Times `lost_after`, for work that is told to stop.
+_STOPS_WITHIN = 4
 
 _CLOSED = "is gone: its connection was closed"
 
@@ -58,6 +61,8 @@ class Watch:
         self._lost_after, self._stalled_after = lost_after, stalled_after
         self._ticks, self._theirs = 0, dict.fromkeys(peers, 0)
         self._moved = time.monotonic()
+        self._told: Callable[[], bool] = lambda: False
+        self._told_at: float | None = None
         self._done: set[int] = set()
         self._gone: set[int] = set()
         self._over = threading.Event()
@@ -70,6 +75,14 @@ class Watch:
         """Notes that the work of this process moves on."""
         self._ticks += 1
         self._moved = time.monotonic()
+
+    def heed(self, told: Callable[[], bool]) -> None:
+        """From now on, work that was told to stop is ended where it does not move on any more.
+
+        Args:
+          told: whether a process was; asked every second by process 0.
+        """
+        self._told = told
 
     def stop_others(self, message: str, *, lost: bool = False, code: int = 1) -> None:
         """Tells the others that this process ends, and why.
@@ -113,9 +126,21 @@ class Watch:
     def _beat(self) -> None:
         while not self._over.wait(min(BEAT, self._lost_after / 4)):
             self._send({"ticks": self._ticks})
-            waited = time.monotonic() - self._moved
-            # Process 0 sees them all, and waits when any other does.
-            if self._index == 0 and waited > self._stalled_after:
+            if self._index != 0:  # process 0 sees them all, and waits when any other does
+                continue
+            now = time.monotonic()
+            if self._told_at is None and self._told():
+                self._told_at = now
+            waited = now - self._moved
+            stands = 0.0 if self._told_at is None else now - max(self._told_at, self._moved)
+            if stands > min(_STOPS_WITHIN * self._lost_after, self._stalled_after):
+                self._stop_all(
+                    f"SIGTERM: nothing has moved on for {stands:.0f} s since; what was saved "
+                    "before is kept",
+                    lost=True,
+                    code=STOPPED,
+                )
+            if waited > self._stalled_after:
                 counts = {0: self._ticks, **self._theirs}
                 working = {n: count for n, count in counts.items() if n not in self._done}
                 least = [n for n, count in working.items() if count == min(working.values())]

@@ -95,6 +95,26 @@ def test_a_process_that_hangs_in_python(start, rows, record_property) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_run_that_hangs_ends_when_it_is_told_to(start, config, victim, record_property) -> None:
+    """SIGTERM waits for the step, which never ends: a cluster's patience does."""
+    hang = "import time\nfrom instructjax.finetuning import loop\ncount = []\ntick = loop.tick\n"
+    hang += "loop.tick = lambda: (count.append(1), tick()) "
+    hang += "if len(count) < 3 else time.sleep(1000)\n"
+    together = start([*config, "--lost-after", "2"], devices=1, before={victim: hang})
+    metrics = config[config.index("--out") + 1] / "metrics.jsonl"
+    together.wait_for(lambda: metrics.exists() and '"step": 2' in metrics.read_text())
+    time.sleep(2)  # the third step is done but for its end
+    told = together.signal(1, signal.SIGTERM)
+    for end in together.ends(timeout=60):
+        assert end.code == 143, end
+        assert 8 <= end.when - told < 20
+        (error,) = end.errors
+        assert "SIGTERM: nothing has moved on for " in error
+        record_property("seconds", end.when - told)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("refuses", [0, 1])
 def test_a_wrong_call_that_one_process_sees_ends_all_as_such(start, rows, refuses) -> None:
     refuse = "from instructjax.cli.score import Score\nfrom instructjax.errors import UsageError\n"

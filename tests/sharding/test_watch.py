@@ -234,3 +234,20 @@ def test_a_stranger_at_the_door_is_passed_over() -> None:
     run_all([made[0].finish, made[1].finish])
     for watch in made.values():
         watch.close()
+
+
+def test_work_that_is_told_to_stop_and_stands_still_is_ended(members) -> None:
+    """Where it moves on it is not: it may be saving what it has."""
+    two = members(2, lost_after=0.5, stalled_after=60.0)
+    told = time.monotonic() + 1.0
+    two.watches[0].heed(lambda: time.monotonic() > told)
+    while time.monotonic() < told + 2.5:  # longer than what it is given to stand still
+        for watch in two.watches:
+            watch.tick()
+        time.sleep(0.05)
+    assert all(end.empty() for end in two.ends)
+    stood = time.monotonic()
+    for number in range(2):
+        said = two.said(number, code=143)
+        assert said.startswith("SIGTERM: nothing has moved on for 2 s since; what was saved")
+    assert 1.5 < time.monotonic() - stood < 4
