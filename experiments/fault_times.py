@@ -33,6 +33,10 @@ FAULTS = {
         "hangs: it says that it lives and does nothing, with `--stalled-after 60`",
         "80 s",
     ),
+    "test_a_run_that_hangs_ends_when_it_is_told_to": (
+        "hangs in `finetune`, and one is told to stop, with `--lost-after 2`",
+        "20 s",
+    ),
     "test_a_process_that_does_not_come": (
         "does not come, with `--join-timeout 6`; from the start of the others",
         "60 s",

@@ -19,6 +19,7 @@ from instructjax.errors import UsageError
 from instructjax.finetuning.optimizers import OptimizerConfig
 from instructjax.models.config import DecoderConfig
 from instructjax.models.lora import LoraConfig
+from instructjax.models.sharded import tell_whole
 from instructjax.planning.collectives import Collective
 from instructjax.planning.models import read_decoder_config
 from instructjax.planning.plan import Plan, make_plan
@@ -62,6 +63,8 @@ def run_plan(options: Options) -> int:
         plan = make_plan(options.model, config, topology, setting, compile=options.compile > 0)
     show_plan(plan, console)
     _warn_of_short_rows(setting, console)
+    if whole := tell_whole(config, setting.abstract_mesh, setting.rules):
+        console.print(f"[yellow]{escape(whole)}[/]")
     nearest = find_nearest(plan, config) if plan.fits is False else None
     show_verdict(plan, nearest, console)
     _write(

@@ -114,7 +114,8 @@ def param_shardings(
 
     rules = rules or ShardingRules()
     check_mesh(config, mesh, rules)
-    _check_hidden(config, mesh, rules)
+    if whole := tell_whole(config, mesh, rules):
+        warnings.warn(whole, stacklevel=2)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, param_spec(path_of(path), leaf.shape, mesh, rules))
@@ -159,15 +160,16 @@ def check_mesh(config: DecoderConfig, mesh: AnyMesh, rules: ShardingRules) -> No
             )
 
 
-def _check_hidden(config: DecoderConfig, mesh: AnyMesh, rules: ShardingRules) -> None:
+def tell_whole(config: DecoderConfig, mesh: AnyMesh, rules: ShardingRules) -> str | None:
+    """Why every device holds parameters whole, and what would do better; None where it does not."""
     size, parts = config.hidden_size, rules.parts("embed", mesh)
-    if size % parts:
-        axes = rules.mesh_axes("embed", mesh)
-        warnings.warn(
-            f"the hidden size of {size} does not divide over {' x '.join(axes)}={parts}, so every "
-            f"device holds parameters whole; give {_that_fit(config, mesh, axes, size)}",
-            stacklevel=3,
-        )
+    if size % parts == 0:
+        return None
+    axes = rules.mesh_axes("embed", mesh)
+    return (
+        f"the hidden size of {size} does not divide over {' x '.join(axes)}={parts}, so every "
+        f"device holds parameters whole; give {_that_fit(config, mesh, axes, size)}"
+    )
 
 
 def _that_fit(config: DecoderConfig, mesh: AnyMesh, axes: tuple[str, ...], common: int) -> str:

@@ -85,6 +85,71 @@ def _shape(
     }
 
 
+_GPT_OSS = {
+    "model_type": "gpt_oss",
+    "vocab_size": 201088,
+    "head_dim": 64,
+    "num_experts_per_tok": 4,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    },
+    "max_position_embeddings": 131072,
+    "sliding_window": 128,
+    "attention_bias": True,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+}
+
+
+def _of_gpt_oss(*, layers: int, experts: int) -> dict[str, Any]:
+    kinds = ["sliding_attention", "full_attention"] * (layers // 2)
+    shape = _shape(2880, 2880, layers, 64, 8)
+    return shape | {"num_local_experts": experts, "layer_types": kinds}
+
+
+_DEEPSEEK_V3 = _shape(7168, 18432, 61, 128, 128) | {
+    "model_type": "deepseek_v3",
+    "vocab_size": 129280,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 3,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 40.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+    },
+    "max_position_embeddings": 163840,
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+}
+
+
 # By name: the hub repository whose config.json it is, and that file.
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-3.1-8b": (
@@ -148,6 +213,9 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         | _shape(2048, 6144, 48, 32, 4, model_type="qwen3_moe", moe_intermediate_size=768)
         | {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True},
     ),
+    "gpt-oss-20b": ("openai/gpt-oss-20b", _GPT_OSS | _of_gpt_oss(layers=24, experts=32)),
+    "gpt-oss-120b": ("openai/gpt-oss-120b", _GPT_OSS | _of_gpt_oss(layers=36, experts=128)),
+    "deepseek-v3": ("deepseek-ai/DeepSeek-V3", _DEEPSEEK_V3),
     "gemma-2-2b": (
         "google/gemma-2-2b",
         _GEMMA2 | _shape(2304, 9216, 26, 8, 4, head_dim=256, query_pre_attn_scalar=256),
