@@ -44,15 +44,14 @@ class Overflow:
     """A program that the compiler refuses since it does not fit.
 
     Attributes:
-      needed: bytes of temporaries, or of the whole program, as the compiler says it.
+      needed: bytes, as the compiler says it. It looks before it places anything, and the whole
+        program takes more.
       available: bytes of a device.
-      whole: `needed` has arguments in it.
       seconds: that lowering and compiling took.
     """
 
     needed: float
     available: float
-    whole: bool
     seconds: float
 
 
@@ -109,17 +108,18 @@ def read_overflow(message: str, seconds: float = 0.0) -> Overflow | None:
 
     >>> found = read_overflow("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory "
     ...     "required for HLO temporaries (28.93G) exceeds available HBM (15.75G).")
-    >>> round(found.needed / 2**30, 2), round(found.available / 2**30, 2), found.whole
-    (28.93, 15.75, False)
+    >>> round(found.needed / 2**30, 2), round(found.available / 2**30, 2)
+    (28.93, 15.75)
     """
     if "RESOURCE_EXHAUSTED" not in message:
         return None
-    for pattern, whole in (
-        (rf"temporaries \({_NUMBER}\) exceeds available HBM \({_NUMBER}\)", False),
-        (rf"Used {_NUMBER} of {_NUMBER} hbm", True),
+    for pattern in (
+        # Arguments are among them: with room, such programs have temporaries of a part of this.
+        rf"temporaries \({_NUMBER}\) exceeds available HBM \({_NUMBER}\)",
+        rf"Used {_NUMBER} of {_NUMBER} hbm",
     ):
         found = re.search(pattern, message)
         if found:
             needed, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
-            return Overflow(needed=needed, available=available, whole=whole, seconds=seconds)
+            return Overflow(needed=needed, available=available, seconds=seconds)
     return None

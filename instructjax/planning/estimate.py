@@ -111,15 +111,16 @@ def estimate_memory(
 
 
 def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form: Form) -> float:
+    """What is held besides at the moment that takes most: when the tables' gradients are made, or
+    within a layer. A compiler orders things its own way; see experiments/results/estimates.md."""
     size = jnp.dtype(setting.dtype).itemsize
     tensor = setting.parts("mlp")
     tokens = setting.rows * setting.length
     part = tokens / setting.row_parts
-    e, tables = config.hidden_size, 1 if config.tie_embeddings else 2
+    e = config.hidden_size
+    split = setting.parts("embed") > 1 or setting.parts("experts") > 1
     table = config.vocab_size * e / setting.parts("vocab")
-    layer = _layer_elements(program) / tensor
-    split = setting.parts("batch") > 1
-    gathered = (table * tables + 2 * layer) * size * split
+    layers = 2 * split * _layer_elements(program) / tensor * size  # one is gathered ahead
     wide = _wide(config) / tensor
     scores = setting.rows * config.num_heads / setting.parts("heads") * setting.length**2
     attend = (
@@ -130,21 +131,22 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
     if part < tokens:  # keys and values of whole rows
         attend += tokens * _keys_width(config) / setting.parts("heads") * size
     if setting.task == "score":
-        states = tokens * e * size if part < tokens else 0
-        return gathered + part * (4 * e + 2 * wide) * size + attend + states
+        states = tokens * e * size if part < tokens else part * e * size
+        within = layers + part * (4 * e + 2 * wide) * size + attend
+        return max(table * size * split + states, within)
     params = program.state["parameters"]
     trained = device_bytes(params[0])
-    total = gathered + trained * (1 if setting.micro_batches == 1 else 3)
+    learns_tables = setting.lora is None
+    total = trained * (1 if setting.micro_batches == 1 else 3)  # gradients, their sums
     total += trained / 4 * size  # as they are computed with
-    total += 4 * table + tokens * e * 4  # gradients of the output table and of hidden states
-    total += (table * tables + 2 * layer) * size * split  # and of what was gathered
-    kept = {"layer": e, "dots": 3 * e + wide + _heads_width(config) / tensor}
-    kept["none"] = kept["dots"] + 4 * e + wide
+    dots = 2 * e + wide + _heads_width(config) / tensor
+    kept = {"layer": e, "dots": dots, "none": dots + 18 * e + 2 * wide}
     total += config.num_layers * part * kept[setting.remat] * size
     if setting.remat == "none" and form == "whole":
         total += config.num_layers * scores * (4 + size)
-    total += part * (4 * e + 3 * wide) * size + 2 * attend
-    return total
+    total += part * (4 * e + 3 * wide) * size
+    head = table * (size * split + 4 * learns_tables) + tokens * e * 4 * (part < tokens)
+    return total + max(head, layers * (1 + learns_tables) + 2 * attend)
 
 
 def _layer_elements(program: Program) -> float:

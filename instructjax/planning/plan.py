@@ -185,7 +185,7 @@ def make_plan(
     memory = {kind: plan.memory[kind] for kind in plan.memory if kind in _EXACT}
     exact = sum(memory.values())
     if isinstance(found, Overflow):
-        memory["temporaries"] = found.needed - (exact if found.whole else 0.0)
+        memory["temporaries"] = max(found.needed - exact, plan.memory["temporaries"])
         return dataclasses.replace(
             plan,
             source="compiled",

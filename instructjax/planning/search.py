@@ -16,8 +16,10 @@ from instructjax.planning.topology import Topology
 from instructjax.sharding.layout import crossing_axis
 from instructjax.sharding.mesh import AXES
 
-# Of a device: an estimate that does not leave as much is not worth compiling.
-_HEADROOM = 0.05
+# Of a device: an estimate is to leave as much, since compilers may find more.
+_HEADROOM = 0.1
+# Or less: beyond as many times a device's memory, compiling is not worth it.
+_FAR = 1.4
 
 
 def list_settings(config: DecoderConfig, topology: Topology, setting: Setting) -> Iterator[Setting]:
@@ -93,8 +95,9 @@ def search(
     Args:
       model, config, topology: what and where.
       setting: the task and the batch.
-      compile: how many of the best to compile; what does not fit is passed over for the next, and
-        what the compiler refuses is left out.
+      compile: how many of the best to compile; what does not fit is passed over for the next, what
+        the compiler refuses is left out, and where fewer are estimated to fit, the nearest of the
+        others are compiled.
 
     Raises:
       UsageError: no mesh fits the model and the batch.
@@ -106,7 +109,7 @@ def search(
     compiled: list[Plan] = []
     refused: list[CompilerError] = []
     left = list(ranked)
-    while left and left[0].fits is not False and len(compiled) + len(refused) < compile:
+    while left and _is_near(left[0]) and len(compiled) + len(refused) < compile:
         best = left.pop(0)
         try:
             compiled.append(make_plan(model, config, topology, best.setting))
@@ -115,6 +118,10 @@ def search(
     if refused and not compiled:
         raise refused[0]
     return rank(compiled) + left if compile else ranked
+
+
+def _is_near(plan: Plan) -> bool:
+    return plan.fits is not False or plan.needed <= _FAR * plan.capacity
 
 
 def _estimate_all(

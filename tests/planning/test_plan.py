@@ -307,40 +307,37 @@ def test_more_memory_than_jax_takes_of_a_gpu():
         setting = Setting(mesh={"fsdp": 8}, batch=batch, length=4096, remat="dots")
         return make_plan("8b", config, parse_topology(topology), setting, compile=False)
 
-    little, much, most = (plan_on("h100:8", batch) for batch in (8, 24, 40))
+    little, much, most = (plan_on("h100:8", batch) for batch in (8, 32, 48))
     memory = 84942979072
     assert little.needed < 0.75 * memory < much.needed < memory < most.needed
     assert little.fits and much.fits and most.fits is False
     assert little.memory_fraction is most.memory_fraction is None
     assert much.memory_fraction is not None
     assert much.needed <= much.memory_fraction * memory < much.needed + 0.01 * memory
-    assert plan_on("v5p:2x2x2", 24).memory_fraction is None
+    assert plan_on("v5p:2x2x2", 32).memory_fraction is None
 
 
 @pytest.mark.parametrize(
-    ("message", "needed", "available", "whole"),
+    ("message", "needed", "available"),
     [
         (
             "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
             "temporaries (28.93G) exceeds available HBM (15.75G).",
             28.93,
             15.75,
-            False,
         ),
         (
             "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
             "space hbm. Used 512.50M of 15.75G hbm. Exceeded hbm capacity by 6.26G.",
             0.5005,
             15.75,
-            True,
         ),
     ],
 )
-def test_overflows_are_read(message, needed, available, whole):
+def test_overflows_are_read(message, needed, available):
     found = read_overflow(message)
     assert found is not None
     assert np.allclose([found.needed / 2**30, found.available / 2**30], [needed, available], 1e-3)
-    assert found.whole is whole
 
 
 def test_other_errors_are_no_overflows():
@@ -352,11 +349,11 @@ def test_an_overflow_is_an_answer(monkeypatch):
     monkeypatch.setattr(
         planning,
         "compile_program",
-        lambda *_: Overflow(needed=3e9, available=1e9, whole=False, seconds=1.0),
+        lambda *_: Overflow(needed=3e9, available=1e9, seconds=1.0),
     )
     found = plan_of(SETTING)
     assert found.fits is False and found.capacity == 1e9
-    assert found.needed == 3e9 + sum(found.memory[n] for n in ("parameters", "optimizer", "batch"))
+    assert found.needed == 3e9 and found.memory["optimizer"] > 0
     # what it would say was never compiled
     assert (found.source, found.collectives_source) == ("compiled", "estimated")
     assert found.to_json()["collectives_source"] == "estimated"
@@ -383,6 +380,38 @@ def test_what_the_compiler_refuses_is_said(monkeypatch):
         search("tiny", CONFIG, CPUS, SETTING, compile=1)
 
 
+def test_where_few_are_estimated_to_fit_the_nearest_others_are_compiled(monkeypatch):
+    """8B on 16 chips of v5e, 16 rows: the compiler may find that more fits."""
+    config, topology = read_decoder_config("llama-3.1-8b"), parse_topology("v5e:4x4")
+    setting = Setting(mesh={"fsdp": 16}, batch=16, length=4096)
+    estimated = search("8b", config, topology, setting)
+    fitting = [plan for plan in estimated if plan.fits]
+    others = [plan for plan in estimated if not plan.fits]
+    assert len(fitting) > 0 and others[0].needed < others[1].needed < 1.4 * topology.chip.memory
+    asked, real = [], planning.make_plan
+
+    def compile_or_estimate(*args, compile=True):
+        plan = real(*args, compile=False)
+        if not compile:
+            return plan
+        asked.append(plan.setting)
+        return dataclasses.replace(plan, source="compiled", memory={"temporaries": 1e9})
+
+    monkeypatch.setattr("instructjax.planning.search.make_plan", compile_or_estimate)
+    found = search("8b", config, topology, setting, compile=len(fitting) + 2)
+    assert asked == [plan.setting for plan in (*fitting, *others[:2])]
+    assert [plan.source for plan in found[: len(asked)]] == ["compiled"] * len(asked)
+    assert all(plan.fits for plan in found[: len(asked)])
+
+
+def test_an_estimate_that_the_compiler_proved_too_high():
+    """The launch files' setting: 11.8 GiB by libtpu (experiments/results/estimates.md)."""
+    config, topology = read_decoder_config("llama-3.1-8b"), parse_topology("v5e:4x4")
+    setting = Setting(mesh={"fsdp": 16}, batch=16, length=4096, remat="layer")
+    found = make_plan("llama-3.1-8b", config, topology, setting, compile=False)
+    assert found.fits and 0.9 * 11.78 < found.needed / 2**30 < 1.25 * 11.78
+
+
 def test_the_nearest_that_fits():
     """8B on 16 chips of v5e: the mesh can stay, with more micro-batches, or must change."""
     config, topology = read_decoder_config("llama-3.1-8b"), parse_topology("v5e:4x4")
@@ -391,7 +420,7 @@ def test_the_nearest_that_fits():
     assert found.fits is False
     nearest = find_nearest(found, config)
     assert nearest is not None and nearest.fits
-    assert nearest.setting.batch == 64 and nearest.needed < 0.95 * topology.chip.memory
+    assert nearest.setting.batch == 64 and nearest.needed < 0.9 * topology.chip.memory
     assert nearest.capacity == nearest.to_json()["capacity_bytes"] == topology.chip.memory
     # 405B needs 4.9 TB for its optimizer alone
     large = read_decoder_config("llama-3.1-405b")
