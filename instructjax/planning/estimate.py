@@ -6,6 +6,7 @@ that the step computes; a compiler finds more, and sometimes less.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ from instructjax.planning.flops import (
 )
 from instructjax.planning.programs import Program
 from instructjax.planning.setting import Setting
+from instructjax.planning.topology import Topology
 
 
 def attention_form(config: DecoderConfig, setting: Setting, platform: str) -> tuple[Form, int]:
@@ -206,7 +208,7 @@ def estimate_traffic(
 
 
 def estimate_collectives(
-    config: DecoderConfig, program: Program, setting: Setting
+    config: DecoderConfig, program: Program, setting: Setting, topology: Topology
 ) -> list[Collective]:
     """What has to be said: parameters gathered, gradients scattered and added up once a step,
     partial sums of `tensor`, and over `context` keys, values and the last hidden states gathered,
@@ -250,13 +252,16 @@ def estimate_collectives(
             if rest:
                 # In float32, once all micro-batches are done.
                 added[rest] = added.get(rest, 0.0) + 4 * share / size
+    spelled = _spell(topology)
     for kind, parts, count, where in (
         ("all-gather", gathered, steps, "forward"),
         ("reduce-scatter", scattered, steps, "backward"),
         ("all-reduce", added, setting.programs, "backward"),
     ):
         for axes, num_bytes in parts.items():
-            found.append(_collective(kind, axes, mesh.shape, float(num_bytes), count, where))
+            one = _collective(kind, axes, mesh.shape, float(num_bytes), count, where)
+            wide = one.group == math.prod(topology.shape) * topology.chip.parts
+            found.append(dataclasses.replace(one, kind=spelled.get(kind, kind)) if wide else one)
     tensor = tuple(a for a in rules.mesh_axes("mlp", mesh) if mesh.shape[a] > 1)
     if tensor:
         hidden = setting.rows * setting.length * config.hidden_size * size / setting.row_parts
@@ -277,6 +282,20 @@ def estimate_collectives(
                 count *= steps
                 found.append(_collective(kind, context, mesh.shape, num_bytes, count, where))
     return sorted(found, key=lambda each: -each.sent)
+
+
+def _spell(topology: Topology) -> dict[str, str]:
+    """What libtpu (0.0.42) makes of what all chips of a slice say to each other, to use the links
+    of all dimensions of a torus at once: it adds up whole, and takes a part."""
+    dims, shape = topology.chip.dims, topology.shape
+    if topology.chip.platform != "tpu" or topology.chip.parts > 1 or min(shape) == 1:
+        return {}
+    spelled = {}
+    if dims == 3 or (min(shape) == max(shape) > 2):
+        spelled["reduce-scatter"] = "all-reduce"
+    if dims == 3 and min(shape) > 2:
+        spelled["all-gather"] = "all-reduce"
+    return spelled
 
 
 def _collective(

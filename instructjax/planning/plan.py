@@ -236,7 +236,7 @@ def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: S
     form, tile = attention_form(config, setting, platform)
     flops = device_flops(config, program, setting, form, tile, platform).total
     moved = estimate_traffic(config, program, setting, form)
-    collectives = estimate_collectives(config, program, setting)
+    collectives = estimate_collectives(config, program, setting, topology)
     return Plan(
         model=model,
         num_params=config.num_params,

@@ -412,6 +412,25 @@ def test_an_estimate_that_the_compiler_proved_too_high():
     assert found.fits and 0.9 * 11.78 < found.needed / 2**30 < 1.25 * 11.78
 
 
+@pytest.mark.parametrize(
+    ("topology", "kinds"),
+    [
+        ("v5e:2x4", {"all-gather", "reduce-scatter"}),
+        ("v5e:4x4", {"all-gather", "all-reduce"}),
+        ("v5p:2x2x2", {"all-gather", "all-reduce"}),
+        ("v5p:4x4x4", {"all-reduce"}),
+        ("tpu7x:2x2x1", {"all-gather", "reduce-scatter"}),
+        ("h100:8", {"all-gather", "reduce-scatter"}),
+    ],
+)
+def test_over_whole_slices_tpus_add_up_where_others_scatter(topology, kinds):
+    """As libtpu compiles them: experiments/results/plans.md and estimates.json."""
+    config, devices = read_decoder_config("llama-3.1-8b"), parse_topology(topology)
+    setting = Setting(mesh={"fsdp": devices.num_devices}, batch=devices.num_devices, length=1024)
+    found = make_plan("8b", config, devices, setting, compile=False).collectives
+    assert {each.kind for each in found if each.num_bytes * each.count > 1e9} == kinds
+
+
 def test_the_nearest_that_fits():
     """8B on 16 chips of v5e: the mesh can stay, with more micro-batches, or must change."""
     config, topology = read_decoder_config("llama-3.1-8b"), parse_topology("v5e:4x4")
