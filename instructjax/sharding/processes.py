@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def start(
         )
     assert coordinator is not None and num_processes is not None and process_id is not None
     port = _check(coordinator, num_processes, process_id)
-    watched = port + _PORT_OFFSET if port + _PORT_OFFSET < 1 << 16 else port - _PORT_OFFSET
+    above = port + _PORT_OFFSET < 1 << 16
+    watched = port + _PORT_OFFSET if above else port - _PORT_OFFSET
     watch = meet(
         f"{coordinator.rpartition(':')[0]}:{watched}",
         process_id,
@@ -94,6 +95,7 @@ def start(
         timeout=timeout,
         lost_after=lost_after,
         stalled_after=stalled_after,
+        note=f", {_PORT_OFFSET} {'above' if above else 'below'} the coordinator's port {port},",
     )
     _watch = watch
     try:
@@ -351,7 +353,8 @@ def together() -> Iterator[None]:
     assert _watch is not None
     watch = _watch
     try:
-        with open(os.devnull, "w") as nowhere:
+        quiet = _without_gloo() if jax.default_backend() == "cpu" else nullcontext()
+        with quiet, open(os.devnull, "w") as nowhere:
             if jax.process_index() == 0:
                 yield
             else:
@@ -368,6 +371,26 @@ def together() -> Iterator[None]:
     jax.distributed.shutdown()
     watch.close()
     _watch = None
+
+
+@contextmanager
+def _without_gloo() -> Iterator[None]:
+    """Keeps from standard output whom Gloo, by which CPUs talk, says there that it has reached."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    sys.stdout.flush()
+    like = {name: getattr(sys.stdout, name, None) for name in ("encoding", "errors")}
+    with os.fdopen(kept, "w", **like) as out, open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            with redirect_stdout(out):
+                yield
+            out.flush()
+        finally:
+            os.dup2(kept, 1)
 
 
 def _describe(error: BaseException) -> str:

@@ -215,6 +215,7 @@ def meet(
     timeout: float,
     lost_after: float,
     stalled_after: float,
+    note: str = "",
     end: Callable[[str, int], None] = end_process,
 ) -> Watch:
     """Waits until all processes are there.
@@ -225,30 +226,31 @@ def meet(
       count: how many there are.
       timeout: seconds to wait for them.
       lost_after, stalled_after, end: see `Watch`.
+      note: what to say of the address where it is of no use.
 
     Raises:
       UsageError: the address cannot be used, or processes do not agree on their number.
       InstructJaxError: not all came in time.
     """
-    host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout
     if index == 0:
-        peers = _gather(host, int(port), count, deadline, timeout)
+        peers = _gather(address, count, deadline, timeout, note)
     else:
-        peers = {0: _reach(host.strip("[]"), int(port), index, count, deadline, timeout)}
+        peers = {0: _reach(address, index, count, deadline, timeout, note)}
     return Watch(index, peers, lost_after=lost_after, stalled_after=stalled_after, end=end)
 
 
 def _gather(
-    host: str, port: int, count: int, deadline: float, timeout: float
+    address: str, count: int, deadline: float, timeout: float, note: str
 ) -> dict[int, socket.socket]:
+    port = int(address.rpartition(":")[2])
     try:
         six = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if six else socket.AF_INET
         server = socket.create_server(("", port), family=family, dualstack_ipv6=six)
     except OSError as error:
         raise UsageError(
-            f"process 0 cannot listen on port {port} ({error.strerror})",
+            f"process 0 cannot listen on port {port}{note} ({error.strerror})",
             remedy="give another port in --coordinator",
         ) from None
     peers: dict[int, socket.socket] = {}
@@ -261,7 +263,7 @@ def _gather(
                 missing = [n for n in range(1, count) if n not in peers]
                 message = f"{_name(missing)} of {count} did not come within {timeout:g} s"
                 error = InstructJaxError(
-                    message, remedy=f"see that all are started and reach {host}:{port}"
+                    message, remedy=f"see that all are started and reach {address}{note}"
                 )
                 _refuse(peers, message, error.exit_code)
                 raise error from None
@@ -292,17 +294,20 @@ def _gather(
 
 
 def _reach(
-    host: str, port: int, index: int, count: int, deadline: float, timeout: float
+    address: str, index: int, count: int, deadline: float, timeout: float, note: str
 ) -> socket.socket:
+    host, _, port = address.rpartition(":")
     while True:
         left = deadline - time.monotonic()
         try:
-            peer = socket.create_connection((host, port), timeout=max(min(left, 10), 0.01))
+            peer = socket.create_connection(
+                (host.strip("[]"), int(port)), timeout=max(min(left, 10), 0.01)
+            )
             break
         except OSError as error:
             if left <= 0:
                 raise InstructJaxError(
-                    f"process 0 was not reached at {host}:{port} within {timeout:g} s "
+                    f"process 0 was not reached at {address}{note} within {timeout:g} s "
                     f"({error.strerror or error})",
                     remedy="see that it is started, and that --coordinator is its address",
                 ) from None

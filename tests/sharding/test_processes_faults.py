@@ -138,6 +138,7 @@ def test_a_process_that_does_not_come(start, rows, record_property) -> None:
     together = start(score(rows, "--join-timeout", "4"), before={0: wait, 1: ""})
     (end,) = together.ends(of=[1])
     assert end.code == 1 and "process 0 was not reached at 127.0.0.1:" in end.errors[0]
+    assert ", 4096 above the coordinator's port 2" in end.errors[0]
 
 
 @pytest.mark.slow

@@ -56,7 +56,8 @@ def test_law_3_two_processes_write_the_table_of_one(start, data, alone, tmp_path
     assert first.code == second.code == 0, (first.err, second.err)
     assert read_bytes(out) == read_bytes(alone)
     assert not out.with_name(out.name + ".parts").exists()
-    # Process 0 speaks for both.
+    # Process 0 speaks for both, and nothing else does.
+    assert first.out.startswith("context ") and not second.out
     assert "wrote 100 scores of 83 rows" in first.out
     assert "scores" not in second.out and "rejected" not in second.err
 
