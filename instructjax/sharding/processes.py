@@ -382,8 +382,9 @@ def _without_gloo() -> Iterator[None]:
         yield
         return
     sys.stdout.flush()
-    like = {name: getattr(sys.stdout, name, None) for name in ("encoding", "errors")}
-    with os.fdopen(kept, "w", **like) as out, open(os.devnull, "w") as nowhere:
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    out = os.fdopen(kept, "w", encoding=encoding, errors=errors)
+    with out, open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         try:
             with redirect_stdout(out):
