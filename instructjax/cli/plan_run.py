@@ -337,6 +337,8 @@ def _search(
             plan.source,
         )
     console.print(table)
+    if len(fitting) < min(len(plans), _RANKED):
+        console.print("! does not fit; an estimate must leave a tenth of the memory free")
     if not fitting:
         console.print("[bold red]none fits:[/] take more or larger devices")
     elif plans[0].fits is not False:

@@ -211,7 +211,8 @@ def _make_barrier() -> Callable[..., None] | None:
     wait = ocp.multihost.get_barrier_sync_fn() if several() else None
 
     def barrier(*, key: str, timeout_ms: int) -> None:
-        if (error := sys.exc_info()[1]) is not None:
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception):  # and not the end of the loop, at which the last is saved
             raise error
         assert wait is not None
         wait(key=key, timeout_ms=timeout_ms)

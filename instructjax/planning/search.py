@@ -80,9 +80,10 @@ def _divisors(count: int) -> list[int]:
 def rank(plans: list[Plan]) -> list[Plan]:
     """The fastest first; those that do not fit last, by what they need."""
 
-    def order(plan: Plan) -> tuple[bool, float, float]:
-        speed = plan.times.best if plan.times else plan.flops
-        return plan.fits is False, plan.needed if plan.fits is False else speed, plan.needed
+    def order(plan: Plan) -> tuple[bool, float, float, float]:
+        best, worst = (plan.times.best, plan.times.worst) if plan.times else (plan.flops, 0.0)
+        first = plan.needed if plan.fits is False else round(best, 6)
+        return plan.fits is False, first, worst, plan.needed
 
     return sorted(plans, key=order)
 
@@ -180,8 +181,9 @@ def find_nearest(plan: Plan, config: DecoderConfig) -> Plan | None:
         if each.fits and each.setting != wanted
     ]
 
-    def distance(each: Plan) -> tuple[bool, float]:
+    def distance(each: Plan) -> tuple[bool, float, float]:
         same = dict(each.setting.mesh) == {k: v for k, v in wanted.mesh.items() if v > 1}
-        return not same, each.times.best if each.times else each.flops
+        best, worst = (each.times.best, each.times.worst) if each.times else (each.flops, 0.0)
+        return not same, round(best, 6), worst
 
     return min(found, key=distance, default=None)

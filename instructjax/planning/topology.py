@@ -104,7 +104,9 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
             f"{text!r}: {chip.label} has {' or '.join(map(str, allowed))} numbers in its shape",
             remedy=f"write it as {_EXAMPLES[chip.name]}",
         )
-    if slices < 1 or (slices > 1 and chip.platform != "tpu"):
+    if slices < 1:
+        raise UsageError(f"{slices} slices of {text}", remedy="give 1 or more")
+    if slices > 1 and chip.platform != "tpu":
         raise UsageError(f"{slices} slices of {text}", remedy="only TPUs come in several slices")
     if chip.platform == "gpu":
         sizes = sizes if len(sizes) == 2 else (1, *sizes)

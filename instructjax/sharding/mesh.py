@@ -103,12 +103,18 @@ def choose_mesh(shape: str | None) -> Mesh | None:
     Of several processes all must call this, at the same point.
 
     Raises:
-      UsageError: see `make_mesh`; or processes were asked for different ones.
+      UsageError: see `make_mesh`; processes were asked for different ones or have different numbers
+        of devices; or jax computes with 64 bits.
 
     >>> choose_mesh(None) is None
     True
     """
-    check_alike({"mesh": shape or "the default"})
+    if jax.config.jax_enable_x64:
+        raise UsageError(
+            "JAX_ENABLE_X64 is set, and models compute with 32 bits", remedy="unset it"
+        )
+    devices = f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
+    check_alike({"mesh": shape or "the default", "devices of a process": devices})
     if shape is not None:
         return make_mesh(shape)
     alone = jax.process_count() == 1

@@ -98,6 +98,9 @@ def start(
         note=f", {_PORT_OFFSET} {'above' if above else 'below'} the coordinator's port {port},",
     )
     _watch = watch
+    # On CPUs programs that are dispatched ahead run side by side, and their collectives would meet
+    # those of another program in another process.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         # Jax's own heartbeat aborts the process with a stack trace; the watch comes first.
         jax.distributed.initialize(

@@ -89,6 +89,20 @@ def test_the_supervisor_starts_again_what_failed(tmp_path):
         assert int((tmp_path / "n").read_text()) == calls
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_the_supervisor_passes_on_that_it_is_to_stop(tmp_path, sent):
+    """And ends with its command, which may save what it has first."""
+    name = sent.name.removeprefix("SIG")
+    script = f"trap 'sleep 0.5; echo saved > saved; exit 143' {name}; touch began; "
+    script += "while true; do sleep 0.05; done"
+    running = subprocess.Popen([FOLDER / "restart.sh", "bash", "-c", script], cwd=tmp_path)
+    while not (tmp_path / "began").exists():
+        time.sleep(0.01)
+    running.send_signal(sent)
+    assert running.wait(10) == 143
+    assert (tmp_path / "saved").read_text() == "saved\n"
+
+
 @pytest.mark.parametrize(
     ("code", "count", "again"),
     [(0, "", False), (1, "", True), (143, "99", True), (1, "100", False), (2, "", False)]

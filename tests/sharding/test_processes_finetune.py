@@ -133,7 +133,8 @@ def test_laws_3_and_8_a_run_goes_on_with_other_processes_and_meshes(start, confi
     slow = "import time; from instructjax.finetuning.loop import _Run; "
     slow += "take = _Run._take_step; "
     slow += "_Run._take_step = lambda *a: (time.sleep(0.5), take(*a))[1]"
-    together = start(command, before=slow)
+    # No checkpoint is due: the one of the stop is the only one.
+    together = start([*command, "--checkpoint-every", "50"], before=slow)
     together.wait_for(lambda: (out / "metrics.jsonl").exists() and has(1))
     together.signal(1, signal.SIGTERM)
     for end in together.ends():

@@ -65,7 +65,8 @@ def test_law_3_two_processes_write_the_table_of_one(start, data, alone, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "devices", "mesh"),
-    [(4, 2, "data=2,fsdp=4"), (2, 4, "fsdp=4,tensor=2"), (4, 2, "data=2,fsdp=2,tensor=2")],
+    [(4, 2, "data=2,fsdp=4"), (2, 4, "fsdp=4,tensor=2"), (4, 2, "data=2,fsdp=2,tensor=2")]
+    + [(2, 1, "tensor=2"), (2, 1, "context=2")],
 )
 def test_law_3_on_meshes_over_processes(start, data, alone, tmp_path, count, devices, mesh):
     out = tmp_path / "many.parquet"
@@ -74,10 +75,10 @@ def test_law_3_on_meshes_over_processes(start, data, alone, tmp_path, count, dev
     )
     for end in together.ends():
         assert end.code == 0, end.err
-    if "tensor" not in mesh:
+    if "fsdp" in mesh and "tensor" not in mesh:
         assert read_bytes(out) == read_bytes(alone)
         return
-    # Heads are summed over devices: other roundings.
+    # Heads are summed over devices, keys taken in other tiles: other roundings.
     found, expected = (read_scores(table) for table in (out, alone))
     for ours, theirs in zip(
         found["token_log_probs"].to_pylist(), expected["token_log_probs"].to_pylist(), strict=True
@@ -105,6 +106,15 @@ def test_law_8_killed_processes_go_on_as_others(start, data, alone, tmp_path):
     (end,) = start(command(data, out), count=1, devices=4, before=FEW_ROWS).ends()
     assert end.code == 0 and "going on after" in end.err
     assert read_bytes(out) == read_bytes(alone)
+
+
+@pytest.mark.slow
+def test_processes_with_other_devices_are_refused(start, data, tmp_path):
+    words = ["score", data, "--out", tmp_path / "o.csv", "--model", TINY]
+    other = {1: "import os; os.environ['JAX_NUM_CPU_DEVICES'] = '2'"}
+    for end in start(words, devices=1, before=other).ends():
+        assert end.code == 2, end
+        assert "devices of a process is 2 x cpu in process 1 and 1 x cpu in" in end.errors[0]
 
 
 @pytest.mark.slow
