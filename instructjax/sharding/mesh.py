@@ -109,7 +109,7 @@ def choose_mesh(shape: str | None) -> Mesh | None:
     >>> choose_mesh(None) is None
     True
     """
-    if jax.config.jax_enable_x64:
+    if jax.config.read("jax_enable_x64"):
         raise UsageError(
             "JAX_ENABLE_X64 is set, and models compute with 32 bits", remedy="unset it"
         )

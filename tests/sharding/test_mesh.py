@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from instructjax.errors import UsageError
-from instructjax.sharding import make_mesh, parse_mesh
+from instructjax.sharding import choose_mesh, make_mesh, parse_mesh
 
 
 def test_sizes_are_in_the_order_of_the_axes():
@@ -42,3 +42,12 @@ def test_a_mesh_has_all_devices_and_automatic_axes():
 def test_what_does_not_fit_is_refused_with_numbers_that_would(text, says):
     with pytest.raises(UsageError, match=says):
         make_mesh(text)
+
+
+def test_sixty_four_bits_are_refused():
+    jax.config.update("jax_enable_x64", True)
+    try:
+        with pytest.raises(UsageError, match="JAX_ENABLE_X64 is set, .*; unset it"):
+            choose_mesh("data=-1")
+    finally:
+        jax.config.update("jax_enable_x64", False)
