@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ def run_together(options: ProcessOptions, run: Callable[[], int]) -> int:
         if not getattr(options, name) > 0:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} {getattr(options, name):g} is not above 0")
+    # Of what jax's C++ writes, errors: it warns of each SIGTERM that is heeded.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from instructjax.sharding import processes
 
     processes.start(

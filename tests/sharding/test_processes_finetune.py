@@ -138,7 +138,7 @@ def test_laws_3_and_8_a_run_goes_on_with_other_processes_and_meshes(start, confi
     together.wait_for(lambda: (out / "metrics.jsonl").exists() and has(1))
     together.signal(1, signal.SIGTERM)
     for end in together.ends():
-        assert end.code == 143, end.err
+        assert end.code == 143 and "preemption_notifier" not in end.err, end.err
     stopped = read_metrics(out)[-1]["step"]
     assert 1 <= stopped < 5 and saved(stopped)
 
