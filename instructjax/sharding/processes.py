@@ -409,6 +409,8 @@ def _is_of_device(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError):
             return "RESOURCE_EXHAUSTED" not in str(error)
+        if isinstance(error, ValueError) and "Gloo" in str(error):  # as it comes when called
+            return True
         error = error.__cause__
     return False
 
