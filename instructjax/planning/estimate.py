@@ -133,9 +133,8 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
     if part < tokens:  # keys and values of whole rows
         attend += tokens * _keys_width(config) / setting.parts("heads") * size
     if setting.task == "score":
-        states = tokens * e * size if part < tokens else part * e * size
         within = layers + part * (4 * e + 2 * wide) * size + attend
-        return max(table * size * split + states, within)
+        return max((table * split + tokens * e) * size, within)
     params = program.state["parameters"]
     trained = device_bytes(params[0])
     learns_tables = setting.lora is None

@@ -81,11 +81,15 @@ def rank(plans: list[Plan]) -> list[Plan]:
     """The fastest first; those that do not fit last, by what they need."""
 
     def order(plan: Plan) -> tuple[bool, float, float, float]:
-        best, worst = (plan.times.best, plan.times.worst) if plan.times else (plan.flops, 0.0)
-        first = plan.needed if plan.fits is False else round(best, 6)
-        return plan.fits is False, first, worst, plan.needed
+        best, worst = _speed(plan)
+        return plan.fits is False, plan.needed if plan.fits is False else best, worst, plan.needed
 
     return sorted(plans, key=order)
+
+
+def _speed(plan: Plan) -> tuple[float, float]:
+    """By which plans are compared: seconds at best, to microseconds, and at worst."""
+    return (round(plan.times.best, 6), plan.times.worst) if plan.times else (plan.flops, 0.0)
 
 
 def search(
@@ -183,7 +187,6 @@ def find_nearest(plan: Plan, config: DecoderConfig) -> Plan | None:
 
     def distance(each: Plan) -> tuple[bool, float, float]:
         same = dict(each.setting.mesh) == {k: v for k, v in wanted.mesh.items() if v > 1}
-        best, worst = (each.times.best, each.times.worst) if each.times else (each.flops, 0.0)
-        return not same, round(best, 6), worst
+        return not same, *_speed(each)
 
     return min(found, key=distance, default=None)

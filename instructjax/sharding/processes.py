@@ -95,7 +95,7 @@ def start(
         timeout=timeout,
         lost_after=lost_after,
         stalled_after=stalled_after,
-        note=f", {_PORT_OFFSET} {'above' if above else 'below'} the coordinator's port {port},",
+        note=f", {_PORT_OFFSET} {'above' if above else 'below'} the coordinator's port {port}",
     )
     _watch = watch
     # On CPUs programs that are dispatched ahead run side by side, and their collectives would meet
