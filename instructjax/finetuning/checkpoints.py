@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import re
 import sys
 import warnings
@@ -221,9 +222,9 @@ def _make_barrier() -> Callable[..., None] | None:
 
 
 def _find_system_error(text: str) -> str | None:
-    """What the system said, out of a message that names every file above."""
-    found = re.search(r"([^:]+) \[os_error_code", text)
-    return found[1] if found else None
+    """What the system said, out of a message that names every file above in any order."""
+    found = re.search(r"\[os_error_code='(\d+)'", text)
+    return os.strerror(int(found[1])) if found else None
 
 
 class _ToldOfWrites(logging.Filter):
