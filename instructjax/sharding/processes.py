@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from instructjax.errors import InstructJaxError, UsageError, exit_code_of
+from instructjax.sharding.relay import relay
 from instructjax.sharding.watch import Watch, meet
 
 # The watch listens this far from the port of jax's coordinator: beyond the range of ports that
@@ -102,9 +103,10 @@ def start(
     # those of another program in another process.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        # Jax's own heartbeat aborts the process with a stack trace; the watch comes first.
+        # Where jax misses the coordinator it aborts the process with a stack trace; the watch
+        # comes first.
         jax.distributed.initialize(
-            coordinator,
+            coordinator if process_id == 0 else relay(coordinator),
             num_processes,
             process_id,
             local_device_ids=local,

@@ -98,7 +98,7 @@ class Watch:
     def leave_last(self, seconds: float = 5.0) -> None:
         """Returns when the others have gone, if this is process 0.
 
-        Without the coordinator, which is in process 0, jax aborts the others at once.
+        A connection that is closed at once may take with it what was said last.
         """
         deadline = time.monotonic() + seconds
         while self._index == 0 and self._gone != set(self._peers) and time.monotonic() < deadline:

@@ -73,7 +73,31 @@ def test_a_killed_process_ends_the_others_at_once(
         assert end.code == 1, end
         assert end.when - killed < 10
         assert end.errors == [f"error: process {victim} is gone: its connection was closed"]
+        assert "coordination" not in end.err  # of jax's own stack trace
         record_property("seconds", end.when - killed)
+
+
+# A process that is killed once jax has connected it to the others.
+KILLED_AT_THE_START = """
+import os, signal, time
+import jax
+begin = jax.distributed.initialize
+jax.distributed.initialize = lambda *args, **options: (
+    begin(*args, **options), time.sleep(1), os.kill(os.getpid(), signal.SIGKILL)
+)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_while_they_start(start, rows, victim) -> None:
+    together = start(score(rows), count=3, devices=1, before={victim: KILLED_AT_THE_START})
+    for number, end in enumerate(together.ends()):
+        if number == victim:
+            assert end.code == -signal.SIGKILL
+        else:
+            assert end.code == 1, end
+            assert end.err == f"error: process {victim} is gone: its connection was closed\n"
 
 
 @pytest.mark.slow
