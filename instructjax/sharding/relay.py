@@ -39,8 +39,8 @@ def relay(address: str) -> str:
     server = socket.create_server(("127.0.0.1", 0))
     if any(os.environ.get(name) for name in ("grpc_proxy", "https_proxy", "http_proxy")):
         # It would be asked for this machine's own address, too.
-        direct = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
-        os.environ["no_grpc_proxy"] = ",".join(filter(None, [direct, "127.0.0.1"]))
+        direct = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""  # noqa: SIM112
+        os.environ["no_grpc_proxy"] = ",".join(filter(None, [direct, "127.0.0.1"]))  # noqa: SIM112
     _start(_serve, server, address)
     return f"127.0.0.1:{server.getsockname()[1]}"
 
