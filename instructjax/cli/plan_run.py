@@ -22,7 +22,7 @@ from instructjax.models.lora import LoraConfig
 from instructjax.models.sharded import tell_whole
 from instructjax.planning.collectives import Collective
 from instructjax.planning.models import read_decoder_config
-from instructjax.planning.plan import Plan, make_plan
+from instructjax.planning.plan import Plan, make_plan, peak_memory
 from instructjax.planning.search import find_nearest, search
 from instructjax.planning.setting import Setting, least_length
 from instructjax.planning.topology import Topology, compiler_missing, parse_topology
@@ -137,7 +137,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"{setting.describe()}; {setting.batch:,} rows of {setting.length:,} tokens{many}, "
         f"{setting.dtype}"
     )
-    seconds, memory = plan.seconds, plan.host_memory / GIB
+    seconds, memory = plan.seconds, peak_memory() / GIB
     how = "compiled" if plan.source == "compiled" else "estimated, nothing compiled,"
     console.print(f"[dim]{how} in {seconds:,.0f} s with {memory:.1f} GiB here[/]")
     console.print(f"attention {_attention(plan)}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,7 @@ from flax import nnx
 from instructjax.errors import UsageError
 
 
+@functools.cache
 def name_param(path: tuple) -> str:
     """The name of a parameter from its path in a tree: "layers.attention.q.kernel"."""
     keys = [key for key in path if isinstance(key, jax.tree_util.DictKey)]

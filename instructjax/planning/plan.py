@@ -52,7 +52,6 @@ class Plan:
         where the compiler refuses a program that does not fit.
       times: at the chip's rates; None where they are not known.
       seconds: that compiling took.
-      host_memory: most bytes that this process has used.
       headroom: share of the capacity that is to stay free, as a compiler may find more than was
         estimated.
     """
@@ -73,7 +72,6 @@ class Plan:
     collectives_source: Literal["compiled", "estimated"]
     times: Times | None
     seconds: float
-    host_memory: float
     headroom: float = 0.0
 
     @property
@@ -150,7 +148,7 @@ class Plan:
             "tokens_per_second_at_best": None if times is None else self.tokens / times.best,
             "utilization_at_best": None if times is None else self.utilization,
             "compile_seconds": self.seconds,
-            "host_memory_bytes": self.host_memory,
+            "host_memory_bytes": peak_memory(),
         }
 
 
@@ -192,7 +190,6 @@ def make_plan(
             memory=memory,
             capacity=found.available,
             seconds=found.seconds,
-            host_memory=peak_memory(),
         )
     memory["padding"] = found.arguments - exact
     memory["temporaries"] = found.temporaries
@@ -222,7 +219,6 @@ def make_plan(
             collectives=collectives,
         ),
         seconds=found.seconds,
-        host_memory=peak_memory(),
     )
 
 
@@ -256,7 +252,6 @@ def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: S
             topology, setting.mesh, flops=flops, bytes_moved=moved, collectives=collectives
         ),
         seconds=time.monotonic() - start,
-        host_memory=peak_memory(),
     )
 
 

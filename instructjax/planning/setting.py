@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from jax.sharding import AbstractMesh, AxisType
@@ -48,7 +49,7 @@ class Setting:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     rules: ShardingRules = field(default_factory=ShardingRules)
 
-    @property
+    @cached_property
     def abstract_mesh(self) -> AbstractMesh:
         """The mesh without devices: enough to tell what is split how."""
         names = tuple(self.mesh)
