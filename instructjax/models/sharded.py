@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import jax
@@ -100,7 +99,7 @@ def param_shardings(
     """The sharding of every parameter, in a tree like that of `Model.params`.
 
     The hidden state and the vocabulary are left whole where their sizes do not divide; nothing
-    depends on it but memory. The hidden state is an axis of nearly all, so that is warned of.
+    depends on it but memory.
 
     Args:
       config: the decoder.
@@ -114,8 +113,6 @@ def param_shardings(
 
     rules = rules or ShardingRules()
     check_mesh(config, mesh, rules)
-    if whole := tell_whole(config, mesh, rules):
-        warnings.warn(whole, stacklevel=2)
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, param_spec(path_of(path), leaf.shape, mesh, rules))

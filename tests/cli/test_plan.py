@@ -125,7 +125,7 @@ def test_what_is_told_of_a_mesh_and_of_a_gpus_memory(capsys):
     assert "more than the 75% of a GPU's memory" in said
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0." in said
     words = "plan gpt-oss-20b --topology v5p:4x4x8 --mesh fsdp=128 --compile 0 --length 1024"
-    assert main(words.split()) == 0
+    assert main([*words.split(), "--task", "score", "--batch", "128"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "the hidden size of 2880 does not divide over fsdp=128" in said
     assert "such as data=2,fsdp=64" in said

@@ -194,3 +194,13 @@ def test_a_tokenizer_needs_no_code_of_models(monkeypatch):
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
     folder = FIXTURES / "llama-tied"
     assert tokenizer_from_folder(folder, read_json(folder / "config.json"), name="tiny").vocab_size
+
+
+def test_a_mesh_that_splits_nothing_of_the_hidden_state_is_warned_of():
+    folder = Path(__file__).parents[1] / "fixtures" / "llama-tied"
+    mesh = make_mesh("fsdp=3", jax.devices()[:3])
+    with pytest.warns(UserWarning, match="hidden size of 32 does not divide over fsdp=3"):
+        split = load_model(folder, mesh=mesh)
+    one = load_model(folder)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(split.params), strict=True):
+        np.testing.assert_array_equal(a, b)
