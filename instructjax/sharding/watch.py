@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import socket
 import threading
 import time
@@ -254,19 +255,28 @@ def _gather(
             remedy="give another port in --coordinator",
         ) from None
     peers: dict[int, socket.socket] = {}
-    with server:
+    server.settimeout(_HELLO)
+    with server, selectors.DefaultSelector() as waits:
+        waits.register(server, selectors.EVENT_READ)
         while len(peers) < count - 1:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
-            try:
-                peer, _ = server.accept()
-            except TimeoutError:
+            heard = [key.fileobj for key, _ in waits.select(max(deadline - time.monotonic(), 0.01))]
+            gone = [number for number, peer in peers.items() if peer in heard]
+            if gone:  # nobody has more to say before the welcome
+                message = f"{_name(gone)} {_CLOSED}"
+                _refuse(peers, message, InstructJaxError.exit_code)
+                raise InstructJaxError(message)
+            if not heard:
                 missing = [n for n in range(1, count) if n not in peers]
                 message = f"{_name(missing)} of {count} did not come within {timeout:g} s"
                 error = InstructJaxError(
                     message, remedy=f"see that all are started and reach {address}{note}"
                 )
                 _refuse(peers, message, error.exit_code)
-                raise error from None
+                raise error
+            try:
+                peer, _ = server.accept()
+            except OSError:
+                continue  # it did not wait
             try:
                 peer.settimeout(_HELLO)
                 said = _hear(peer)
@@ -288,6 +298,7 @@ def _gather(
                 _refuse({**peers, -1: peer}, message, error.exit_code)
                 raise error
             peers[number] = peer
+            waits.register(peer, selectors.EVENT_READ)
     for peer in peers.values():
         _tell(peer, {"welcome": count})
     return peers

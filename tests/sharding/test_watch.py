@@ -188,6 +188,32 @@ def test_one_that_fails_tells_the_others(members, fails: int, code: int) -> None
         assert three.said(number, code) == "process stopped: no space"
 
 
+def test_one_that_is_lost_while_others_are_waited_for_is_told_at_once() -> None:
+    address, said = f"127.0.0.1:{free_port()}", []
+    options: dict[str, Any] = {"timeout": 60.0, "lost_after": 5.0, "stalled_after": 60.0}
+
+    def join(number: int) -> None:
+        with pytest.raises(InstructJaxError) as caught:
+            meet(address, number, 4, **options)
+        said.append(str(caught.value))
+
+    def come_and_go() -> None:
+        while True:
+            try:
+                peer = socket.create_connection(("127.0.0.1", int(address.split(":")[1])))
+                break
+            except OSError:
+                time.sleep(0.05)
+        with peer:
+            peer.sendall(b'{"index": 2, "count": 4}\n')
+            time.sleep(0.5)
+
+    start = time.monotonic()
+    run_all([lambda: join(0), lambda: join(1), come_and_go])
+    assert said == ["process 2 is gone: its connection was closed"] * 2
+    assert time.monotonic() - start < 10
+
+
 def test_those_that_do_not_come_are_named() -> None:
     with pytest.raises(InstructJaxError, match="process 1, 2 of 3 did not come within 0.3 s"):
         meet(f"127.0.0.1:{free_port()}", 0, 3, timeout=0.3, lost_after=1.0, stalled_after=9.0)
