@@ -13,6 +13,7 @@ from instructjax.cli.lm_eval import LmEval
 from instructjax.cli.messages import escape_controls
 from instructjax.errors import DataError, UsageError, remedy_for_writing
 from instructjax.models import parse_spec
+from instructjax.scoring.tables.disk import write_whole
 from instructjax.sharding.processes import leads
 
 
@@ -100,15 +101,14 @@ def _check_out(path: Path, *, overwrite: bool) -> None:
             "exists already", file=path, remedy="give another name, or replace it with --overwrite"
         )
     if not path.absolute().parent.is_dir():
-        raise UsageError("its folder does not exist", file=path, remedy="make it, or give another")
+        raise UsageError("its folder is not there", file=path, remedy="make it, or give another")
 
 
 def _write(path: Path, text: str) -> None:
     """The file appears when it is complete."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, text, staged=part)
     except OSError as error:
         raise DataError(
             f"the results cannot be written: {error.strerror or error}",

@@ -89,7 +89,7 @@ def test_torch_is_not_imported(tasks: Path, tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"out": Path("r.txt")}, r"r.txt: results are JSON; end the name in .json"),
-        ({"out": Path("/no/such/r.json")}, "its folder does not exist"),
+        ({"out": Path("/no/such/r.json")}, "its folder is not there"),
         ({"limit": 0.0}, "--limit is not above 0"),
         ({"num_fewshot": -1}, "--num-fewshot is below 0"),
         ({"model": "no/such/model/anywhere"}, "no/such/model"),
