@@ -194,7 +194,7 @@ def test_law_8_kill_9_many_times(tmp_path: Path, seed: int) -> None:
 @needs_fork
 def test_law_8_kill_9_with_lora_in_bfloat16(tmp_path: Path) -> None:
     options = {"train": "lora", "lora_rank": 4, "dtype": "bfloat16", "optimizer": "lion"}
-    stop_and_compare(tmp_path, signals=[9] * 6, seed=4, **options)
+    stop_and_compare(tmp_path, signals=[9] * 3, seed=4, **options)
 
 
 # A limit on the size of files stands for a full disk: the metrics fit, a checkpoint does not.
