@@ -238,10 +238,11 @@ def _talk_table(collectives: Sequence[Collective], note: str) -> Table:
 def _time_table(plan: Plan) -> Table:
     assert plan.times is not None
     chip = plan.topology.chip
+    rate = chip.rate(plan.setting.dtype) / 1e12
     table = _table(f"least time of a step, at the chip's rates{_note(plan)}", "", "", "seconds")
     work = {
         "compute": f"{plan.flops / 1e12:,.1f} TFLOP ({plan.useful / 1e12:,.1f} useful) "
-        f"at {chip.flops / 1e12:,.0f} T/s",
+        f"at {rate:,.{0 if rate >= 100 else 1}f} T/s",
         "memory": f"about {plan.bytes_moved / 1e9:,.0f} GB at {chip.bandwidth / 1e9:,.0f} GB/s",
     }
     for name, seconds in plan.times.parts.items():

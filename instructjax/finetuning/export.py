@@ -11,10 +11,11 @@ from functools import partial
 import jax
 from flax import nnx
 
+from instructjax.errors import ModelError
 from instructjax.finetuning.adapters import write_adapter
 from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.prepare import describe_lora, load_for_training, make_trainable
-from instructjax.finetuning.run_folder import MODEL, blaming
+from instructjax.finetuning.run_folder import MODEL, blaming, names_staged
 from instructjax.finetuning.state import TrainState
 from instructjax.models import Model
 from instructjax.models.lora import merge_lora
@@ -46,17 +47,18 @@ def export_result(
         state = dataclasses.replace(state, trainable=whole[0], frozen=frozen)
     part, done = config.out / f"{MODEL}.part", config.out / MODEL
     with blaming(done):
-        shutil.rmtree(part, ignore_errors=True)
-        if config.adapter:
-            write_adapter(
-                model, state.trainable, describe_lora(config), part, base=str(config.model)
-            )
-        else:
-            export_folder(
-                merged_model(config, model, graphdef, state),
-                part,
-                dtype=config.export_dtype or "float32",
-            )
+        for left in (part, *(config.out / name for name in names_staged(config.out))):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            if config.adapter:
+                lora = describe_lora(config)
+                write_adapter(model, state.trainable, lora, part, base=str(config.model))
+            else:
+                merged = merged_model(config, model, graphdef, state)
+                export_folder(merged, part, dtype=config.export_dtype or "float32")
+        except ModelError as error:
+            error.remedy = f"{error.remedy} and run the same command again"
+            raise
         shutil.rmtree(done, ignore_errors=True)
         os.replace(part, done)
 

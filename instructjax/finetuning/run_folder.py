@@ -100,7 +100,7 @@ def make_folder(config: FinetuneConfig) -> None:
         ) from None
     if not os.access(out, os.W_OK | os.X_OK):
         raise UsageError("cannot be written to", file=out, remedy="give another --out")
-    if not (out / MANIFEST).exists() and set(os.listdir(out)) - set(_OURS):
+    if not (out / MANIFEST).exists() and {*os.listdir(out)} - {*_OURS, *names_staged(out)}:
         raise UsageError(
             "holds files that are not of a run", file=out, remedy="give a new folder as --out"
         )
@@ -202,6 +202,11 @@ def _find_checkpoints(out: Path) -> list[Path]:
     return [path for path in (out / CHECKPOINTS).glob("*") if path.name.isdecimal()]
 
 
+def names_staged(out: Path) -> list[str]:
+    """Folders that an export was making when it was killed."""
+    return [path.name for path in out.glob(f".{MODEL}.part*")]
+
+
 def _rooted(config: FinetuneConfig) -> FinetuneConfig:
     """With paths that hold from every folder."""
     layout = Path(config.layout)
@@ -221,7 +226,7 @@ def _clear(out: Path) -> None:
     # What says that there is a run goes last, so that a kill in between leaves one to clear. The
     # rejects are this run's, which has read its data.
     kept = (MANIFEST, "lock", "data.rejects.jsonl")
-    for path in [out / name for name in _OURS if name not in kept]:
+    for path in [out / name for name in (*_OURS, *names_staged(out)) if name not in kept]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -8,6 +8,8 @@ from typing import Literal
 GIB = float(1 << 30)
 # XLA_PYTHON_CLIENT_MEM_FRACTION where it is not set.
 GPU_TAKEN = 0.75
+# Of bfloat16 in a product of float32 with `jax.lax.Precision.HIGHEST` on TPUs.
+_PASSES = 6
 _CLOUD = "https://cloud.google.com/tpu/docs/"
 _BOOK = "https://jax-ml.github.io/scaling-book/tpus"
 _XLA = "xla/backends/gpu/target_config/specs"
@@ -26,6 +28,7 @@ class Chip:
         data sheet does; of GPUs what the driver does; 0 where that is not known.
       taken: share of it that JAX takes unless it is told otherwise.
       flops: bfloat16 operations a second at most.
+      float32: operations of its float32 cores a second at most, of GPUs.
       bandwidth: of memory, bytes a second.
       link: bytes a second to a neighbour, one way; of GPUs, to all others of the node together.
       network: bytes a second to other slices or nodes, one way.
@@ -41,6 +44,7 @@ class Chip:
     memory: float = 0.0
     taken: float = 1.0
     flops: float = 0.0
+    float32: float = 0.0
     bandwidth: float = 0.0
     link: float = 0.0
     network: float = 0.0
@@ -48,6 +52,19 @@ class Chip:
     parts: int = 1
     most: int = 0
     source: str = ""
+
+    def rate(self, dtype: str) -> float:
+        """Operations of products a second at most; 0 where it is not known.
+
+        Products of float32 are not rounded: a TPU makes each of six of bfloat16, a GPU goes without
+        its tensor cores.
+
+        >>> CHIPS["v5e"].rate("bfloat16") / CHIPS["v5e"].rate("float32")
+        6.0
+        """
+        if dtype != "float32":
+            return self.flops
+        return self.flops / _PASSES if self.platform == "tpu" else self.float32
 
 
 CHIPS = {
@@ -124,6 +141,7 @@ CHIPS = {
             memory=85100068864.0,
             taken=GPU_TAKEN,
             flops=312e12,
+            float32=19.5e12,
             bandwidth=2039e9,
             link=300e9,
             network=25e9,
@@ -136,6 +154,7 @@ CHIPS = {
             memory=84942979072.0,
             taken=GPU_TAKEN,
             flops=989e12,
+            float32=67e12,
             bandwidth=3350e9,
             link=450e9,
             network=50e9,
@@ -148,6 +167,7 @@ CHIPS = {
             memory=191514411008.0,
             taken=GPU_TAKEN,
             flops=2250e12,
+            float32=75e12,
             bandwidth=8e12,
             link=900e9,
             network=50e9,

@@ -104,7 +104,7 @@ class Plan:
     def utilization(self) -> float:
         """Share of the chip's peak that useful operations reach at best."""
         best = self.times.best if self.times else math.nan
-        return utilization(self.useful, best, self.topology)
+        return utilization(self.useful, best, self.topology.chip.rate(self.setting.dtype))
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
@@ -214,6 +214,7 @@ def make_plan(
         times=estimate_times(
             topology,
             setting.mesh,
+            dtype=setting.dtype,
             flops=plan.flops,
             bytes_moved=plan.bytes_moved,
             collectives=collectives,
@@ -249,7 +250,12 @@ def _estimated(model: str, config: DecoderConfig, topology: Topology, setting: S
         collectives=collectives,
         collectives_source="estimated",
         times=estimate_times(
-            topology, setting.mesh, flops=flops, bytes_moved=moved, collectives=collectives
+            topology,
+            setting.mesh,
+            dtype=setting.dtype,
+            flops=flops,
+            bytes_moved=moved,
+            collectives=collectives,
         ),
         seconds=time.monotonic() - start,
     )

@@ -53,13 +53,14 @@ def estimate_times(
     topology: Topology,
     mesh: Mapping[str, int],
     *,
+    dtype: str,
     flops: float,
     bytes_moved: float,
     collectives: Iterable[Collective],
 ) -> Times | None:
     """The least times of what a device does in a step; None without the chip's rates."""
     chip = topology.chip
-    if not chip.flops:
+    if not chip.rate(dtype):
         return None
     links: dict[tuple[str, ...], float] = {}
     for each in collectives:
@@ -67,7 +68,7 @@ def estimate_times(
             topology, mesh, each.axes, each.group, each.sent, network=each.network
         )
         links[each.axes] = links.get(each.axes, 0.0) + seconds
-    return Times(compute=flops / chip.flops, memory=bytes_moved / chip.bandwidth, links=links)
+    return Times(compute=flops / chip.rate(dtype), memory=bytes_moved / chip.bandwidth, links=links)
 
 
 def talk_seconds(
@@ -130,6 +131,6 @@ def count_parts(topology: Topology, mesh: Mapping[str, int], axes: tuple[str, ..
     return len(np.unique(places // topology.shape[1]))
 
 
-def utilization(useful: float, seconds: float, topology: Topology) -> float:
+def utilization(useful: float, seconds: float, rate: float) -> float:
     """Share of the chip's peak that useful operations would reach (model FLOPs utilization)."""
-    return useful / (seconds * topology.chip.flops) if seconds and topology.chip.flops else math.nan
+    return useful / (seconds * rate) if seconds and rate else math.nan

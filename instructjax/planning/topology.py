@@ -20,6 +20,8 @@ from instructjax.planning.gpu_targets import describe_gpu
 _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 # GPUs of a node, that their own links join: at most.
 _NODE = 8
+# Devices that are planned for: beyond all there are.
+_MOST = 1 << 20
 # Slices of TPUs, ascending; in three dimensions larger ones are of multiples of 4.
 # https://cloud.google.com/tpu/docs/v5e, v6e, v4, v5p and tpu7x
 _SLICES = {
@@ -106,6 +108,10 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
         )
     if slices < 1:
         raise UsageError(f"{slices} slices of {text}", remedy="give 1 or more")
+    if math.prod(sizes) * slices > _MOST:
+        raise UsageError(
+            f"{slices:,} x {text!r} is more than {_MOST:,} devices", remedy="give fewer"
+        )
     if slices > 1 and chip.platform != "tpu":
         raise UsageError(f"{slices} slices of {text}", remedy="only TPUs come in several slices")
     if chip.platform == "gpu":

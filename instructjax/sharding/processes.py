@@ -352,9 +352,9 @@ def _is_told_to_stop() -> bool:
 def together() -> Iterator[None]:
     """What processes that have started do together; at its end they wait for each other.
 
-    Only process 0 speaks. Where one fails, the others are told and stop.
+    Only process 0 speaks. Where one fails, the others are told and stop. After that they are to
+    `leave`.
     """
-    global _watch
     assert _watch is not None
     watch = _watch
     try:
@@ -373,9 +373,6 @@ def together() -> Iterator[None]:
         watch.stop_others(message, code=exit_code_of(error) or 1)
         raise
     watch.finish()
-    jax.distributed.shutdown()
-    watch.close()
-    _watch = None
 
 
 @contextmanager
@@ -418,11 +415,12 @@ def _is_of_device(error: BaseException | None) -> bool:
 
 
 def leave(code: int) -> None:
-    """Ends a process whose work with others has failed.
+    """Ends a process that has worked with others.
 
-    The interpreter's usual end would wait for the others, which do not come.
+    The interpreter's usual end, and jax's, would wait for the others, and abort where one is lost
+    though nobody needs it any more.
     """
-    if _watch is not None and code:
+    if _watch is not None:
         with suppress(OSError, ValueError):  # a full disk, or nobody who reads
             sys.stdout.flush()
             sys.stderr.flush()

@@ -30,6 +30,7 @@ from instructjax.finetuning.optimizers import OptimizerConfig, make_optimizer
 from instructjax.finetuning.restore import load_trained
 from instructjax.finetuning.state import make_state
 from instructjax.models import load_model
+from instructjax.models.checkpoints.export import new_folder
 from instructjax.scoring import score
 
 FIXTURE = str(Path(__file__).parents[1] / "fixtures" / "llama-tied")
@@ -238,13 +239,22 @@ def test_another_export_of_a_complete_run_is_made_of_its_checkpoint(
         for a, b in zip(jax.tree.leaves(load_model(model).params), params_of(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=0 if dtype == "F32" else 2**-8)
         assert "is complete" in run(wanted)[1][0]
+    # As a kill leaves it: no model, and the folder in which one was made.
     shutil.rmtree(model)
+    with new_folder(wanted.out / "model.part") as place:
+        made_in = place.parent
+        place.mkdir()
+    shutil.rmtree(wanted.out / "model.part")
+    made_in.mkdir()
     run(wanted)
-    assert model.is_dir()
+    assert model.is_dir() and not made_in.exists()
     shutil.rmtree(wanted.out / "checkpoints")
     with pytest.raises(UsageError, match="its checkpoints, of which another export could be made"):
         run(config(steps=2, export="last"))
     assert "is complete" in run(wanted)[1][0]
+    made_in.mkdir()
+    run(dataclasses.replace(wanted, overwrite=True))
+    assert not made_in.exists()
 
 
 def test_a_run_is_read_from_any_folder_but_of_its_own_base_alone(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,7 @@ def test_number_of_devices(text, slices, count):
         ("h100:64", 1, "h100:8x8"),
         ("b200:1x9", 1, "b200:2x8"),
         ("a100:2x16", 1, "a100:4x8"),
+        ("v5e:4x4", 10**11, "more than 1,048,576 devices"),
     ],
 )
 def test_what_there_is_not(text, slices, says):
@@ -127,12 +129,30 @@ def test_what_the_compiler_is_told_of_gpus_is_what_data_sheets_say(chip):
     clock = float(re.findall(r"clock_rate_ghz: ([\d.]+)", describe_gpu(chip.name))[0]) * 1e9
     peak = int(told["core_count"]) * operations * clock
     assert math.isclose(peak, chip.flops, rel_tol=0.1)
+    # other cores: a product and a sum a clock each
+    single = int(told["core_count"]) * int(told["fpus_per_core"]) * 2 * clock
+    assert math.isclose(single, chip.rate("float32"), rel_tol=0.1)
+
+
+@pytest.mark.parametrize(("topology", "times"), [("v5p:2x4x4", 6), ("a100:8", 16)])
+def test_products_of_float32_take_longer(topology, times):
+    """As many times as the chip's rates say: of TPUs by the passes of a product that is not
+    rounded, of an A100 by its data sheet, 312 and 19.5 TFLOP/s."""
+    work: Any = {"flops": 1e15, "bytes_moved": 1e9, "collectives": []}
+    plain, exact = (
+        estimate_times(parse_topology(topology), {"fsdp": 32}, dtype=dtype, **work)
+        for dtype in ("bfloat16", "float32")
+    )
+    assert plain is not None and exact is not None
+    assert math.isclose(exact.compute / plain.compute, times)
+    assert exact.memory == plain.memory
 
 
 def test_what_bounds_a_step():
     found = estimate_times(
         parse_topology("h100:8"),
         {"fsdp": 8},
+        dtype="bfloat16",
         flops=989e12,
         bytes_moved=3350e9 / 2,
         collectives=[

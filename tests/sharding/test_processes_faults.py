@@ -100,6 +100,26 @@ def test_a_killed_process_ends_the_others_while_they_start(start, rows, victim) 
             assert end.err == f"error: process {victim} is gone: its connection was closed\n"
 
 
+# A process that is lost as soon as all have said that they are done.
+LOST_AT_THE_END = """
+import os, signal
+from instructjax.sharding.watch import Watch
+finish = Watch.finish
+Watch.finish = lambda self: (finish(self), os.kill(os.getpid(), signal.{}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("sent", ["SIGKILL", "SIGSTOP"])
+def test_a_killed_process_that_nobody_needs_any_more(start, rows, victim, sent) -> None:
+    together = start(score(rows), before={victim: LOST_AT_THE_END.format(sent)})
+    (end,) = together.ends(of=[1 - victim], timeout=120)
+    assert (end.code, end.err if victim == 0 else end.errors) == (0, "" if victim == 0 else [])
+    assert "coordination" not in end.err
+    assert len(rows.with_name("s.csv").read_text().splitlines()) == 401
+
+
 @pytest.mark.slow
 def test_a_process_that_hangs_in_python(start, rows, record_property) -> None:
     """It says that it lives, and does nothing: a lock, a file system that does not answer."""
