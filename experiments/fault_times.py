@@ -25,6 +25,10 @@ TESTS = "tests/sharding/test_processes_faults.py"
 # What a test does to a process, and by when the others are to have stopped.
 FAULTS = {
     "test_a_killed_process_ends_the_others_at_once": ("killed, or told to end", "10 s"),
+    "test_a_killed_process_ends_the_others_while_they_start": (
+        "killed while they start",
+        "10 s",
+    ),
     "test_a_stopped_process_does_not_hold_the_others_for_ever": (
         "stopped: it lives and says nothing, with `--lost-after 5`",
         "15 s",

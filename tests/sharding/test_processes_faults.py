@@ -90,13 +90,18 @@ jax.distributed.initialize = lambda *args, **options: (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_while_they_start(start, rows, victim) -> None:
+def test_a_killed_process_ends_the_others_while_they_start(
+    start, rows, victim, record_property
+) -> None:
     together = start(score(rows), count=3, devices=1, before={victim: KILLED_AT_THE_START})
-    for number, end in enumerate(together.ends()):
+    ends = together.ends()
+    for number, end in enumerate(ends):
         if number == victim:
             assert end.code == -signal.SIGKILL
         else:
             assert end.code == 1, end
+            assert end.when - ends[victim].when < 10
+            record_property("seconds", end.when - ends[victim].when)
             assert end.err == f"error: process {victim} is gone: its connection was closed\n"
 
 
