@@ -54,8 +54,10 @@ def run_together(options: ProcessOptions, run: Callable[[], int]) -> int:
         if not getattr(options, name) > 0:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} {getattr(options, name):g} is not above 0")
-    # Of what jax's C++ writes, errors: it warns of each SIGTERM that is heeded.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Of what jax's C++ writes, errors: it warns of each SIGTERM that is heeded. By itself jax sets
+    # it to 1, which a process that began this one may have passed on.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     from instructjax.sharding import processes
 
     processes.start(

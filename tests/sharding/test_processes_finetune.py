@@ -118,6 +118,23 @@ def test_laws_3_and_7_processes_take_the_steps_of_one(
     assert rejects[0] == rejects[1] and rejects[0].count("\n") == 6
 
 
+# Steps take half a second more. jax comes where the verb brings it: what it says in a shell depends
+# on what is set before that.
+SLOW_STEPS = """
+cli = sys.modules["instructjax.cli.main"]
+begin = cli.run_together
+def slowly(options, run):
+    def run_slowly():
+        import time
+        from instructjax.finetuning.loop import _Run
+        take = _Run._take_step
+        _Run._take_step = lambda *a: (time.sleep(0.5), take(*a))[1]
+        return run()
+    return begin(options, run_slowly)
+cli.run_together = slowly
+"""
+
+
 @pytest.mark.slow
 def test_laws_3_and_8_a_run_goes_on_with_other_processes_and_meshes(start, config, alone, tmp_path):
     """Two processes over fsdp, told to stop; four over another mesh, killed; then one."""
@@ -130,11 +147,8 @@ def test_laws_3_and_8_a_run_goes_on_with_other_processes_and_meshes(start, confi
     def saved(step: int) -> bool:
         return (out / "checkpoints" / str(step)).exists()
 
-    slow = "import time; from instructjax.finetuning.loop import _Run; "
-    slow += "take = _Run._take_step; "
-    slow += "_Run._take_step = lambda *a: (time.sleep(0.5), take(*a))[1]"
     # No checkpoint is due: the one of the stop is the only one.
-    together = start([*command, "--checkpoint-every", "50"], before=slow)
+    together = start([*command, "--checkpoint-every", "50"], before=SLOW_STEPS)
     together.wait_for(lambda: (out / "metrics.jsonl").exists() and has(1))
     together.signal(1, signal.SIGTERM)
     for end in together.ends():
@@ -142,7 +156,7 @@ def test_laws_3_and_8_a_run_goes_on_with_other_processes_and_meshes(start, confi
     stopped = read_metrics(out)[-1]["step"]
     assert 1 <= stopped < 5 and saved(stopped)
 
-    together = start([*command, "--mesh", "data=4,tensor=2"], count=4, before=slow)
+    together = start([*command, "--mesh", "data=4,tensor=2"], count=4, before=SLOW_STEPS)
     together.wait_for(lambda: has(stopped + 1))
     killed = together.signal(3, signal.SIGKILL)
     for number, end in enumerate(together.ends()):
