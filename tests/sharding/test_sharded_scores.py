@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from instructjax.batching.packing import pack
 from instructjax.errors import UsageError
 from instructjax.models.model import load_model
-from instructjax.models.sharded import param_axes, param_shardings
+from instructjax.models.sharded import param_axes, param_shardings, tell_whole
 from instructjax.prompts.request import Request
 from instructjax.scoring.log_probs import token_log_probs
 from instructjax.sharding import ShardingRules, make_mesh
@@ -137,13 +137,13 @@ def test_the_mesh_that_is_suggested_fits(random_model, sizes, mesh, says):
     param_shardings(config, make_mesh(str(caught.value).rpartition("such as ")[2]))
 
 
-def test_a_hidden_size_that_does_not_divide_is_warned_of(random_model):
+def test_a_hidden_size_that_does_not_divide_leaves_parameters_whole(random_model):
     config = dataclasses.replace(random_model().config, hidden_size=64)
     mesh = make_mesh("fsdp=6", jax.devices()[:6])
-    with pytest.warns(
-        UserWarning, match="of 64 does not .* fsdp=6.* of 1, 2 on 6 devices, such as data=3,fsdp=2"
-    ):
-        shardings = dict(flat(param_shardings(config, mesh)))
+    said = tell_whole(config, mesh, ShardingRules())
+    assert said is not None and "of 64 does not divide over fsdp=6" in said
+    assert "of 1, 2 on 6 devices, such as data=3,fsdp=2" in said
+    shardings = dict(flat(param_shardings(config, mesh)))
     assert shardings["layers.mlp.down.kernel"].spec == P(None, None, None)
 
 

@@ -205,8 +205,9 @@ def _score_chunk(
         scored = score_requests(model, requests, top_k=top_k, work=work, on_row=tick)
     else:
         scored = score_cached(model, requests, cache, top_k=top_k, work=work, on_row=tick)
-    results = iter(scored)
-    rows = [_name(row, next(results)) for row in chunk.rows for _ in row.requests]
+    asked = [row for row in chunk.rows for _ in row.requests]
+    # To its end, where an interrupt is heard: not as python drops an iterator that is left.
+    rows = [_name(row, one) for row, one in zip(asked, scored, strict=True)]
     headway.rows = before + chunk.stop - chunk.first
     return rows
 
