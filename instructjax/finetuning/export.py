@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import shutil
 from functools import partial
@@ -34,7 +33,7 @@ def export_result(
       graphdef: of what was trained.
       state: after training.
     """
-    from instructjax.models.checkpoints.export import export_folder
+    from instructjax.models.checkpoints.export import export_folder, new_folder
 
     if not config.adapter:
         graphdef, state = with_exact_base(config, model, graphdef, state)
@@ -45,22 +44,20 @@ def export_result(
             return
         frozen = state.frozen if config.adapter else whole[1]
         state = dataclasses.replace(state, trainable=whole[0], frozen=frozen)
-    part, done = config.out / f"{MODEL}.part", config.out / MODEL
-    with blaming(done):
-        for left in (part, *(config.out / name for name in names_staged(config.out))):
-            shutil.rmtree(left, ignore_errors=True)
-        try:
-            if config.adapter:
-                lora = describe_lora(config)
-                write_adapter(model, state.trainable, lora, part, base=str(config.model))
-            else:
-                merged = merged_model(config, model, graphdef, state)
-                export_folder(merged, part, dtype=config.export_dtype or "float32")
-        except ModelError as error:
-            error.remedy = f"{error.remedy} and run the same command again"
-            raise
-        shutil.rmtree(done, ignore_errors=True)
-        os.replace(part, done)
+    done = config.out / MODEL
+    for left in names_staged(config.out):
+        shutil.rmtree(config.out / left, ignore_errors=True)
+    if config.adapter:
+        lora, base = describe_lora(config), str(config.model)
+        with blaming(done), new_folder(done, replace=True) as folder:
+            write_adapter(model, state.trainable, lora, folder, base=base)
+        return
+    merged = merged_model(config, model, graphdef, state)
+    try:
+        export_folder(merged, done, dtype=config.export_dtype or "float32", replace=True)
+    except ModelError as error:
+        error.remedy = f"{error.remedy} and run the same command again"
+        raise
 
 
 def with_exact_base(

@@ -35,7 +35,7 @@ CONFIG, ENVIRONMENT, MANIFEST, METRICS = (
 )
 CHECKPOINTS, MODEL, DONE, TENSORBOARD = "checkpoints", "model", "done.json", "tensorboard"
 _OURS = (CONFIG, ENVIRONMENT, MANIFEST, METRICS, CHECKPOINTS, MODEL, DONE, TENSORBOARD)
-_OURS += ("data.rejects.jsonl", "wandb_id", "wandb", "model.part", "lock", "shared")
+_OURS += ("data.rejects.jsonl", "wandb_id", "wandb", "lock", "shared")
 # What may change between a run and its continuation: nothing that the parameters depend on.
 _FREE = {field.name for field in fields(RunOptions)} - {"eval_every", "patience"}
 _FREE |= {"model", "data", "eval_data", "layout"}  # described by what they hold

@@ -241,10 +241,10 @@ def test_another_export_of_a_complete_run_is_made_of_its_checkpoint(
         assert "is complete" in run(wanted)[1][0]
     # As a kill leaves it: no model, and the folder in which one was made.
     shutil.rmtree(model)
-    with new_folder(wanted.out / "model.part") as place:
+    with new_folder(model) as place:
         made_in = place.parent
         place.mkdir()
-    shutil.rmtree(wanted.out / "model.part")
+    shutil.rmtree(model)
     made_in.mkdir()
     run(wanted)
     assert model.is_dir() and not made_in.exists()

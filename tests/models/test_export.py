@@ -156,8 +156,10 @@ def test_float16_holds_what_it_can(tiny_model, tmp_path):
     assert {kind for kind, *_ in stored(folder).values()} == {"float16"}
     large = jax.tree.map(lambda x: x.at[0].set(1e6) if x.ndim == 2 else x, tiny_model.params)
     large = dataclasses.replace(tiny_model, params=large)
-    with pytest.raises(ModelError, match="beyond the range of float16"):
-        export_folder(large, tmp_path / "large", dtype="float16")
+    for place, replace in ("large", False), ("half", True):
+        with pytest.raises(ModelError, match="beyond the range of float16"):
+            export_folder(large, tmp_path / place, dtype="float16", replace=replace)
+    assert load_model(folder).config == tiny_model.config, "what it would replace stands"
     assert os.listdir(tmp_path) == ["half"], "what failed leaves nothing"
 
 
@@ -179,6 +181,13 @@ def test_what_exists_is_never_touched(tiny_model, tmp_path):
     with pytest.raises(UsageError, match="unknown dtype 'int8'"):
         export_folder(tiny_model, tmp_path / "new", dtype="int8")
     assert sorted(os.listdir(tmp_path)) == ["dangling", "there"]
+
+
+def test_a_folder_is_replaced_where_that_is_asked_for(tiny_model, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old").touch()
+    folder = export_folder(tiny_model, tmp_path / "there", replace=True)
+    assert not (folder / "old").exists() and stored(folder)
 
 
 def test_what_a_family_cannot_say_is_not_written(tiny_model, tmp_path):

@@ -29,6 +29,7 @@ def export_folder(
     *,
     dtype: str | None = None,
     max_shard_bytes: int = 5_000_000_000,
+    replace: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write a folder that transformers, llama.cpp's converter and `load_model` read.
@@ -38,10 +39,11 @@ def export_folder(
 
     Args:
       model: what is written.
-      folder: its place, where nothing is yet.
+      folder: its place, where nothing is yet, or what `replace` is for.
       dtype: of the weights: "float32", "bfloat16" or "float16"; by default the model's own, so
         that no bit is lost.
       max_shard_bytes: weights beyond so many go into further files; a tensor is never cut.
+      replace: a folder that is there gives way when the new one is whole.
       progress: is told the bytes written so far, and of how many.
 
     Returns:
@@ -57,7 +59,8 @@ def export_folder(
         raise UsageError(f"unknown dtype {dtype!r}", remedy=f"one of {', '.join(DTYPES)}")
     if max_shard_bytes < 1:
         raise UsageError(f"max_shard_bytes = {max_shard_bytes} is not positive")
-    check_new_folder(folder)
+    if not replace:
+        check_new_folder(folder)
     family = family_of(model.config)
     config = config_to_hf(family, model.config)
     params = nnx.to_pure_dict(model.params)
@@ -70,7 +73,7 @@ def export_folder(
         progress(written, total)
 
     try:
-        with new_folder(folder) as staged:
+        with new_folder(folder, replace=replace) as staged:
             staged.mkdir()
             ids = _special_ids(model)
             kind = {"torch_dtype": dtype or model.dtype}
@@ -93,10 +96,10 @@ def export_folder(
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """Gives a place to make a folder at, which becomes `folder` at the end of the block.
 
-    If the block fails, nothing is left of it.
+    If the block fails, nothing is left of it, and a folder that it would have replaced stands.
 
     Raises:
       UsageError: by then there is something at `folder`.
@@ -106,6 +109,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
     try:
         yield staged / "whole"
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
         check_new_folder(folder)
         os.rename(staged / "whole", folder)
     finally:
