@@ -337,6 +337,9 @@ def _search(
             "" if times is None else times.bound,
             plan.source,
         )
+    # Settings are cut between words, so that a mesh can be copied.
+    words = [word for plan in plans[:_RANKED] for word in plan.setting.describe().split()]
+    table.columns[0].min_width = max(map(len, words))
     console.print(table)
     if len(fitting) < min(len(plans), _RANKED):
         console.print("! does not fit; an estimate must leave a tenth of the memory free")

@@ -34,8 +34,9 @@ CONFIG, ENVIRONMENT, MANIFEST, METRICS = (
     "metrics.jsonl",
 )
 CHECKPOINTS, MODEL, DONE, TENSORBOARD = "checkpoints", "model", "done.json", "tensorboard"
+_RENAMES = "renames"
 _OURS = (CONFIG, ENVIRONMENT, MANIFEST, METRICS, CHECKPOINTS, MODEL, DONE, TENSORBOARD)
-_OURS += ("data.rejects.jsonl", "wandb_id", "wandb", "lock", "shared")
+_OURS += ("data.rejects.jsonl", "wandb_id", "wandb", "lock", "shared", _RENAMES)
 # What may change between a run and its continuation: nothing that the parameters depend on.
 _FREE = {field.name for field in fields(RunOptions)} - {"eval_every", "patience"}
 _FREE |= {"model", "data", "eval_data", "layout"}  # described by what they hold
@@ -89,7 +90,7 @@ def make_folder(config: FinetuneConfig) -> None:
     """Makes the folder, if it is not there.
 
     Raises:
-      UsageError: it holds other things, or cannot be written.
+      UsageError: it holds other things, or cannot be written, or folders cannot be renamed there.
     """
     out = config.out
     try:
@@ -104,6 +105,28 @@ def make_folder(config: FinetuneConfig) -> None:
         raise UsageError(
             "holds files that are not of a run", file=out, remedy="give a new folder as --out"
         )
+    _check_renames(out)
+
+
+def _check_renames(out: Path) -> None:
+    """A checkpoint and the model are there when their folder gets its name. Buckets may have none:
+    where they are mounted, a folder may be no more than how the names of its files begin."""
+    trial = out / _RENAMES
+    with blaming(out):
+        shutil.rmtree(trial, ignore_errors=True)
+        (trial / "one").mkdir(parents=True)
+        (trial / "one" / "file").write_text("some")
+    try:
+        os.rename(trial / "one", trial / "other")
+    except OSError as error:
+        raise UsageError(
+            f"folders cannot be renamed there ({error.strerror}), as those of checkpoints are",
+            file=out,
+            remedy="give an --out on a disk, on Filestore or Lustre, or in a bucket with a "
+            "hierarchical namespace",
+        ) from None
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
 
 
 def rows_of_earlier(config: FinetuneConfig) -> int | None:

@@ -70,10 +70,17 @@ def param_axes(path: str, ndim: int) -> Names:
 
     >>> param_axes("layers.attention.q.kernel", 3)
     ('layers', 'embed', 'heads')
+    >>> param_axes("layers.attention.q.lora_b", 3)  # beside it: A takes its rows, B its columns
+    ('layers', None, 'heads')
     """
-    parts = path.split(".")
+    *parts, last = path.split(".")
+    parts.append("kernel" if last in ("lora_a", "lora_b") else last)
     ends = (".".join(parts[-count:]) for count in (3, 2))
     names = next((_AXES[end] for end in ends if end in _AXES), ())
+    if names and last == "lora_a":
+        names = (names[0], None)
+    elif names and last == "lora_b":
+        names = (None, names[1])
     names = ("layers", *names) if is_stacked(path) else names
     return (*names, *(None,) * (ndim - len(names)))
 

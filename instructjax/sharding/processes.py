@@ -120,7 +120,9 @@ def start(
     if heed_sigterm:
         watch.heed(_is_told_to_stop)
     elif threading.current_thread() is threading.main_thread():
-        # Jax has begun to note it in the place of the system.
+        # Jax has begun to note it in the place of the system, and where there is nobody who heeds
+        # it, libtpu, which comes with the devices, answers with a stack trace.
+        jax.devices()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -128,14 +130,21 @@ def _detect(timeout: float) -> tuple[str, int, int, Any]:
     # What jax.distributed.initialize() itself asks; jax has no public name for it.
     from jax._src.clusters import ClusterEnv
 
-    found = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, int(timeout)
-    )
+    by_hand = "give --coordinator HOST:PORT, --num-processes and --process-id"
+    try:
+        found = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, int(timeout)
+        )
+    except OSError as error:  # of its metadata server
+        said = str(error).partition("\n")[0][:200]
+        raise InstructJaxError(
+            f"the cluster does not say who takes part ({said})", remedy=by_hand
+        ) from error
     coordinator, num_processes, process_id, local = found
     if coordinator is None or num_processes is None or process_id is None:
         raise UsageError(
             "no cluster was found: neither a TPU pod, SLURM, Kubernetes nor Open MPI",
-            remedy="give --coordinator HOST:PORT, --num-processes and --process-id",
+            remedy=by_hand,
         )
     # By default a device a process on SLURM; jax reads this variable itself.
     local = None if "JAX_LOCAL_DEVICE_IDS" in os.environ else local

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 Axes = str | tuple[str, ...] | None
 # With devices or, to tell how arrays would lie, without.
@@ -67,7 +67,3 @@ class ShardingRules:
             taken |= set(axes)
             parts.append(axes[0] if len(axes) == 1 else axes or None)
         return PartitionSpec(*parts)
-
-    def batch_sharding(self, mesh: AnyMesh) -> NamedSharding:
-        """Of arrays whose first axis is the batch; the others are whole."""
-        return NamedSharding(mesh, self.spec(("batch",), mesh))

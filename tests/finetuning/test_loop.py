@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -451,6 +453,23 @@ def test_a_folder_of_other_things_is_refused(config: Config) -> None:
     (run_config.out / "thesis.tex").write_text("")
     with pytest.raises(UsageError, match="holds files that are not of a run"):
         run(run_config)
+
+
+def test_a_folder_where_folders_cannot_be_renamed_is_refused(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a bucket without a hierarchical namespace, which is mounted by gcsfuse."""
+    rename, run_config = os.rename, config()
+
+    def refuse(source: Any, *others: Any, **options: Any) -> None:
+        if os.path.isdir(source) and os.listdir(source):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), source)
+        rename(source, *others, **options)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(UsageError, match="renamed there .Too many open.*hierarchical namespace"):
+        run(run_config)
+    assert set(os.listdir(run_config.out)) <= {"data.rejects.jsonl"}
 
 
 def test_options_need_their_packages(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -101,18 +102,22 @@ def test_law_3_a_step_on_a_mesh_is_that_of_one_device(
     if not lora:
         moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), found.trainable, start)
         assert min(jax.tree.leaves(moved)) > 1e-4  # far above what is compared
-    if "fsdp" in shape and not lora:
-        # Parameters and both moments are split: no device holds all of them.
-        kernels = [
+    # Parameters and moments are split: no device holds all of them.
+    axes = {"mlp.up": ("fsdp", "tensor")}
+    if lora:  # of [in, rank] and [rank, out], the long side
+        axes = {"up.lora_a": ("fsdp",), "up.lora_b": ("tensor",)}
+        axes |= {"down.lora_a": ("tensor",), "down.lora_b": ("fsdp",)}
+    for name, over in axes.items():
+        split = [
             leaf
             for path, leaf in jax.tree.leaves_with_path((found.trainable, found.opt_state))
-            if "up" in jax.tree_util.keystr(path) and leaf.ndim == 3
+            if name in jax.tree_util.keystr(path, simple=True, separator=".") and leaf.ndim == 3
         ]
-        assert len(kernels) >= 2
-        for leaf in kernels:
+        assert len(split) == (2 if optimizer == "muon" else 3)
+        for leaf in split:
             assert isinstance(leaf.sharding, NamedSharding)
-            held = leaf.addressable_shards[0].data.size
-            assert held * mesh.shape["fsdp"] * mesh.shape.get("tensor", 1) == leaf.size
+            parts = math.prod(mesh.shape.get(axis, 1) for axis in over)
+            assert leaf.addressable_shards[0].data.size * parts == leaf.size
 
 
 @pytest.mark.slow

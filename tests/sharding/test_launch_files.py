@@ -73,6 +73,53 @@ def test_the_job_set():
     assert chips == 16 and topology == "4x4" and spec["completions"] == spec["parallelism"]
 
 
+def run_with_stub(script, folder, name, body, **variables):
+    """The script where a command is another one; what it was called with, a line each time."""
+    (folder / name).write_text(
+        f"#!/bin/bash\nprintf '%q ' \"$@\" >> calls; echo >> calls\n{body}\n"
+    )
+    (folder / name).chmod(0o755)
+    (folder / "calls").unlink(missing_ok=True)
+    done = subprocess.run(
+        ["bash", FOLDER / script],
+        cwd=folder,
+        env={"PATH": f"{folder}:/usr/bin:/bin", "PROJECT": "p", "ZONE": "z", **variables},
+        capture_output=True,
+        text=True,
+    )
+    return done, [shlex.split(line) for line in (folder / "calls").read_text().splitlines()]
+
+
+def test_a_slice_is_deleted_when_all_is_done_and_named_when_the_script_is_cut_off(tmp_path):
+    def run(body):
+        done, calls = run_with_stub("tpu_pod.sh", tmp_path, "gcloud", body, BUCKET="b")
+        known = {"describe", "create", "scp", "ssh", "delete"}
+        return done, [next(word for word in call if word in known) for call in calls], calls
+
+    there = 'case "$*" in *describe*) exit 1;; esac'
+    done, verbs, calls = run(there)
+    assert done.returncode == 0 and verbs[:2] == ["describe", "create"] and verbs[-1] == "delete"
+    commands = [call[call.index("--command") + 1] for call in calls if "--command" in call]
+    assert len(commands) == 4 and "gcsfuse --metadata-cache-ttl-secs 0 b work" in commands[1]
+    for command in commands:
+        subprocess.run(["bash", "-n", "-c", command], check=True)
+    done, verbs, _ = run(f'{there}; case "$*" in *ssh*) exit 255;; esac')
+    assert done.returncode == 255 and "delete" not in verbs
+    assert done.stderr.startswith("the slice instructjax is there, and is paid for")
+    assert "create" not in run("true")[1]
+
+
+@pytest.mark.parametrize(("code", "end"), [(0, 0), (1, 1), (2, 0), (143, 1)])
+def test_a_wrong_call_ends_the_workload(tmp_path, code, end):
+    _, calls = run_with_stub("xpk.sh", tmp_path, "xpk", "true")
+    command = calls[-1][calls[-1].index("--command") + 1]
+    for name, line in {"pip": "exit 0", "instructjax": f"exit {code}"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    assert subprocess.run(["bash", "-c", command], env=path).returncode == end
+
+
 def test_the_supervisor_starts_again_what_failed(tmp_path):
     """Exit codes 1, 143, 0; and at once 2, or those of a shell that finds no program."""
     script = "n=$(cat n 2>/dev/null || echo 0); echo $((n+1)) > n; set -- $CODES; shift $n; exit $1"

@@ -35,6 +35,22 @@ def test_half_of_the_options_is_refused(options, says, capsys, tmp_path, monkeyp
     assert says in capsys.readouterr().err
 
 
+def test_a_cluster_whose_server_does_not_answer(monkeypatch, capsys):
+    from jax._src.clusters import ClusterEnv
+
+    def ask(*_):
+        raise ConnectionError("HTTPConnectionPool(host='metadata.google.internal')\nand more")
+
+    monkeypatch.setattr(ClusterEnv, "auto_detect_unset_distributed_params", ask)
+    assert main([*SCORE, "--distributed"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: the cluster does not say who takes part (HTTPConnectionPool("
+        "host='metadata.google.internal')); give --coordinator HOST:PORT, --num-processes and "
+        "--process-id"
+    )
+
+
 def test_slurm_is_found_and_others_are_waited_for(monkeypatch):
     """The variables of a job of SLURM, as its documentation has them."""
     variables = {

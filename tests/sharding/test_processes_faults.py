@@ -77,6 +77,27 @@ def test_a_killed_process_ends_the_others_at_once(
         record_property("seconds", end.when - killed)
 
 
+# As libtpu, which answers SIGTERM with a stack trace once it is loaded.
+TRACES_SIGTERM = """
+import faulthandler, signal
+from jax._src import xla_bridge
+load = xla_bridge._init_backend
+def load_and_answer(*args):
+    faulthandler.register(signal.SIGTERM, all_threads=False, chain=True)
+    return load(*args)
+xla_bridge._init_backend = load_and_answer
+"""
+
+
+@pytest.mark.slow
+def test_told_to_stop_a_process_says_nothing(start, rows) -> None:
+    together = start(score(rows), count=2, devices=1, before=SLOW + TRACES_SIGTERM)
+    together.wait_for(lambda: some_kept(rows))
+    together.signal(1, signal.SIGTERM)
+    (end,) = together.ends(of=[1])
+    assert end.code == -signal.SIGTERM and "most recent call first" not in end.err
+
+
 # A process that is killed once jax has connected it to the others.
 KILLED_AT_THE_START = """
 import os, signal, time

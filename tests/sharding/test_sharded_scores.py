@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from instructjax.batching.packing import pack
@@ -74,7 +75,7 @@ def test_law_3_a_mesh_changes_no_score_and_no_gradient(kind, shape, alone, batch
     if "expert=" in shape:
         (gate,) = (x for p, x in flat(params) if p == "layers.mlp.gate")
         assert gate.addressable_shards[0].data.shape == (2, 2, 16, 12)
-    rows = jax.device_put(batch, rules.batch_sharding(mesh))
+    rows = jax.device_put(batch, NamedSharding(mesh, rules.spec(("batch",), mesh)))
     (_, found), slopes = jax.jit(lambda p, b: run(model, p, b))(params, rows)
     assert np.abs(np.asarray(found) - logs).max() < 1e-5
     for theirs, ours in zip(jax.tree.leaves(grads), jax.tree.leaves(slopes), strict=True):
