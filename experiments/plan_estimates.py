@@ -1,16 +1,18 @@
 """How near are estimates of memory to what the compiler for TPUs finds?
 
     pip install -e ".[tpu]"
-    python experiments/plan_estimates.py
+    python experiments/plan_estimates.py [NUMBER ...]
 
 Plans each setting twice, by estimate and compiled, and writes experiments/results/estimates.md and
-estimates.json. Nothing is run on a TPU, and no weights are read. About fifteen minutes.
+estimates.json; with numbers, from 0, those are planned anew and the others kept. Nothing is run on
+a TPU, and no weights are read. About fifteen minutes.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -52,8 +54,16 @@ def compare(words: str, folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
+    kept = RESULTS / "estimates.json"
+    known = (
+        {each["command"]: each for each in json.loads(kept.read_text())} if kept.exists() else {}
+    )
+    chosen = [int(number) for number in sys.argv[1:]] or range(len(SETTINGS))
     with tempfile.TemporaryDirectory() as folder:
-        found = [compare(words, Path(folder)) for words in track(SETTINGS, "planning")]
+        for number in track(chosen, "planning"):
+            each = compare(SETTINGS[number], Path(folder))
+            known[each["command"]] = each
+    found = [known[key] for key in map(command_of, SETTINGS) if key in known]
     lines = [
         "# Estimates of memory, and what the compiler finds",
         "",
@@ -81,7 +91,7 @@ def main() -> None:
         "",
     ]
     (RESULTS / "estimates.md").write_text("\n".join(lines))
-    (RESULTS / "estimates.json").write_text(json.dumps(found, indent=2) + "\n")
+    kept.write_text(json.dumps(found, indent=2) + "\n")
     print(lines[-2])
 
 
