@@ -66,11 +66,12 @@ def size_mesh(shape: str | Mapping[str, int], count: int) -> dict[str, int]:
     """
     sizes = parse_mesh(shape) if isinstance(shape, str) else dict(shape)
     given = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {name: count // given if size == -1 else size for name, size in sizes.items()}
+    words = ",".join(f"{name}={size}" for name, size in sizes.items())
+    has = f"a multiple of {given}" if -1 in sizes.values() else str(given)
+    sizes = {name: count // given or 1 if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != count:
-        words = ",".join(f"{name}={size}" for name, size in sizes.items())
         raise UsageError(
-            f"mesh {words} has {math.prod(sizes.values())} places, but there are {count} devices",
+            f"mesh {words} has {has} places, but there are {count} devices",
             remedy=f"sizes whose product is {count}, such as {_that_fits(sizes, count)}",
         )
     return sizes

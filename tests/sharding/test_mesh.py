@@ -36,7 +36,8 @@ def test_a_mesh_has_all_devices_and_automatic_axes():
         ("data=-1,fsdp=-1", "only one axis"),
         ("data=3", "has 3 places, but there are 8 devices"),
         ("data=4,tensor=4", "such as data=2,tensor=4"),
-        ("fsdp=-1,tensor=3", "such as fsdp=4,tensor=2"),
+        ("fsdp=-1,tensor=3", "fsdp=-1,tensor=3 has a multiple of 3 places, .* fsdp=4,tensor=2"),
+        ("data=16,fsdp=-1", "has a multiple of 16 places, .* such as data=8,fsdp=1"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_numbers_that_would(text, says):
