@@ -85,6 +85,11 @@ def pack_rows(examples, length: int) -> list[list[int]]:
     return rows
 
 
+def count_pairs(length: int) -> int:
+    """Of a query and a key that it sees, in an example of so many tokens."""
+    return length * (length + 1) // 2
+
+
 def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
     import jax
 
@@ -122,6 +127,7 @@ def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
                 "loss": loss,
                 "response_tokens": sum(len(examples[i][1]) for i in members),
                 "tokens": sum(sum(map(len, examples[i])) for i in members),
+                "pairs": sum(count_pairs(sum(map(len, examples[i]))) for i in members),
                 "positions": len(part) * job["length"],
             }
         )
@@ -164,7 +170,7 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            steps.append({"loss": 0.0, "response_tokens": 0, "tokens": 0, "positions": 0})
+            steps.append(dict.fromkeys(("loss", *COUNTED), 0))
             self.start = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -176,6 +182,11 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
             mask = inputs.get("attention_mask")
             steps[-1]["response_tokens"] += int((labels != -100).sum())
             steps[-1]["tokens"] += int(ids.numel() if mask is None else mask.sum())
+            steps[-1]["pairs"] += (
+                sum(map(count_pairs, mask.sum(1).tolist()))
+                if mask is not None
+                else int((inputs["position_ids"] + 1).sum())
+            )
             steps[-1]["positions"] += int(ids.numel())
             result = super().compute_loss(model, inputs, *args, **kwargs)
             loss = result[0] if isinstance(result, tuple) else result
@@ -218,6 +229,7 @@ def measure_machine() -> float:
     return bare_matmul_flops(DecoderConfig(**SHAPE), repeats=5)
 
 
+COUNTED = ("response_tokens", "tokens", "pairs", "positions")
 SHAPE: dict[str, Any] = {
     "family": "llama",
     "vocab_size": 49_152,
@@ -255,14 +267,15 @@ def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
     result = json.loads(lines[0].removeprefix("RESULT "))
     timed = result["steps"][1:]
     seconds = sum(step["seconds"] for step in timed)
-    totals = {key: sum(s[key] for s in timed) for key in ("response_tokens", "tokens", "positions")}
-    # three passes (forward, and backward for inputs and weights) over layers and scored logits
+    totals = {key: sum(s[key] for s in timed) for key in COUNTED}
+    # three passes (forward, and backward for both factors) over layers, attention, scored logits
     e, f, v = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["vocab_size"]
     q, k = SHAPE["num_heads"] * SHAPE["head_dim"], SHAPE["num_kv_heads"] * SHAPE["head_dim"]
     layer = 2 * SHAPE["num_layers"] * (2 * e * q + 2 * e * k + 3 * e * f)
 
     def useful(done: dict[str, Any]) -> float:
-        return 3.0 * (done["tokens"] * layer + done["response_tokens"] * 2 * e * v)
+        seen = done["pairs"] * 4 * SHAPE["num_layers"] * q
+        return 3.0 * (done["tokens"] * layer + seen + done["response_tokens"] * 2 * e * v)
 
     rate, last = statistics.mean(result["matmul"]), timed[-1]
     gradient = last.get("gradient_seconds")

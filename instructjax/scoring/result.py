@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import html
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
 
-from instructjax.display.tokens import render_html, render_legend_html
-from instructjax.prompts.tokenizer import Tokenizer
+from instructjax.display.tokens import render_html
 from instructjax.scoring.rows import ScoredRow
 from instructjax.scoring.tables.files import open_table
-from instructjax.scoring.tables.table import to_pandas, to_record, to_table
-
-if TYPE_CHECKING:
-    import pandas
-
-SHOWN_ROWS = 10
+from instructjax.scoring.tables.result_rows import ResultRows
+from instructjax.scoring.tables.table import to_record, to_table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Scores:
+class Scores(ResultRows[ScoredRow]):
     """log Pr(y | c, z) of every example, candidate and context, in this order.
 
     Numbers come as numpy arrays with a value a row; what has a value a token comes as a list with
@@ -37,10 +31,6 @@ class Scores:
       tokenizer: turns ids into text.
       metadata: model, prompt rules, arithmetic and versions.
     """
-
-    rows: tuple[ScoredRow, ...]
-    tokenizer: Tokenizer
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def _column(self, name: str, dtype: Any) -> np.ndarray:
         return np.array([getattr(row, name) for row in self.rows], dtype)
@@ -126,11 +116,6 @@ class Scores:
         """Their log-probabilities, nats."""
         return self._tokenwise("top_log_probs")
 
-    @property
-    def ids(self) -> list[str]:
-        """The examples' ids; "row N" where an example has none."""
-        return [row.id for row in self.rows]
-
     @cached_property
     def candidate(self) -> Int64[np.ndarray, " N"]:
         """Index of y among the example's outputs."""
@@ -158,25 +143,6 @@ class Scores:
         """ "ok", or flags joined by commas; see `ScoredRow.status`."""
         return [row.status for row in self.rows]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[ScoredRow]:
-        return iter(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> ScoredRow: ...
-    @overload
-    def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> Scores: ...
-    def __getitem__(self, index: Any) -> ScoredRow | Scores:
-        if isinstance(index, int | np.integer):
-            return self.rows[index]
-        if isinstance(index, slice):
-            rows = self.rows[index]
-        else:
-            rows = tuple(self.rows[i] for i in np.arange(len(self))[np.asarray(index)])
-        return Scores(rows=rows, tokenizer=self.tokenizer, metadata=self.metadata)
-
     def select(self, keep: Callable[[ScoredRow], bool]) -> Scores:
         """The rows for which `keep` is true, such as `lambda row: row.context == "cz"`."""
         return self[[i for i, row in enumerate(self.rows) if keep(row)]]
@@ -185,57 +151,31 @@ class Scores:
         """The score table, with the metadata in its schema."""
         return to_table(map(to_record, self.rows), self.metadata)
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """The score table as a data frame; the metadata is in its `attrs`.
-
-        Raises:
-          UsageError: pandas is not installed.
-        """
-        return to_pandas(self.to_arrow())
-
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes the score table: .parquet, .jsonl or .csv; see `open_table`."""
         with open_table(path, self.metadata, overwrite=overwrite) as write:
             for row in self.rows:
                 write(to_record(row))
 
-    def __repr__(self) -> str:
-        about = [self.metadata[name] for name in ("model", "layout") if name in self.metadata]
-        noun = "row" if len(self) == 1 else "rows"
-        lines = [f"Scores({', '.join([f'{len(self)} {noun}', *about])})"]
-        if self.rows:
-            lines.append(
-                f"  {'id':<16} {'cand':>4} {'ctx':<4} {'log_prob':>10} {'tokens':>6} "
-                f"{'a token':>8} {'greedy':<6} status"
-            )
-        for row in self.rows[:SHOWN_ROWS]:
-            name = row.id if len(row.id) <= 16 else f"{row.id[:15]}…"
-            lines.append(
-                f"  {name:<16} {row.candidate:>4} {row.context:<4} {row.log_prob:>10.3f} "
-                f"{row.num_tokens:>6} {row.log_prob_per_token:>8.3f} "
-                f"{'yes' if row.greedy else 'no':<6} {row.status}"
-            )
-        if len(self) > SHOWN_ROWS:
-            lines.append(f"  … and {len(self) - SHOWN_ROWS} more")
-        return "\n".join(lines)
+    def _columns(self) -> str:
+        return (
+            f"{'id':<16} {'cand':>4} {'ctx':<4} {'log_prob':>10} {'tokens':>6} "
+            f"{'a token':>8} {'greedy':<6} status"
+        )
 
-    def _repr_html_(self) -> str:
-        parts = [render_legend_html()]
-        for row in self.rows[:SHOWN_ROWS]:
-            status = "" if row.status == "ok" else f" · {row.status}"
-            head = (
-                f"{row.id} · candidate {row.candidate} · {row.context} · "
-                f"log Pr {row.log_prob:.3f} nats · {row.num_tokens} tokens{status}"
-            )
-            tokens = render_html(
-                self.tokenizer.pieces(row.token_ids), row.token_log_probs, row.scored.rank
-            )
-            parts.append(
-                f'<div style="margin:0.6em 0 0.2em;opacity:0.75">{html.escape(head)}</div>{tokens}'
-            )
-        if len(self) > SHOWN_ROWS:
-            parts.append(
-                f'<div style="margin-top:0.6em;opacity:0.75">… and {len(self) - SHOWN_ROWS} more '
-                "rows: index them to see them</div>"
-            )
-        return f'<div style="max-width:60em">{"".join(parts)}</div>'
+    def _describe(self, row: ScoredRow) -> str:
+        name = row.id if len(row.id) <= 16 else f"{row.id[:15]}…"
+        return (
+            f"{name:<16} {row.candidate:>4} {row.context:<4} {row.log_prob:>10.3f} "
+            f"{row.num_tokens:>6} {row.log_prob_per_token:>8.3f} "
+            f"{'yes' if row.greedy else 'no':<6} {row.status}"
+        )
+
+    def _show(self, row: ScoredRow) -> tuple[str, str]:
+        status = "" if row.status == "ok" else f" · {row.status}"
+        head = (
+            f"{row.id} · candidate {row.candidate} · {row.context} · "
+            f"log Pr {row.log_prob:.3f} nats · {row.num_tokens} tokens{status}"
+        )
+        pieces = self.tokenizer.pieces(row.token_ids)
+        return head, render_html(pieces, row.token_log_probs, row.scored.rank)
