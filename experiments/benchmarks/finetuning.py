@@ -340,7 +340,8 @@ def describe(results: list[dict[str, Any]], options: dict[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         "# Full fine-tuning of SmolLM2-135M, float32, two cores\n\n"
-        "Made by `experiments/benchmarks/finetuning.py`: about 4 x 512 tokens a step, AdamW, loss\n"
+        "Made by `experiments/benchmarks/finetuning.py`: about "
+        f"{options['rows']} x {options['length']} tokens a step, AdamW, loss\n"
         "on the response only. `instructjax` keeps what the forward pass gives;\n"
         "`instructjax-dots` recomputes all but projections and attention. Share: of a bare XLA\n"
         "matmul in the same process, of the whole step, and of forward and backward alone. A tool\n"
