@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from instructjax.display.tokens import render_html
 from instructjax.sampling.rows import SampledRow
 from instructjax.sampling.table import SAMPLE_SCHEMA, to_sample_record
-from instructjax.scoring.tables.files import open_table
 from instructjax.scoring.tables.result_rows import ResultRows
-from instructjax.scoring.tables.table import to_table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -30,6 +28,8 @@ class Samples(ResultRows[SampledRow]):
       tokenizer: turns ids into text.
       metadata: model, prompt rules, rules of the draws, arithmetic and versions.
     """
+
+    _schema = SAMPLE_SCHEMA
 
     @property
     def text(self) -> list[str]:
@@ -76,20 +76,8 @@ class Samples(ResultRows[SampledRow]):
         """ "stop_token", "stop_string" or "length"."""
         return [row.finish_reason for row in self.rows]
 
-    @property
-    def status(self) -> list[str]:
-        """ "ok", or flags of the prompt joined by commas."""
-        return [row.status for row in self.rows]
-
-    def to_arrow(self) -> pa.Table:
-        """The table of samples, with the metadata in its schema."""
-        return to_table(map(to_sample_record, self.rows), self.metadata, SAMPLE_SCHEMA)
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes the table: .parquet, .jsonl or .csv; see `open_table`."""
-        with open_table(path, self.metadata, overwrite=overwrite, schema=SAMPLE_SCHEMA) as write:
-            for row in self.rows:
-                write(to_sample_record(row))
+    def _record(self, row: SampledRow) -> Mapping[str, Any]:
+        return to_sample_record(row)
 
     def _describe(self, row: SampledRow) -> str:
         text = " ".join(row.text.split())

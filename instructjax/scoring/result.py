@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
 
 from instructjax.display.tokens import render_html
 from instructjax.scoring.rows import ScoredRow
-from instructjax.scoring.tables.files import open_table
 from instructjax.scoring.tables.result_rows import ResultRows
-from instructjax.scoring.tables.table import to_record, to_table
+from instructjax.scoring.tables.table import SCHEMA, to_record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -31,6 +28,8 @@ class Scores(ResultRows[ScoredRow]):
       tokenizer: turns ids into text.
       metadata: model, prompt rules, arithmetic and versions.
     """
+
+    _schema = SCHEMA
 
     def _column(self, name: str, dtype: Any) -> np.ndarray:
         return np.array([getattr(row, name) for row in self.rows], dtype)
@@ -138,24 +137,12 @@ class Scores(ResultRows[ScoredRow]):
     def task(self) -> list[str | None]:
         return [row.task for row in self.rows]
 
-    @property
-    def status(self) -> list[str]:
-        """ "ok", or flags joined by commas; see `ScoredRow.status`."""
-        return [row.status for row in self.rows]
-
     def select(self, keep: Callable[[ScoredRow], bool]) -> Scores:
         """The rows for which `keep` is true, such as `lambda row: row.context == "cz"`."""
         return self[[i for i, row in enumerate(self.rows) if keep(row)]]
 
-    def to_arrow(self) -> pa.Table:
-        """The score table, with the metadata in its schema."""
-        return to_table(map(to_record, self.rows), self.metadata)
-
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Writes the score table: .parquet, .jsonl or .csv; see `open_table`."""
-        with open_table(path, self.metadata, overwrite=overwrite) as write:
-            for row in self.rows:
-                write(to_record(row))
+    def _record(self, row: ScoredRow) -> Mapping[str, Any]:
+        return to_record(row)
 
     def _columns(self) -> str:
         return (

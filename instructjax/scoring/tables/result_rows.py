@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 
 from instructjax.display.tokens import render_legend_html
 from instructjax.prompts.tokenizer import Tokenizer
-from instructjax.scoring.tables.table import to_pandas
+from instructjax.scoring.tables.files import open_table
+from instructjax.scoring.tables.table import to_pandas, to_table
 
 if TYPE_CHECKING:
     import pandas
@@ -23,7 +26,7 @@ Row = TypeVar("Row", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class ResultRows(Generic[Row]):
+class ResultRows(ABC, Generic[Row]):
     """A slice, a mask or a list of indices gives another of these, an index one row.
 
     Attributes:
@@ -35,11 +38,17 @@ class ResultRows(Generic[Row]):
     rows: tuple[Row, ...]
     tokenizer: Tokenizer
     metadata: Mapping[str, str] = field(default_factory=dict)
+    _schema: ClassVar[pa.Schema]
 
     @property
     def ids(self) -> list[str]:
         """The examples' ids; "row N" where an example has none."""
         return [row.id for row in self.rows]
+
+    @property
+    def status(self) -> list[str]:
+        """ "ok", or flags of each row joined by commas."""
+        return [row.status for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,7 +74,7 @@ class ResultRows(Generic[Row]):
 
     def to_arrow(self) -> pa.Table:
         """The table, with the metadata in its schema."""
-        raise NotImplementedError
+        return to_table(map(self._record, self.rows), self.metadata, self._schema)
 
     def to_pandas(self) -> pandas.DataFrame:
         """The table as a data frame; the metadata is in its `attrs`.
@@ -75,13 +84,23 @@ class ResultRows(Generic[Row]):
         """
         return to_pandas(self.to_arrow())
 
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the table: .parquet, .jsonl or .csv; see `open_table`."""
+        with open_table(path, self.metadata, overwrite=overwrite, schema=self._schema) as write:
+            for row in self.rows:
+                write(self._record(row))
+
+    @abstractmethod
+    def _record(self, row: Row) -> Mapping[str, Any]:
+        """A row of the table."""
+
+    @abstractmethod
     def _describe(self, row: Row) -> str:
         """A line of text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _show(self, row: Row) -> tuple[str, str]:
         """A line of text, and the coloured tokens under it as HTML."""
-        raise NotImplementedError
 
     def _columns(self) -> str:
         """What stands over the lines of rows."""
