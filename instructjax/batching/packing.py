@@ -22,7 +22,7 @@ from instructjax.batching.prefix_tree import (
     build_tree,
     common_prefix,
     cut_tree,
-    input_length,
+    input_ids,
     worth_sharing,
 )
 from instructjax.prompts.request import Request
@@ -167,7 +167,7 @@ def _cost(rows: list[list[tuple[range, int]]]) -> float:
 
 
 class Row:
-    """A row filled request by request, in depth-first order."""
+    """A row filled sequence by sequence, in depth-first order."""
 
     def __init__(self, capacity: int) -> None:
         self.tokens, self.positions, self.ends = np.zeros((3, capacity), np.int32)
@@ -177,20 +177,28 @@ class Row:
         self.num_scored = 0
         self.entry = np.full(capacity, -1)  # of each token, where it is a target
         self.last: dict[tuple[int, int], int] = {}  # the same of tokens that need no position
-        self.path = np.zeros(capacity, np.int32)  # the current request's tokens, by depth
+        self.path = np.zeros(capacity, np.int32)  # the current sequence's tokens, by depth
         self.depth = 0
 
-    def add(self, request: Request, shared: int) -> np.ndarray:
-        """Puts a request behind `shared` tokens of the one before it; returns its entries."""
+    def add(self, ids: np.ndarray, spans: Sequence[Sequence[int]], shared: int) -> np.ndarray:
+        """Puts a sequence behind `shared` tokens of the one before it; returns its entries.
+
+        Args:
+          ids: of the sequence, the last of which needs no position.
+          spans: of those that are scored, where each begins and ends.
+          shared: fewer than `ids`.
+        """
         self._close(shared)
-        size = input_length(request)
+        size = len(ids) - 1
         own = slice(self.stop, self.stop + size - shared)
-        self.tokens[own] = request.ids[shared:size]
+        self.tokens[own] = ids[shared:size]
         self.positions[own] = np.arange(shared, size)
         self.path[shared:size] = np.arange(own.start, own.stop)
         self.stop, self.depth = own.stop, size
-        inner = [self._score(start, min(stop, size)) for start, stop in request.spans]
-        return np.concatenate([*inner, self._score_last(int(request.ids[size]))])
+        entries = [self._score(start, min(stop, size)) for start, stop in spans]
+        if spans[-1][1] > size:
+            entries.append(self._score_last(int(ids[size])))
+        return np.concatenate(entries)
 
     def _score(self, start: int, stop: int) -> np.ndarray:
         """Entries of the tokens of the current path from depth `start` to `stop`."""
@@ -220,24 +228,32 @@ class Row:
         self.ends[self.path[depth : self.depth]] = self.stop
         self.depth = depth
 
-    def finish(self, tile: int, length: int | None = None) -> Batch:
-        """The row as a batch of one, padded to `length`, or to an allowed one."""
+    def finish(self, tile: int, length: int | None = None, width: int | None = None) -> Batch:
+        """The row as a batch of one, arrays of numpy.
+
+        Args:
+          tile: see `Batch`.
+          length: T; by default an allowed one.
+          width: M; by default as T.
+        """
         self._close(0)
         used, scored = self.stop, self.num_scored
         length = length or row_length_for(max(used, scored))
-        tokens, positions, ends, sources, targets = np.zeros((5, 1, length), np.int32)
+        tokens, positions, ends = np.zeros((3, 1, length), np.int32)
+        sources, targets = np.zeros((2, 1, width or length), np.int32)
         tokens[0, :used] = self.tokens[:used]
         positions[0, :used] = self.positions[:used]
         ends[0, :used] = self.ends[:used]
-        sources[0, :scored] = np.concatenate(self.sources)
-        targets[0, :scored] = np.concatenate(self.targets)
+        if scored:
+            sources[0, :scored] = np.concatenate(self.sources)
+            targets[0, :scored] = np.concatenate(self.targets)
         return Batch(
-            tokens=jnp.asarray(tokens),
-            positions=jnp.asarray(positions),
-            ends=jnp.asarray(ends),
-            sources=jnp.asarray(sources),
-            targets=jnp.asarray(targets),
-            num_scored=jnp.asarray([scored], jnp.int32),
+            tokens=tokens,
+            positions=positions,
+            ends=ends,
+            sources=sources,
+            targets=targets,
+            num_scored=np.array([scored], np.int32),
             tile=tile,
         )
 
@@ -249,8 +265,13 @@ def _fill(requests: Sequence[Request], tree: PrefixTree, places: list[int], tile
         if after == before + 1:
             shared.append(tree.shared[after])
         else:
-            common = common_prefix(requests[tree.order[before]], requests[tree.order[after]])
+            pair = (input_ids(requests[tree.order[place]]) for place in (before, after))
+            common = common_prefix(*pair)
             shared.append(worth_sharing(common, tree.lengths[after]))
     row = Row(sum(tree.lengths[place] for place in places) - sum(shared))
-    slots = tuple((i, row.add(requests[i], n)) for i, n in zip(members, shared, strict=True))
-    return PackedRow(batch=row.finish(tile), members=slots, num_tokens=row.stop)
+    slots = []
+    for place, index, common in zip(places, members, shared, strict=True):
+        request, size = requests[index], tree.lengths[place]
+        slots.append((index, row.add(request.ids[: size + 1], request.spans, common)))
+    batch = jax.tree.map(jnp.asarray, row.finish(tile))
+    return PackedRow(batch=batch, members=tuple(slots), num_tokens=row.stop)

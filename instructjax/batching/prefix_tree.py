@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+from jaxtyping import Int
+
 from instructjax.prompts.request import Request
 
 # One token in common, as BOS is of all requests, saves no time that could be measured. From two on
@@ -50,10 +53,19 @@ def input_length(request: Request) -> int:
     return request.spans[-1][1] - 1
 
 
-def common_prefix(a: Request, b: Request) -> int:
-    """How many first tokens of b's input are those of a's."""
-    size = min(input_length(a), input_length(b))
-    different = a.ids[:size] != b.ids[:size]
+def input_ids(request: Request) -> Int[np.ndarray, " n"]:
+    """The tokens that must be computed."""
+    return request.ids[: input_length(request)]
+
+
+def common_prefix(a: Int[np.ndarray, " m"], b: Int[np.ndarray, " n"]) -> int:
+    """How many first tokens of b are those of a.
+
+    >>> common_prefix(np.array([5, 6, 7]), np.array([5, 6, 8, 9]))
+    2
+    """
+    size = min(len(a), len(b))
+    different = a[:size] != b[:size]
     return int(different.argmax()) if different.any() else size
 
 
@@ -82,12 +94,13 @@ def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None
     ((2, 0, 1), (21, 21, 1), (0, 20, 0), 23)
     """
     chosen = range(len(requests)) if members is None else members
-    keys = {i: _sort_key(requests[i]) for i in chosen}
+    inputs = {i: input_ids(requests[i]) for i in chosen}
+    keys = {i: _sort_key(ids) for i, ids in inputs.items()}
     order = sorted(keys, key=lambda i: keys[i])
-    lengths = tuple(input_length(requests[i]) for i in order)
+    lengths = tuple(len(inputs[i]) for i in order)
     commons = [0] * len(order)
     for place in range(1, len(order)):
-        commons[place] = common_prefix(requests[order[place - 1]], requests[order[place]])
+        commons[place] = common_prefix(inputs[order[place - 1]], inputs[order[place]])
     shared = [worth_sharing(n, length) for n, length in zip(commons, lengths, strict=True)]
     # Any of its positions may be scored, by a later request too, but the first of a row.
     sizes = tuple(n - common + (common > 0) for n, common in zip(lengths, shared, strict=True))
@@ -100,9 +113,48 @@ def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None
     )
 
 
-def _sort_key(request: Request) -> bytes:
+def _sort_key(ids: Int[np.ndarray, " n"]) -> bytes:
     """Sorts as the ids do, and is compared faster."""
-    return request.ids[: input_length(request)].astype(">i4").tobytes()
+    return ids.astype(">i4").tobytes()
+
+
+class SortedIds:
+    """Token ids in depth-first order, as they come and go.
+
+    Attributes:
+      ids: of each, in that order.
+      commons: tokens that each has in common with the one before it, and 0 behind the last.
+
+    >>> tree = SortedIds()
+    >>> [tree.insert(np.array(ids)) for ids in ([5, 6, 7], [9], [5, 6, 8], [5, 6, 7])]
+    [0, 1, 1, 1]
+    >>> tree.commons
+    [0, 3, 2, 0, 0]
+    >>> tree.pop(1)
+    >>> tree.commons
+    [0, 2, 0, 0]
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[Int[np.ndarray, " n"]] = []
+        self.commons = [0]
+        self._keys: list[bytes] = []
+
+    def insert(self, ids: Int[np.ndarray, " n"]) -> int:
+        """Takes ids in, behind those that are the same, and returns their place."""
+        key = _sort_key(ids)
+        at = bisect(self._keys, key)
+        left = common_prefix(self.ids[at - 1], ids) if at else 0
+        right = common_prefix(ids, self.ids[at]) if at < len(self.ids) else 0
+        self.commons[at : at + 1] = [left, right]
+        self._keys.insert(at, key)
+        self.ids.insert(at, ids)
+        return at
+
+    def pop(self, at: int) -> None:
+        """Lets go of the ids at a place."""
+        self.commons[at : at + 2] = [min(self.commons[at : at + 2])]
+        del self._keys[at], self.ids[at]
 
 
 class GrowingTree:
@@ -123,26 +175,19 @@ class GrowingTree:
 
     def __init__(self) -> None:
         self.num_distinct = self.num_shared = 0
-        self._keys: list[bytes] = []
-        self._requests: list[Request] = []  # in the order of the keys
-        self._commons: list[int] = [0]  # of each with the one before it, and 0 behind the last
+        self._sorted = SortedIds()
 
     def add(self, request: Request) -> None:
         """Counts one more request."""
-        key = _sort_key(request)
-        at = bisect(self._keys, key)
-        left = common_prefix(self._requests[at - 1], request) if at else 0
-        right = common_prefix(request, self._requests[at]) if at < len(self._keys) else 0
+        at, commons = self._sorted.insert(input_ids(request)), self._sorted.commons
+        left, right = commons[at : at + 2]
         self.num_distinct += input_length(request) - max(left, right)
         # What neighbours have in common are prefixes in depth-first order too, and two of these
         # that follow each other have the shorter one in common.
-        commons = self._commons
-        before, old = (commons[at - 1] if at else 0), commons[at]
-        after = commons[at + 1] if at + 1 < len(commons) else 0
-        self.num_shared += _sum_new(before, left, right, after) - _sum_new(before, old, after)
-        commons[at : at + 1] = [left, right]
-        self._keys.insert(at, key)
-        self._requests.insert(at, request)
+        before = commons[at - 1] if at else 0
+        after = commons[at + 2] if at + 2 < len(commons) else 0
+        without = before, min(left, right), after
+        self.num_shared += _sum_new(before, left, right, after) - _sum_new(*without)
 
 
 def _sum_new(*lengths: int) -> int:

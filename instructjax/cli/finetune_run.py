@@ -70,7 +70,8 @@ def _show_end(config: FinetuneConfig) -> None:
     speed = done["num_response_tokens"] / max(done["seconds"] + done["waited"], 1e-9)
     line = (
         f"{done['steps']:,} steps{early}, {done['num_response_tokens']:,} response tokens "
-        f"({speed:,.0f} a second); {best}{done['useful_share']:.3f} of the positions held a token, "
+        f"({speed:,.0f} a second); {best}{done['num_computed']:,} of {done['num_tokens']:,} tokens "
+        f"were computed, {done['useful_share']:.3f} of the positions held one, "
         f"{done['waited_share']:.2%} of the time went into waiting for data"
     )
     print(escape_controls(line))

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from instructjax.batching.batch import Batch, Values
+from instructjax.batching.packing import Row
+from instructjax.batching.prefix_tree import common_prefix, worth_sharing
 from instructjax.errors import DataError, UsageError
 
 
@@ -72,6 +74,7 @@ def make_sft_batch(
     length: int,
     max_scored: int | None = None,
     num_rows: int | None = None,
+    share: bool = False,
     tile: int = 64,
 ) -> SftBatch:
     """Rows of one length, each with its sequences one after another; none sees another.
@@ -79,18 +82,24 @@ def make_sft_batch(
     A sequence's last token is a target only, so a row of sequences n_i fits if the sum of
     n_i - 1 does. Padding is known by `ends`, never by its id.
 
+    With `share`, what a sequence begins with in common with the one before it in its row, as the
+    instruction, stands once for both. Loss and gradient are the same: a token's hidden state
+    depends on those before it alone, and the gradients that reach it add up. That is not so where a
+    model's frequencies depend on how long a sequence is (`instructjax.models.rotary.by_length`).
+
     Args:
       rows: the sequences of each row.
       length: T, positions a row.
       max_scored: M, scored tokens a row; `length` by default, which is always enough.
       num_rows: B, filled up with empty rows.
+      share: compute once what neighbours in a row begin with in common.
       tile: see `Batch`.
 
     Returns:
       Arrays of numpy.
 
     Raises:
-      UsageError: a row does not fit, or there are too many of them.
+      UsageError: a row does not fit, or there are too many of them, or none.
 
     >>> one = WeightedIds(ids=np.array([5, 6, 2]), weights=np.array([0.0, 0.5, 1.0]))
     >>> two = WeightedIds(ids=np.array([7, 2]), weights=np.array([0.0, 1.0]))
@@ -101,45 +110,61 @@ def make_sft_batch(
     ([0, 1, 2], [6, 2, 2])
     >>> made.weights.tolist()
     [[0.5, 1.0, 1.0, 0.0]]
+    >>> other = WeightedIds(ids=np.array([5, 6, 7, 2]), weights=np.array([0, 1.0, 1.0, 1.0]))
+    >>> made = make_sft_batch([[one, other]], length=4, share=True)
+    >>> made.batch.tokens.tolist(), made.batch.ends.tolist(), made.weights.tolist()
+    ([[5, 6, 7, 0]], [[3, 3, 3, 0]], [[1.5, 1.0, 1.0, 1.0]])
     """
+    options = {"max_scored": max_scored, "num_rows": num_rows, "share": share, "tile": tile}
+    return lay_out(rows, length=length, **options)[0]
+
+
+def lay_out(
+    rows: Sequence[Sequence[WeightedIds]],
+    *,
+    length: int,
+    max_scored: int | None = None,
+    num_rows: int | None = None,
+    share: bool = False,
+    tile: int = 64,
+) -> tuple[SftBatch, list[list[Int[np.ndarray, " nonzero"]]]]:
+    """As `make_sft_batch`, and for each sequence of each row where its scored tokens are in M."""
     count = len(rows) if num_rows is None else num_rows
     width = length if max_scored is None else max_scored
-    if len(rows) > count:
+    if len(rows) > count or not count:
         raise UsageError(f"{len(rows)} rows for a batch of {count}")
-    tokens, positions, ends = np.zeros((3, count, length), np.int32)
-    sources, targets = np.zeros((2, count, width), np.int32)
     weights = np.zeros((count, width), np.float32)
-    num_scored = np.zeros(count, np.int32)
-    for i, row in enumerate(rows):
-        start = scored = 0
-        for sequence in row:
-            size = len(sequence.ids) - 1
-            stop, more = start + size, scored + sequence.nonzero
-            if stop > length or more > width:
+    batches: list[Batch] = []
+    entries: list[list[Int[np.ndarray, " nonzero"]]] = []
+    for i, members in enumerate(rows):
+        row = Row(sum(len(sequence.ids) for sequence in members))
+        entries.append([])
+        for number, sequence in enumerate(members):
+            shared = shared_prefix(members[number - 1].ids, sequence.ids) if share and number else 0
+            (scored,) = np.nonzero(sequence.weights)
+            (turns,) = np.nonzero(np.diff(sequence.weights != 0, prepend=False, append=False))
+            found = row.add(sequence.ids, turns.reshape(-1, 2).tolist(), shared)
+            if row.stop > length or row.num_scored > width:
                 raise UsageError(
                     f"row {i + 1} needs more than {length} positions or {width} scored tokens",
                     row=sequence.row or None,
                     remedy="put fewer sequences into a row, or truncate them",
                 )
-            tokens[i, start:stop] = sequence.ids[:-1]
-            positions[i, start:stop] = np.arange(size)
-            ends[i, start:stop] = stop
-            (at,) = np.nonzero(sequence.weights)
-            sources[i, scored:more] = start + at - 1
-            targets[i, scored:more] = sequence.ids[at]
-            weights[i, scored:more] = sequence.weights[at]
-            start, scored = stop, more
-        num_scored[i] = scored
-    batch = Batch(
-        tokens=tokens,
-        positions=positions,
-        ends=ends,
-        sources=sources,
-        targets=targets,
-        num_scored=num_scored,
-        tile=tile,
-    )
-    return SftBatch(batch=batch, weights=weights)
+            weights[i, found] += sequence.weights[scored]
+            entries[-1].append(found)
+        batches.append(row.finish(tile, length, width))
+    batches += [Row(0).finish(tile, length, width)] * (count - len(rows))
+    batch = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+    return SftBatch(batch=batch, weights=weights), entries
+
+
+def shared_prefix(before: Int[np.ndarray, " m"], ids: Int[np.ndarray, " n"]) -> int:
+    """Positions that a sequence takes over from the one before it in a row that shares.
+
+    >>> shared_prefix(np.array([5, 6, 7, 2]), np.array([5, 6, 7, 8, 2]))
+    3
+    """
+    return worth_sharing(common_prefix(before[:-1], ids[:-1]), len(ids) - 1)
 
 
 def stack_batches(batches: Sequence[SftBatch]) -> SftBatch:

@@ -15,7 +15,7 @@ from instructjax.batching.packing import tile_for
 from instructjax.finetuning.batch import SftBatch, make_sft_batch, stack_batches
 from instructjax.finetuning.config import DataOptions
 from instructjax.finetuning.order import order_indices
-from instructjax.finetuning.packing import Packing, Plan, RowPlans, count_plans
+from instructjax.finetuning.packing import Packing, Plan, RowPlans, count_plans, count_positions
 from instructjax.finetuning.sequences import Sequences
 from instructjax.sharding.processes import put
 from instructjax.sharding.rules import ShardingRules
@@ -32,13 +32,15 @@ class StepBatch:
       batch: arrays with a leading axis of micro-batches: numpy, or, on a mesh of several processes,
         jax arrays of which each process has made its own rows.
       plan: indices of the sequences in each row.
-      num_tokens: positions that hold a token.
+      num_tokens: of its sequences.
+      num_computed: positions that hold a token; what sequences share is computed once.
       num_response_tokens: tokens that are learned as a response.
     """
 
     batch: SftBatch
     plan: Plan
     num_tokens: int
+    num_computed: int
     num_response_tokens: int
 
 
@@ -50,6 +52,7 @@ class Batches:
       counts: how many of them each data set has.
       options: order, mixture and shape.
       epochs: how often to go through the data; None for endlessly.
+      share: whether what sequences of a row begin with in common is computed once.
       mesh, rules: of the devices that rows are split over.
     """
 
@@ -60,6 +63,7 @@ class Batches:
         options: DataOptions,
         *,
         epochs: int | float | None,
+        share: bool = False,
         mesh: Mesh | None = None,
         rules: ShardingRules | None = None,
     ) -> None:
@@ -69,15 +73,14 @@ class Batches:
             length=options.row_length,
             rows=options.rows_or_default * options.micro_batches,
             several=options.packing,
+            share=share and options.packing,
         )
-
         self._indices = order_indices(
             counts, weights=options.data_weights, seed=options.seed, epochs=epochs
         )
-        self._sizes = sequences.sizes
         self.total: int | None = None
         if epochs is not None:
-            self.total = count_plans(self._indices, self._sizes, self.packing)
+            self.total = count_plans(self._indices, sequences, self.packing)
         self._places: NamedSharding | None = None
         if mesh is not None and mesh.is_multi_process:
             spec = (rules or ShardingRules()).spec((None, "batch"), mesh)
@@ -89,7 +92,7 @@ class Batches:
 
     def plans(self) -> grain.IterDataset:
         """The plan of each step, without its arrays."""
-        return RowPlans(self._indices, self._sizes, self.packing, self.total)
+        return RowPlans(self._indices, self._sequences, self.packing, self.total)
 
     def open(self) -> grain.DatasetIterator:
         """An iterator over `StepBatch`; a thread of it stays `AHEAD` steps ahead.
@@ -104,16 +107,16 @@ class Batches:
         rows = [[self._sequences[index] for index in row] for row in plan]
         each = len(rows) // self._micro_batches
         parts = [rows[start : start + each] for start in range(0, len(rows), each)]
-        return stack_batches(
-            [make_sft_batch(part, length=self.packing.length, tile=self._tile) for part in parts]
-        )
+        shape = {"length": self.packing.length, "share": self.packing.share, "tile": self._tile}
+        return stack_batches([make_sft_batch(part, **shape) for part in parts])
 
     def _make(self, plan: Plan) -> StepBatch:
         members = [index for row in plan for index in row]
         return StepBatch(
             batch=self._own(plan),
             plan=plan,
-            num_tokens=int(self._sizes[members].sum()),
+            num_tokens=int(self._sequences.sizes[members].sum()),
+            num_computed=count_positions(plan, self._sequences, self.packing),
             num_response_tokens=int(self._sequences.responses[members].sum()),
         )
 

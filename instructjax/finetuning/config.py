@@ -48,7 +48,8 @@ class DataOptions:
     micro_batches: int = 1
     """Micro-batches of a step, computed one after the other; the gradient is that of them all."""
     packing: bool = True
-    """Put several sequences in a row, none of which sees another; without it, one a row."""
+    """Put several sequences in a row, none of which sees another, and compute once what they begin
+    with in common; without it, one a row."""
     truncation: Literal["reject", "left", "middle"] = "reject"
     """Of sequences longer than a row: reject them, or cut the oldest or the middle text of the
     prompt (y is never cut)."""

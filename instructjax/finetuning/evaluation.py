@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from instructjax.batching.packing import tile_for
-from instructjax.finetuning.batch import make_sft_batch
+from instructjax.finetuning.batch import lay_out
 from instructjax.finetuning.config import DataOptions
 from instructjax.finetuning.packing import Packing, RowPlans
 from instructjax.finetuning.sequences import Sequences
@@ -92,6 +92,7 @@ def make_evaluator(
     sets: Mapping[str, Sequences],
     options: DataOptions,
     *,
+    share: bool = False,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
 ) -> Callable[[Params], HeldOut]:
@@ -101,9 +102,10 @@ def make_evaluator(
       graphdef: the model.
       sets: held-out data by name.
       options: the shape of a batch is that of a micro-batch of training.
+      share: see `Batches`.
       mesh, rules: of the devices that parameters and rows are split over.
     """
-    packing = Packing(length=options.row_length, rows=options.rows_or_default)
+    packing = Packing(length=options.row_length, rows=options.rows_or_default, share=share)
     log_probs = jax.jit(over_rows(token_log_probs, graphdef, mesh=mesh, rules=rules))
     plans = {name: list(_plan(sequences, packing)) for name, sequences in sets.items()}
     tile = tile_for(max(int(sequences.sizes.max()) for sequences in sets.values()))
@@ -116,13 +118,12 @@ def make_evaluator(
             found = np.zeros(len(sequences))
             for plan in plans[name]:
                 rows = [[sequences[index] for index in row] for row in plan]
-                batch = make_sft_batch(rows, length=packing.length, tile=tile)
+                batch, entries = lay_out(rows, length=packing.length, share=share, tile=tile)
                 values = np.asarray(log_probs(params, batch.batch), np.float64)
                 tick()
-                for row, members, line in zip(rows, plan, values, strict=True):
-                    stops = np.cumsum([0, *(sequence.nonzero for sequence in row)])
-                    for place, index in enumerate(members):
-                        found[index] = line[stops[place] : stops[place + 1]].sum()
+                for members, places, line in zip(plan, entries, values, strict=True):
+                    for index, scored in zip(members, places, strict=True):
+                        found[index] = line[scored].sum()
             for index, value in enumerate(found):
                 key = name, sequences.cells[index]
                 sums.setdefault(key, []).append(float(value))
@@ -145,4 +146,4 @@ def _plan(sequences: Sequences, packing: Packing) -> grain.IterDataset:
     indices = grain.MapDataset.range(len(sequences)).to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
-    return RowPlans(indices, sequences.sizes, packing)
+    return RowPlans(indices, sequences, packing)

@@ -21,7 +21,8 @@ class StepReport:
       learning_rate: of the step.
       grad_norm: of the gradient of the mean, before clipping.
       num_response_tokens: tokens learned.
-      num_tokens: tokens computed.
+      num_tokens: tokens of the sequences.
+      num_computed: those of them that were computed; what sequences share is computed once.
       seconds: that the step took, without the time it waited for data.
       waited: seconds that it waited for data.
       held_out: log-probabilities of held-out data after the step, if it was time for a look.
@@ -35,6 +36,7 @@ class StepReport:
     grad_norm: float
     num_response_tokens: int
     num_tokens: int
+    num_computed: int
     seconds: float
     waited: float
     held_out: HeldOut | None = None
@@ -50,6 +52,7 @@ class StepReport:
                 "grad_norm": self.grad_norm,
                 "response_tokens": self.num_response_tokens,
                 "tokens": self.num_tokens,
+                "computed": self.num_computed,
                 "seconds": self.seconds,
                 "waited": self.waited,
                 "response_tokens_per_second": self.num_response_tokens
@@ -68,7 +71,7 @@ class Headway:
       best_step: where it was.
       worse: looks at the held-out data since then.
       seconds, waited: sums over steps.
-      num_response_tokens, num_tokens, num_positions: sums over steps.
+      num_response_tokens, num_tokens, num_computed, num_positions: sums over steps.
     """
 
     data: Any = None
@@ -79,6 +82,7 @@ class Headway:
     waited: float = 0.0
     num_response_tokens: int = 0
     num_tokens: int = 0
+    num_computed: int = 0
     num_positions: int = 0
 
     def look(self, step: int, held_out: HeldOut) -> Headway:
@@ -97,6 +101,7 @@ class Headway:
             waited=self.waited + report.waited,
             num_response_tokens=self.num_response_tokens + report.num_response_tokens,
             num_tokens=self.num_tokens + report.num_tokens,
+            num_computed=self.num_computed + report.num_computed,
             num_positions=self.num_positions + positions,
         )
 
@@ -117,4 +122,4 @@ class Headway:
     @property
     def useful_share(self) -> float:
         """Of the positions computed, those that held a token."""
-        return self.num_tokens / max(self.num_positions, 1)
+        return self.num_computed / max(self.num_positions, 1)

@@ -202,6 +202,7 @@ class _Run:
             grad_norm=float(metrics.grad_norm),
             num_response_tokens=made.num_response_tokens,
             num_tokens=made.num_tokens,
+            num_computed=made.num_computed,
             seconds=time.monotonic() - ready,
             waited=ready - start,
         )
@@ -293,6 +294,7 @@ def _before(steps: int) -> StepReport:
         grad_norm=nan,
         num_response_tokens=0,
         num_tokens=0,
+        num_computed=0,
         seconds=0.0,
         waited=0.0,
     )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import grain
-import numpy as np
 
+from instructjax.batching.prefix_tree import SHORTEST_SHARED, SortedIds
 from instructjax.errors import UsageError
+from instructjax.finetuning.batch import shared_prefix
+from instructjax.finetuning.sequences import Sequences
 
-# Sequences at hand to choose from, in steps' worth of tokens, and at least this many.
-LOOKAHEAD, LEAST_AT_HAND = 2, 48
+# Sequences at hand beyond those whose turn it is, to fill what these leave of rows.
+SPARE = 48
 
 Plan = tuple[tuple[int, ...], ...]
 
@@ -26,130 +30,230 @@ class Packing:
       length: positions of a row.
       rows: of a step, over all its micro-batches.
       several: whether a row may hold several sequences.
+      share: whether what sequences of a row begin with in common is computed once.
     """
 
     length: int
     rows: int
     several: bool = True
+    share: bool = False
 
 
 class RowPlans(grain.IterDataset):
     """Plans of steps: for each row the indices of its sequences.
 
-    Each row begins with the sequence that has waited longest, and takes in turn the longest of
-    those at hand that still fits. So rows are full, and the order stays close to that of `indices`.
+    A step takes the sequences whose turn it is, as many as fill it. Each row begins with the one
+    that has waited longest, and takes with it those that share most with it, then the longest that
+    still fits with those that share most with that, and so on; short ones that come later fill what
+    is left. So rows are full, the order stays close to that of `indices`, and what shares a prefix
+    stands together, sorted by its ids.
 
     Args:
       indices: in the order in which they come; endless or not. The last plans may have empty rows.
-      sizes: positions that each sequence takes.
+      sequences: that they are indices of.
       packing: the shape of a step.
       total: how many plans to give, empty ones at the end if need be; by default as many as
         `indices` fill.
 
-    >>> packing = Packing(length=8, rows=1)
+    Raises:
+      UsageError: a sequence is longer than a row.
+
+    >>> import numpy as np
     >>> indices = grain.MapDataset.range(4).to_iter_dataset()
-    >>> list(RowPlans(indices, np.array([5, 6, 3, 2]), packing))
-    [((0, 2),), ((1, 3),)]
+    >>> sequences = Sequences(
+    ...     ids=np.array([5, 6, 7, 2, 8, 9, 2, 5, 6, 8, 2, 9, 2], np.int32),
+    ...     weights=np.array([0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 1], np.float32),
+    ...     starts=np.array([0, 4, 7, 11, 13]),
+    ...     responses=np.ones(4, np.int64),
+    ...     places=("1", "2", "3", "4"),
+    ...     cells=("",) * 4,
+    ... )
+    >>> list(RowPlans(indices, sequences, Packing(length=5, rows=2)))
+    [((0, 1), (2, 3))]
+    >>> list(RowPlans(indices, sequences, Packing(length=5, rows=2, share=True)))
+    [((0, 2, 3), (1,))]
     """
 
     def __init__(
         self,
         indices: grain.IterDataset,
-        sizes: np.ndarray,
+        sequences: Sequences,
         packing: Packing,
         total: int | None = None,
     ) -> None:
         super().__init__(indices)
-        if len(sizes) and int(sizes.max()) > packing.length:
+        longest = int(sequences.sizes.max(initial=0))
+        if longest > packing.length:
             raise UsageError(
-                f"a sequence takes {sizes.max()} positions and a row has {packing.length}",
+                f"a sequence takes {longest} positions and a row has {packing.length}",
                 remedy="make rows longer",
             )
-        self._indices, self._sizes, self._packing, self._total = indices, sizes, packing, total
+        self._indices, self._sequences = indices, sequences
+        self._packing, self._total = packing, total
 
     def __iter__(self) -> RowPlanIterator:
-        return RowPlanIterator(iter(self._indices), self._sizes, self._packing, self._total)
+        return RowPlanIterator(iter(self._indices), self._sequences, self._packing, self._total)
 
 
 class RowPlanIterator(grain.DatasetIterator):
     """See `RowPlans`. Its state is that of the indices, those at hand, and the plans given."""
 
-    def __init__(self, indices: Any, sizes: np.ndarray, packing: Packing, total: int | None):
+    def __init__(self, indices: Any, sequences: Sequences, packing: Packing, total: int | None):
         super().__init__(indices)
-        self._indices, self._sizes, self._packing, self._total = indices, sizes, packing, total
-        self._waiting: dict[int, int] = {}  # turn -> index, in the order in which they came
-        self._by_size: list[tuple[int, int]] = []  # (size, -turn), so that the oldest comes last
-        self._tokens = self._turn = self._given = 0
-        self._ended = False
+        self._indices, self._sequences, self._total = indices, sequences, total
+        self._packing = packing
+        self._waiting: list[int] = []  # in the order in which they came
+        self._given = 0
 
     def __next__(self) -> Plan:
-        self._fill_up()
+        packing = self._packing
+        at_hand = self._gather()
         over = not self._waiting if self._total is None else self._given >= self._total
         if over:
             raise StopIteration
         self._given += 1
-        return tuple(tuple(self._take_row()) for _ in range(self._packing.rows))
+        rows = [at_hand.take_row(packing) for _ in range(packing.rows)]
+        taken = {turn for row in rows for turn in row}
+        waiting = self._waiting
+        self._waiting = [index for turn, index in enumerate(waiting) if turn not in taken]
+        return tuple(tuple(waiting[turn] for turn in row) for row in rows)
 
     def get_state(self) -> dict[str, Any]:
         return {
             "indices": self._indices.get_state(),
-            "waiting": [int(index) for index in self._waiting.values()],
+            "waiting": [int(index) for index in self._waiting],
             "given": self._given,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._indices.set_state(state["indices"])
-        self._waiting, self._by_size = {}, []
-        self._tokens = self._turn = 0
-        self._ended = False
-        self._given = state["given"]
-        for index in state["waiting"]:
-            self._add(index)
+        self._waiting, self._given = list(state["waiting"]), state["given"]
 
-    def _fill_up(self) -> None:
-        wanted = LOOKAHEAD * self._packing.rows * self._packing.length
-        least = max(LEAST_AT_HAND, self._packing.rows)
-        while not self._ended and (self._tokens < wanted or len(self._waiting) < least):
+    def _gather(self) -> _AtHand:
+        """Those whose turn it is, as many as fill a step, and the spare ones."""
+        packing, turn = self._packing, 0
+        at_hand = _AtHand(self._sequences, share=packing.share)
+        while at_hand.num_positions < packing.rows * packing.length and self._has(turn):
+            at_hand.add(self._waiting[turn])
+            turn += 1
+        at_hand.spare = turn
+        while turn < at_hand.spare + max(SPARE, packing.rows) and self._has(turn):
+            at_hand.add(self._waiting[turn])
+            turn += 1
+        return at_hand
+
+    def _has(self, turn: int) -> bool:
+        """Whether a sequence waits for that turn, after taking one more where it must."""
+        if turn == len(self._waiting):
             try:
-                self._add(int(next(self._indices)))
+                self._waiting.append(int(next(self._indices)))
             except StopIteration:
-                self._ended = True
-
-    def _add(self, index: int) -> None:
-        size = int(self._sizes[index])
-        insort(self._by_size, (size, -self._turn))
-        self._waiting[self._turn] = index
-        self._tokens += size
-        self._turn += 1
-
-    def _take_row(self) -> Iterator[int]:
-        left = self._packing.length
-        while self._waiting:
-            if left == self._packing.length:
-                turn = next(iter(self._waiting))
-                at = bisect_left(self._by_size, (int(self._sizes[self._waiting[turn]]), -turn))
-            else:
-                at = bisect_left(self._by_size, (left + 1,)) - 1
-                if at < 0:
-                    return
-            size, minus = self._by_size.pop(at)
-            left -= size
-            self._tokens -= size
-            yield self._waiting.pop(-minus)
-            if not self._packing.several:
-                return
+                return False
+        return True
 
 
-def count_plans(indices: grain.IterDataset, sizes: np.ndarray, packing: Packing) -> int:
-    """How many steps it takes to go through `indices`, which must end."""
-    return sum(1 for _ in RowPlans(indices, sizes, packing))
+class _AtHand:
+    """Sequences to choose from, each known by its turn, in depth-first order of their ids.
 
-
-def useful_share(plans: Sequence[Plan], sizes: np.ndarray, packing: Packing) -> float:
-    """Positions that hold a token, of all that are computed.
-
-    >>> useful_share([((0, 1),), ((2,),)], np.array([3, 4, 8]), Packing(length=8, rows=1))
-    0.9375
+    Attributes:
+      num_positions: that all of them take if what they begin with in common stands once.
+      spare: the first turn of those that only fill what others leave.
     """
-    used = sum(int(sizes[index]) for plan in plans for row in plan for index in row)
-    return used / max(len(plans) * packing.rows * packing.length, 1)
+
+    def __init__(self, sequences: Sequences, *, share: bool) -> None:
+        self._sequences, self._share = sequences, share
+        self._tree = SortedIds()
+        self._turns: list[int] = []  # in the order of the tree
+        self._sizes: list[int] = []  # of each turn
+        self._scored: list[int] = []
+        self._left: dict[int, None] = {}  # turns that no row has taken
+        self._by_size: list[tuple[int, int]] = []  # (size, -turn) of these, the oldest last
+        self.num_positions, self.spare = 0, math.inf
+
+    def add(self, index: int) -> None:
+        """The next sequence."""
+        size, turn = int(self._sequences.sizes[index]), len(self._sizes)
+        ids = self._sequences.ids_of(index)[: size if self._share else 0]
+        at = self._tree.insert(ids)
+        self._turns.insert(at, turn)
+        self._sizes.append(size)
+        self._scored.append(int(self._sequences.num_scored[index]))
+        self._left[turn] = None
+        insort(self._by_size, (size, -turn))
+        self.num_positions += size - _worth(max(self._tree.commons[at : at + 2]))
+
+    def take_row(self, packing: Packing) -> list[int]:
+        """The turns of a row's sequences, in depth-first order."""
+        row: set[int] = set()
+        positions = scored = 0
+
+        def take(turn: int, shared: int) -> bool:
+            nonlocal positions, scored
+            more, new = positions + self._sizes[turn] - shared, scored + self._scored[turn]
+            # A scored token is a position that follows another, or comes last in its sequence.
+            if max(more, min(more + len(row) + 1, new)) > packing.length:
+                return False
+            positions, scored = more, new
+            row.add(turn)
+            del self._left[turn]
+            self._by_size.pop(bisect_left(self._by_size, (self._sizes[turn], -turn)))
+            return True
+
+        common = _worth(min(self._tree.commons[1:-1], default=0))
+        turn = next(iter(self._left), None)
+        while turn is not None and take(turn, common if row else 0) and packing.several:
+            self._take_around(turn, common, take)
+            turn = self._longest(packing.length - positions + common)
+        places = [at for at, turn in enumerate(self._turns) if turn in row]
+        found = [self._turns[at] for at in places]
+        for at in reversed(places):
+            self._tree.pop(at)
+            del self._turns[at]
+        return found
+
+    def _take_around(self, turn: int, common: int, take: Callable[[int, int], bool]) -> None:
+        """Takes those that share more than all do, those that share most with it first."""
+        commons = self._tree.commons
+        low = high = self._turns.index(turn)
+        before, after = commons[low], commons[low + 1]
+        while max(before, after) > max(common, SHORTEST_SHARED - 1):
+            if before >= after:
+                low -= 1
+                taken = self._may_take(low) and take(self._turns[low], before)
+                before = commons[low] if taken else min(before, commons[low])
+            else:
+                high += 1
+                taken = self._may_take(high) and take(self._turns[high], after)
+                after = commons[high + 1] if taken else min(after, commons[high + 1])
+
+    def _may_take(self, at: int) -> bool:
+        turn = self._turns[at]
+        return turn < self.spare and turn in self._left
+
+    def _longest(self, size: int) -> int | None:
+        """The longest of those left that is not longer; a spare one if there is no other."""
+        spare = None
+        for at in range(bisect_left(self._by_size, (size + 1,)) - 1, -1, -1):
+            turn = -self._by_size[at][1]
+            if turn < self.spare:
+                return turn
+            spare = turn if spare is None else spare
+        return spare
+
+
+def _worth(common: int) -> int:
+    return common if common >= SHORTEST_SHARED else 0
+
+
+def count_plans(indices: grain.IterDataset, sequences: Sequences, packing: Packing) -> int:
+    """How many steps it takes to go through `indices`, which must end."""
+    return sum(1 for _ in RowPlans(indices, sequences, packing))
+
+
+def count_positions(plan: Plan, sequences: Sequences, packing: Packing) -> int:
+    """Positions of a step that hold a token."""
+    total = sum(int(sequences.sizes[index]) for row in plan for index in row)
+    if packing.share:
+        ids = [[sequences.ids_of(index) for index in row] for row in plan]
+        total -= sum(shared_prefix(a, b) for row in ids for a, b in pairwise(row))
+    return total

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from instructjax.batching.batch import Batch
 from instructjax.batching.packing import Row
-from instructjax.batching.prefix_tree import common_prefix, input_length, worth_sharing
+from instructjax.batching.prefix_tree import common_prefix, input_ids, worth_sharing
 from instructjax.errors import DataError, UsageError
 from instructjax.prompts.request import Request
 from instructjax.scoring.log_probs import token_log_probs
@@ -98,9 +98,12 @@ def _add_pair(row: Row, pair: Pair) -> list[np.ndarray]:
             row=f"row {chosen.row + 1}",
             remedy="give two different responses",
         )
-    common = common_prefix(chosen, rejected)
-    shared = worth_sharing(common, input_length(rejected))
-    return [row.add(chosen, 0), row.add(rejected, shared)]
+    first, second = input_ids(chosen), input_ids(rejected)
+    shared = worth_sharing(common_prefix(first, second), len(second))
+    return [
+        row.add(request.ids[: len(ids) + 1], request.spans, common)
+        for request, ids, common in ((chosen, first, 0), (rejected, second, shared))
+    ]
 
 
 def _check_fits(size: int, room: int, index: int, request: Request) -> None:

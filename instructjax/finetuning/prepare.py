@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from instructjax.data import RejectsFile
 from instructjax.errors import DataError, UsageError
@@ -32,6 +34,7 @@ from instructjax.finetuning.state import TrainState, make_state
 from instructjax.finetuning.step import StepMetrics, make_train_step
 from instructjax.models import Model, load_model
 from instructjax.models.lora import LORA, LoraConfig, add_lora
+from instructjax.models.rotary import length_classes
 from instructjax.prompts import PromptEncoder
 from instructjax.scoring.api import make_encoder
 from instructjax.sharding.processes import leads
@@ -96,12 +99,15 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     """
     train, counts, held_out, rejected = _read(config, encoder)
     epochs = config.epochs if config.steps is None else None
-    batches = Batches(train, counts, config, epochs=epochs, mesh=model.mesh, rules=model.rules)
+    share = _may_share(model, [part.sizes for part in (train, *held_out.values())])
+    batches = Batches(
+        train, counts, config, epochs=epochs, share=share, mesh=model.mesh, rules=model.rules
+    )
     steps = config.steps or batches.total
     assert steps is not None  # either is given
     check_warmup(config, steps)
     graphdef, init = make_trainable(config, model, steps)
-    evaluate = _make_evaluate(config, graphdef, held_out, model) if held_out else None
+    evaluate = _make_evaluate(config, graphdef, held_out, model, share) if held_out else None
     return Prepared(
         model=model,
         graphdef=graphdef,
@@ -155,12 +161,23 @@ def _make_evaluate(
     graphdef: nnx.GraphDef,
     held_out: Mapping[str, Sequences],
     model: Model,
+    share: bool,
 ) -> Callable[[TrainState], HeldOut]:
-    measure = make_evaluator(graphdef, held_out, config, mesh=model.mesh, rules=model.rules)
+    measure = make_evaluator(
+        graphdef, held_out, config, share=share, mesh=model.mesh, rules=model.rules
+    )
     if config.dtype == "float32":
         return lambda state: measure(state.params)
     cast = jax.jit(partial(_cast, dtype=config.dtype))
     return lambda state: measure(cast(state.params))
+
+
+def _may_share(model: Model, sizes: list[Int[np.ndarray, " _"]]) -> bool:
+    """Whether all sequences are read alike from the first token on, however long they are."""
+    classify = length_classes(model.config)
+    if classify is None:
+        return True
+    return len({classify(int(size)) for size in np.unique(np.concatenate(sizes))}) == 1
 
 
 def make_trainable(

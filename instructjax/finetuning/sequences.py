@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,22 @@ class Sequences:
         return len(self.places)
 
     def __getitem__(self, index: int) -> WeightedIds:
-        own = slice(self.starts[index], self.starts[index + 1])
-        return WeightedIds(ids=self.ids[own], weights=self.weights[own], row=self.places[index])
+        weights = self.weights[self.starts[index] : self.starts[index + 1]]
+        return WeightedIds(ids=self.ids_of(index), weights=weights, row=self.places[index])
 
-    @property
+    @cached_property
     def sizes(self) -> Int[np.ndarray, " N"]:
         """Positions that each takes in a row: the last token needs none."""
         return np.diff(self.starts) - 1
+
+    @cached_property
+    def num_scored(self) -> Int[np.ndarray, " N"]:
+        """Tokens of each that have a weight."""
+        return np.add.reduceat(self.weights != 0, self.starts[:-1], dtype=np.int64)
+
+    def ids_of(self, index: int) -> Int[np.ndarray, " n"]:
+        """All tokens of a sequence."""
+        return self.ids[self.starts[index] : self.starts[index + 1]]
 
     @property
     def num_response_tokens(self) -> int:

@@ -11,14 +11,42 @@ import numpy as np
 import pytest
 
 from instructjax.errors import UsageError
+from instructjax.finetuning.batch import make_sft_batch
 from instructjax.finetuning.order import order_indices
-from instructjax.finetuning.packing import Packing, RowPlans, useful_share
+from instructjax.finetuning.packing import Packing, RowPlans, count_positions
+from instructjax.finetuning.sequences import Sequences
 
 
-def mixed_sizes(count: int, longest: int, seed: int = 0) -> np.ndarray:
+def of_sizes(sizes: np.ndarray) -> Sequences:
+    """Sequences of random ids that take so many positions."""
+    rng, count = np.random.default_rng(0), len(sizes)
+    return of_ids([rng.integers(0, 50_000, size + 1) for size in sizes], [1] * count)
+
+
+def of_ids(ids: list[np.ndarray], responses: list[int]) -> Sequences:
+    """The last tokens are the response."""
+    weights = [
+        np.arange(len(x)) >= len(x) - scored for x, scored in zip(ids, responses, strict=True)
+    ]
+    return Sequences(
+        ids=np.concatenate(ids).astype(np.int32),
+        weights=np.concatenate(weights).astype(np.float32),
+        starts=np.cumsum([0, *map(len, ids)]),
+        responses=np.array(responses),
+        places=tuple(map(str, range(len(ids)))),
+        cells=("",) * len(ids),
+    )
+
+
+def mixed(count: int, longest: int, seed: int = 0) -> Sequences:
     """Many short ones, some as long as a row: lengths of instruction data."""
     rng = np.random.default_rng(seed)
-    return np.clip(np.exp(rng.normal(4.8, 0.8, count)).astype(int), 3, longest)
+    return of_sizes(np.clip(np.exp(rng.normal(4.8, 0.8, count)).astype(int), 3, longest))
+
+
+def useful_share(plans: list[Any], sequences: Sequences, packing: Packing) -> float:
+    used = sum(count_positions(plan, sequences, packing) for plan in plans)
+    return used / (len(plans) * packing.rows * packing.length)
 
 
 def members(plans: list[Any]) -> list[int]:
@@ -27,10 +55,11 @@ def members(plans: list[Any]) -> list[int]:
 
 @pytest.mark.parametrize(("length", "rows"), [(512, 2), (1024, 4), (2048, 8)])
 def test_rows_of_mixed_lengths_are_full(length: int, rows: int) -> None:
-    sizes = mixed_sizes(4000, length)
+    sequences = mixed(4000, length)
+    sizes = sequences.sizes
     packing = Packing(length=length, rows=rows)
-    plans = list(RowPlans(order_indices([4000], epochs=1), sizes, packing))
-    assert useful_share(plans, sizes, packing) >= 0.95
+    plans = list(RowPlans(order_indices([4000], epochs=1), sequences, packing))
+    assert useful_share(plans, sequences, packing) >= 0.95
     assert sorted(members(plans)) == list(range(4000))
     for plan in plans:
         assert len(plan) == rows
@@ -38,11 +67,11 @@ def test_rows_of_mixed_lengths_are_full(length: int, rows: int) -> None:
 
 
 def test_none_waits_for_long() -> None:
-    sizes = mixed_sizes(3000, 1024)
+    sequences = mixed(3000, 1024)
     packing = Packing(length=1024, rows=4)
     order = list(order_indices([3000], epochs=1))
     came = {index: turn for turn, index in enumerate(order)}
-    plans = list(RowPlans(order_indices([3000], epochs=1), sizes, packing))
+    plans = list(RowPlans(order_indices([3000], epochs=1), sequences, packing))
     step_of = {index: step for step, plan in enumerate(plans) for row in plan for index in row}
     per_step = 3000 / len(plans)
     waits = [step_of[index] - came[index] / per_step for index in order]
@@ -50,25 +79,86 @@ def test_none_waits_for_long() -> None:
     assert plans[0][0][0] == order[0]
 
 
+def tasks(count: int, seed: int = 0, scored: int = 20, own: int = 60) -> Sequences:
+    """Of each task an instruction, an input and a response; now and then one comes twice."""
+    rng = np.random.default_rng(seed)
+    instructions = [rng.integers(0, 50_000, rng.integers(40, 200)) for _ in range(12)]
+    ids: list[np.ndarray] = []
+    for _ in range(count):
+        if ids and rng.random() < 0.05:
+            ids.append(ids[rng.integers(len(ids))])
+            continue
+        rest = rng.integers(0, 50_000, rng.integers(1, own))
+        ids.append(np.concatenate([instructions[rng.integers(12)], rest]))
+    return of_ids(ids, [min(int(rng.integers(1, scored)), len(x) - 1) for x in ids])
+
+
+@pytest.mark.parametrize(
+    ("length", "rows", "scored", "own"),
+    [(512, 4, 20, 60), (1024, 8, 20, 60), (512, 4, 190, 60), (256, 4, 200, 2)],
+)
+def test_what_a_row_begins_with_in_common_stands_once(length, rows, scored, own) -> None:
+    """Also where most tokens are scored, and where nearly all that is new is scored ends."""
+    sequences = tasks(2000, scored=scored, own=own)
+    packing = Packing(length=length, rows=rows, share=True)
+    plans = list(RowPlans(order_indices([2000], epochs=1), sequences, packing))
+    assert sorted(members(plans)) == list(range(2000))
+    asked = int(sequences.sizes.sum())
+    total = 0
+    for plan in plans:
+        chosen = [[sequences[index] for index in row] for row in plan]
+        made = make_sft_batch(chosen, length=length, share=True)  # refuses what does not fit
+        used = (np.asarray(made.batch.ends) > 0).sum(1)
+        for row, count in zip(chosen, used, strict=True):
+            ids = [x.ids.tolist()[:-1] for x in row]
+            assert count == len({tuple(x[:n]) for x in ids for n in range(1, len(x) + 1)})
+        assert used.sum() == count_positions(plan, sequences, packing)
+        assert made.weights.sum() == sequences.responses[members([plan])].sum()
+        total += int(used.sum())
+    assert total < 0.62 * asked
+    full = {20: 0.95, 190: 0.92}.get(scored, 0.0)
+    assert useful_share(plans[:-1], sequences, packing) >= full
+
+
+def test_sharing_keeps_the_order_of_tasks() -> None:
+    """A step is no step of one task: each is of those whose turn it is."""
+    sequences = tasks(2000)
+    order = list(order_indices([2000], epochs=1))
+    came = {index: turn for turn, index in enumerate(order)}
+    packing = Packing(length=512, rows=4, share=True)
+    plans = list(RowPlans(order_indices([2000], epochs=1), sequences, packing))
+    step_of = {index: step for step, plan in enumerate(plans) for row in plan for index in row}
+    waits = [step_of[index] - came[index] / 2000 * len(plans) for index in order]
+    assert max(waits) < 4 and order[0] in members(plans[:1])
+
+    def count_tasks(indices: list[int]) -> int:
+        return len({int(sequences.ids_of(index)[0]) for index in indices})
+
+    sizes = [len(members([plan])) for plan in plans[:-1]]
+    parts = [order[stop - size : stop] for size, stop in zip(sizes, np.cumsum(sizes), strict=True)]
+    found = sum(count_tasks(members([plan])) for plan in plans[:-1])
+    assert found > 0.85 * sum(map(count_tasks, parts))
+
+
 def test_without_packing_a_row_holds_one() -> None:
-    sizes = np.array([5, 6, 3])
-    plans = list(
-        RowPlans(order_indices([3], epochs=1), sizes, Packing(length=9, rows=2, several=False))
-    )
+    packing = Packing(length=9, rows=2, several=False)
+    plans = list(RowPlans(order_indices([3], epochs=1), of_sizes(np.array([5, 6, 3])), packing))
     assert [len(row) for plan in plans for row in plan] == [1, 1, 1, 0]
 
 
 def test_a_sequence_longer_than_a_row_is_refused() -> None:
     with pytest.raises(UsageError, match="takes 10 positions and a row has 9"):
-        RowPlans(order_indices([2], epochs=1), np.array([3, 10]), Packing(length=9, rows=1))
+        sequences = of_sizes(np.array([3, 10]))
+        RowPlans(order_indices([2], epochs=1), sequences, Packing(length=9, rows=1))
 
 
-def test_plans_go_on_from_a_stored_state() -> None:
-    sizes = mixed_sizes(900, 512)
+@pytest.mark.parametrize("share", [False, True])
+def test_plans_go_on_from_a_stored_state(share: bool) -> None:
+    sequences = tasks(900) if share else mixed(900, 512)
 
     def open_plans() -> Any:
         indices = order_indices([600, 300], weights=[1.0, 2.0], seed=5)
-        return iter(RowPlans(indices, sizes, Packing(length=512, rows=3)))
+        return iter(RowPlans(indices, sequences, Packing(length=512, rows=3, share=share)))
 
     undisturbed = list(islice(open_plans(), 40))
     for stop in (0, 1, 17):
@@ -108,8 +198,7 @@ def test_data_sets_are_mixed_by_weight() -> None:
 
 
 def test_plans_end_with_empty_ones() -> None:
-    sizes = mixed_sizes(50, 256)
     packing = Packing(length=256, rows=2)
-    plans = list(RowPlans(order_indices([50], epochs=1), sizes, packing, total=60))
+    plans = list(RowPlans(order_indices([50], epochs=1), mixed(50, 256), packing, total=60))
     assert len(plans) == 60 and plans[-1] == ((), ())
     assert sorted(members(plans)) == list(range(50))
