@@ -24,10 +24,13 @@ from jaxtyping import Array, Float, Int
 
 from instructjax.models.attention_split import UNSPLIT, AttentionSplit
 from instructjax.models.linear import precision_of
-from instructjax.models.tiles import Tiles, gather, lanes_of, pad, put, scatter_add, wide
+from instructjax.models.tiles import Tiles
 from instructjax.models.varying import vary_alike
 
 MASKED = -1e30
+# Tiles computed side by side where nothing keeps them apart: of more, threads share the sums and
+# exponentials, and of fewer, less is done in vain for those that see less.
+TOGETHER = 6
 # What a backward pass that computes layers again may keep of attention; see `models.remat`.
 ATTENDED = "attended"
 
@@ -51,16 +54,22 @@ class _Own(NamedTuple):
     owner: Int[Array, " Q"]
     starts: Int[Array, " P"]
 
-    def visits(self, firsts, count):
-        """How many of the parts of a batch have queries here, and a function from their number to
-        such a part, and how much further in the batch its queries stand than here.
+    def owner_at(self, here):
+        """The owner of queries by where they stand, -1 where none does."""
+        inside = (here >= 0) & (here < len(self.owner))
+        return jnp.where(inside, self.owner[here], -1)
+
+    def visits(self, firsts, count, order):
+        """How many of the parts of a batch have queries here, and a function from their numbers to
+        such parts, and how much further in the batch their queries stand than here.
 
         Args:
           firsts: the first tile of each part: a tile, or a group of them.
           count: how many parts there are.
+          order: in which they are visited where all are.
         """
-        if len(self.starts) == 1:  # all of it; varies over the devices of a shard_map as that does
-            return count, lambda i: (count * 0 + i, 0)
+        if len(self.starts) == 1:  # all of it
+            return count, lambda i: (order[i], jnp.zeros_like(i))
         owner = self.owner.reshape(len(self.starts), -1)
         firsts = jnp.where(jnp.arange(len(firsts)) < count, firsts, len(firsts))
         part = partial(jnp.searchsorted, firsts, side="right", method="compare_all")
@@ -72,7 +81,7 @@ class _Own(NamedTuple):
         stops = jnp.cumsum(jnp.maximum(high - low, 0))
 
         def find(i):
-            piece = (stops <= i).sum()
+            piece = (stops[:, None] <= i).sum(0)
             before = jnp.where(piece > 0, stops[piece - 1], 0)
             return low[piece] + i - before, shifts[piece]
 
@@ -120,37 +129,36 @@ def attend_tiles(
 
 
 def _split(x, kv_heads):
-    """[tile, H, D] -> [K, tile * G, D]: the queries that share a key-value head, as rows."""
-    tile, heads, dim = x.shape
-    group = heads // kv_heads
-    return x.reshape(tile, kv_heads, group, dim).swapaxes(0, 1).reshape(kv_heads, -1, dim)
+    """[C, tile, H, D] -> [C * K, tile * G, D]: the queries that share a key-value head, as rows."""
+    tiles, tile, heads, dim = x.shape
+    x = x.reshape(tiles, tile, kv_heads, heads // kv_heads, dim).swapaxes(1, 2)
+    return x.reshape(tiles * kv_heads, -1, dim)
 
 
-def _join(x, tile):
+def _join(x, kv_heads, tile):
     """The inverse of `_split`."""
-    kv_heads, rows, dim = x.shape
-    return x.reshape(kv_heads, tile, -1, dim).swapaxes(0, 1).reshape(tile, -1, dim)
+    x = x.reshape(-1, kv_heads, tile, x.shape[1] // tile, x.shape[2]).swapaxes(1, 2)
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def _dots(dtype):
     dot = partial(jnp.einsum, precision=precision_of(dtype), preferred_element_type=jnp.float32)
-    return (
-        partial(dot, "hqd,khd->hqk"),
-        partial(dot, "hqk,khd->hqd"),
-        partial(dot, "hqk,hqd->khd"),
-    )
+    return partial(dot, "nqd,nkd->nqk"), partial(dot, "nqk,nkd->nqd")
 
 
-def _causal(tile, group):
-    lane = jnp.arange(tile)
-    return jnp.repeat(lane, group)[:, None] >= lane
+def _mask(scores, seen):
+    """Scores [C * K, ...], those of what is not seen [C, ...] all but minus infinity."""
+    bias = jnp.where(seen, 0.0, MASKED)[:, None]
+    return (scores.reshape(len(seen), -1, *scores.shape[1:]) + bias).reshape(scores.shape)
 
 
-def _in_window(tile, group, window):
-    """(mask, more): of a tile `back` depths before the query's, and whether any of it is seen."""
-    lane = jnp.arange(tile)
-    distance = jnp.repeat(lane, group)[:, None] - lane
-    return lambda back: distance + back < window, lambda back: back - tile + 1 < window
+def _together(options, own_queries) -> int:
+    """How many tiles are computed side by side: one where devices have some of the heads or of the
+    queries only, which would have to be gathered to stand beside those of other tiles.
+    """
+    if options.split.parts > 1 or options.split.heads:
+        return 1
+    return max(1, min(TOGETHER, len(own_queries.owner) // options.tile))
 
 
 def capped(scores, softcap):
@@ -169,91 +177,86 @@ def _rows_of_heads(x, kv_heads, tile):
 def _forward(q, k, v, sinks, window, tiles, own_queries, options):
     """(what queries receive [Q, H, V], log-normalizers [Q, H, 1])."""
     tile, scale, softcap, *_ = options
-    heads, kv_heads = q.shape[1], k.shape[1]
-    group = heads // kv_heads
-    scores_of, values_of, _ = _dots(q.dtype)
-    lane = jnp.arange(tile)
-    count, find = own_queries.visits(tiles.lead, tiles.groups)
-    q, k, v, owner = (pad(x, tile) for x in (q, k, v, own_queries.owner))
+    kv_heads = k.shape[1]
+    group = q.shape[1] // kv_heads
+    scores_of, values_of = _dots(q.dtype)
+    lane, together = jnp.arange(tile), _together(options, own_queries)
+    count, find = own_queries.visits(tiles.lead, tiles.groups, tiles.group_order)
+    by_head = partial(jnp.repeat, repeats=kv_heads, axis=0)
+    by_query = partial(jnp.repeat, repeats=group, axis=1)
 
-    def one_group(i, carry):
-        g, shift = find(i)
-        lead, stop = tiles.lead[g], tiles.lead[g + 1]
-        start = tiles.first[lead] + tiles.own[lead]
-        here = start - shift
-        q_tile = _split(lanes_of(q, here, tile), kv_heads)
-        own = lanes_of(owner, here, tile)
+    def some_groups(n, carry):
+        number = n * together + jnp.arange(together)
+        live = number < count
+        g, shift = find(number)
+        lead, stop = tiles.lead[g], jnp.where(live, tiles.lead[g + 1], 0)
+        start = (tiles.first[lead] + tiles.own[lead])[:, None] + lane
+        here = start - shift[:, None]
+        own = own_queries.owner_at(here)
+        q_tile = _split(q[here], kv_heads)
         # Of each query: depth in its block, less that of each key of a tile in the same block.
-        distance = jnp.repeat(start + lane - tiles.first[own], group)[:, None] - lane
-        owners = jnp.repeat(own, group)
+        distance = by_query(start - tiles.first[own])[..., None] - lane
 
-        def weigh(j, top, mask=None):
-            k_tile, v_tile = gather(j, tiles, tile, k, v)
+        def weigh(j, top, seen):
+            k_tile, v_tile = (_split(x[tiles.lanes[j]], kv_heads) for x in (k, v))
             scores, _ = capped(scores_of(q_tile, k_tile) * scale, softcap)
-            if mask is not None:
-                scores = jnp.where(mask, scores, MASKED)
+            scores = _mask(scores, seen)
             top = jnp.maximum(top, scores.max(-1))
             weights = jnp.exp(scores - top[..., None])
             return top, weights.sum(-1), values_of(weights.astype(v.dtype), v_tile)
-
-        def add(j, top, total, acc, mask=None):
-            new_top, new_total, value = weigh(j, top, mask)
-            keep = jnp.exp(top - new_top)
-            acc = acc * keep[..., None] + value
-            return new_top, total * keep + new_total, acc
 
         causal = distance >= 0
         if window is not None:
             causal &= distance < window
 
         def begin(i, sums):
-            """The sums of tile i's own queries over the keys of the tile itself."""
-            new = weigh(i, MASKED, causal)
+            """The sums of own queries of the tiles i after the first over keys of these."""
+            new, owned = (
+                weigh(lead + i, MASKED, causal),
+                by_head(by_query(own == lead[:, None] + i)),
+            )
             return tuple(
-                jnp.where((owners == i).reshape(-1, *(1,) * (x.ndim - 2)), y, x)
+                jnp.where(owned.reshape(*owned.shape, *(1,) * (x.ndim - 2)), y, x)
                 for x, y in zip(sums, new, strict=True)
             )
 
-        sums = lax.fori_loop(lead + 1, stop, begin, weigh(lead, MASKED, causal))
-        if window is None:
-            _, *sums = lax.while_loop(
-                lambda state: state[0] >= 0,
-                lambda state: (tiles.before[state[0]], *add(*state)),
-                (tiles.before[lead], *sums),
-            )
-        else:
+        def more(state):
+            j, back, *_ = state
+            seen = (j >= 0).any()
+            return seen if window is None else seen & (back - tile + 1 < window)
 
-            def add_within(state):
-                j, back, top, total, acc = state
-                near = distance + back < window
-                return tiles.before[j], back + tile, *add(j, top, total, acc, near)
+        def add(state):
+            j, back, top, total, acc = state
+            seen = (j >= 0)[:, None, None]
+            if window is not None:
+                seen &= distance + back < window
+            new_top, new_total, value = weigh(j, top, seen)
+            keep = jnp.exp(top - new_top)
+            acc = acc * keep[..., None] + value
+            before = jnp.where(j >= 0, tiles.before[j], -1)
+            return before, back + tile, new_top, total * keep + new_total, acc
 
-            _, _, *sums = lax.while_loop(
-                lambda state: (state[0] >= 0) & (state[1] - tile + 1 < window),
-                add_within,
-                (tiles.before[lead], jnp.full_like(tiles.count, tile), *sums),
-            )
-        top, total, acc = sums
+        sums = lax.fori_loop(1, (stop - lead).max(), begin, weigh(lead, MASKED, causal))
+        before = jnp.where(live, tiles.before[lead], -1)
+        state = (before, jnp.full_like(tiles.count, tile), *sums)
+        _, _, top, total, acc = lax.while_loop(more, add, state)
         if sinks is not None:
-            sink = _rows_of_heads(sinks, kv_heads, tile)
+            sink = jnp.tile(_rows_of_heads(sinks, kv_heads, tile), (together, 1))
             new_top = jnp.maximum(top, sink)
             keep = jnp.exp(top - new_top)
             total, acc = total * keep + jnp.exp(sink - new_top), acc * keep[..., None]
             top = new_top
-        out_tile = _join((acc / total[..., None]).astype(q.dtype), tile)
-        norm_tile = _join((top + jnp.log(total))[..., None], tile)
-        in_group = (own >= lead) & (own < stop)
-
-        def keep_own(x, new):
-            old = lanes_of(x, here, tile)
-            return put(x, here, jnp.where(wide(in_group, new), new, old))
-
-        return keep_own(carry[0], out_tile), keep_own(carry[1], norm_tile)
+        in_group = (own >= lead[:, None]) & (own < stop[:, None])
+        rows = jnp.where(in_group, here, len(q))
+        found = (acc / total[..., None]).astype(q.dtype), (top + jnp.log(total))[..., None]
+        return tuple(
+            x.at[rows].set(_join(new, kv_heads, tile), mode="drop")
+            for x, new in zip(carry, found, strict=True)
+        )
 
     out = jnp.broadcast_to(jnp.zeros_like(q[..., :1]), (*q.shape[:-1], v.shape[-1]))
     carry = (out, jnp.zeros_like(out[..., :1], jnp.float32))
-    out, log_norm = lax.fori_loop(0, count, one_group, carry)
-    return out[tile:-tile], log_norm[tile:-tile]
+    return lax.fori_loop(0, -(-count // together), some_groups, carry)
 
 
 def _specs(split: AttentionSplit) -> tuple[PartitionSpec, Any]:
@@ -288,7 +291,7 @@ def _attend_fwd(q, k, v, sinks, window, tiles, options):
     def call(q, k, v, *others):
         return _forward(q, *_gather(options, k, v), *others, options=options)
 
-    if options.split.parts > 1:
+    if options.split.parts > 1 or options.split.heads:
         by_head, others = _specs(options.split)
         call = options.split.map_devices(call, (by_head,) * 3 + others, by_head)
     out, log_norm = call(q, k, v, sinks, window, tiles, own)
@@ -318,13 +321,9 @@ def _attend_bwd(options, saved, d_out):
 def _backward(q, k, v, sinks, window, tiles, own_queries, out, log_norm, d_out, *, options):
     """Gradients of q, k and v, and of sinks or None."""
     tile, scale, softcap, *_ = options
-    dtype, kv_heads = q.dtype, k.shape[1]
+    kv_heads = k.shape[1]
     group = q.shape[1] // kv_heads
-    scores_of, values_of, transposed_of = _dots(dtype)
-    causal = _causal(tile, group)
-    if window is not None:
-        in_window, more = _in_window(tile, group, window)
-        causal &= in_window(0)
+    scores_of, values_of = _dots(q.dtype)
     used = own_queries.owner[:, None] >= 0
     d_out = jnp.where(used[..., None], d_out, 0)
     delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
@@ -332,52 +331,63 @@ def _backward(q, k, v, sinks, window, tiles, own_queries, out, log_norm, d_out, 
     if sinks is not None:  # its weight has no value: the softmax's slope is all that is left
         weight = jnp.where(used, jnp.exp(sinks.astype(jnp.float32) - log_norm[..., 0]), 0)
         d_sinks = -(weight * delta[..., 0]).sum(0).astype(sinks.dtype)
-    count, find = own_queries.visits(jnp.arange(len(tiles.first)), tiles.count)
-    queries = [pad(x, tile) for x in (q, d_out, log_norm, delta)]
-    k, v, owner = (pad(x, tile) for x in (k, v, own_queries.owner))
+    lane, together = jnp.arange(tile), _together(options, own_queries)
+    count, find = own_queries.visits(jnp.arange(len(tiles.first)), tiles.count, tiles.order)
+    # Of each key and query of a tile: how much further the query stands.
+    distance = jnp.repeat(lane, group) - lane[:, None]
 
-    def one_tile(i, carry):
+    def some_tiles(n, carry):
         dq, *d_keys = carry
-        i, shift = find(i)
-        first = tiles.first[i] - shift
-        q_tile, g_tile, norm_tile, delta_tile = (
-            _split(lanes_of(x, first, tile), kv_heads) for x in queries
-        )
-        own = lanes_of(owner, first, tile) == i
-        own_rows = jnp.repeat(own, group)[:, None]
+        number = n * together + jnp.arange(together)
+        i, shift = find(number)
+        here = (tiles.first[i] - shift)[:, None] + lane
+        own = (own_queries.owner_at(here) == i[:, None]) & (number < count)[:, None]
+        q_tile, g_tile, *columns = (_split(x[here], kv_heads) for x in (q, d_out, log_norm, delta))
+        norm_tile, delta_tile = (x.swapaxes(1, 2) for x in columns)
+        own_rows = jnp.repeat(own, group, axis=1)[:, None]
 
-        def step(j, dq_tile, d_keys, mask):
-            k_tile, v_tile = gather(j, tiles, tile, k, v)
-            scores, slope = capped(scores_of(q_tile, k_tile) * scale, softcap)
-            weights = jnp.where(mask, jnp.exp(scores - norm_tile), 0)
-            d_scores = weights * (scores_of(g_tile, v_tile) - delta_tile) * scale
+        def step(state, seen):
+            """Keys are rows and queries columns: but for the queries' own slopes no product has to
+            turn anything around, and keys are fewer."""
+            j, back, dq_tile, *d_keys = state
+            k_tile, v_tile = (_split(x[tiles.lanes[j]], kv_heads) for x in (k, v))
+            scores, slope = capped(scores_of(k_tile, q_tile) * scale, softcap)
+            weights = jnp.exp(_mask(scores, own_rows & seen) - norm_tile)
+            d_scores = weights * (scores_of(v_tile, g_tile) - delta_tile) * scale
             d_scores = d_scores if slope is None else d_scores * slope
-            d_scores = jnp.where(mask, d_scores, 0).astype(dtype)
-            parts = transposed_of(d_scores, q_tile), transposed_of(weights.astype(dtype), g_tile)
-            d_keys = scatter_add(d_keys, parts, j, tiles, tile)
-            return tiles.before[j], dq_tile + values_of(d_scores, k_tile), d_keys
-
-        state = (i, jnp.zeros_like(q_tile, jnp.float32), tuple(d_keys))
-        state = step(*state, own_rows & causal)
-        if window is None:
-            _, dq_tile, d_keys = lax.while_loop(
-                lambda state: state[0] >= 0, lambda state: step(*state, own_rows), state
+            d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
+            parts = values_of(d_scores, q_tile), values_of(weights, g_tile)
+            d_keys = (
+                x.at[tiles.lanes[j]].add(_join(part, kv_heads, tile))
+                for x, part in zip(d_keys, parts, strict=True)
             )
-        else:
-            _, _, dq_tile, d_keys = lax.while_loop(
-                lambda state: (state[1] >= 0) & more(state[0]),
-                lambda state: (
-                    state[0] + tile,
-                    *step(*state[1:], own_rows & in_window(state[0])),
-                ),
-                (jnp.full_like(tiles.count, tile), *state),
-            )
-        dq_tile = lanes_of(dq, first, tile) + _join(dq_tile, tile)
-        return put(dq, first, dq_tile), *d_keys
+            dq_tile += values_of(k_tile.swapaxes(1, 2), d_scores)
+            return jnp.where(j >= 0, tiles.before[j], -1), back + tile, dq_tile, *d_keys
 
-    zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (queries[0], k, v))
-    grads = lax.fori_loop(0, count, one_tile, zeros)
-    dq, dk, dv = (x[tile:-tile].astype(dtype) for x in grads)
+        def more(state):
+            j, back, *_ = state
+            seen = (j >= 0).any()
+            return seen if window is None else seen & (back - tile + 1 < window)
+
+        def add(state):
+            j, back, *_ = state
+            seen = (j >= 0)[:, None, None]
+            return step(state, seen if window is None else seen & (distance + back < window))
+
+        causal = distance >= 0
+        if window is not None:
+            causal &= distance < window
+        nothing = jnp.zeros_like(q_tile, jnp.float32).swapaxes(1, 2)
+        state = step((i, jnp.zeros_like(tiles.count), nothing, *d_keys), causal)
+        state = jnp.where(number < count, state[0], -1), *state[1:]
+        _, _, dq_tile, *d_keys = lax.while_loop(more, add, state)
+        rows = jnp.where(own, here, len(dq))
+        dq = dq.at[rows].set(_join(dq_tile.swapaxes(1, 2), kv_heads, tile), mode="drop")
+        return dq, *d_keys
+
+    zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (q, k, v))
+    grads = lax.fori_loop(0, -(-count // together), some_tiles, zeros)
+    dq, dk, dv = (x.astype(q.dtype) for x in grads)
     return dq, dk, dv, d_sinks
 
 

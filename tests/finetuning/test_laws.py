@@ -68,6 +68,16 @@ def assert_same(found, expected, tolerance=2e-5):
     assert any(np.abs(x).max() > 0.05 for x in jax.tree.leaves(expected[2]))
 
 
+def place(params, mesh):
+    """Parameters as they lie on a mesh."""
+
+    def put(path, x):
+        spec = param_spec(path_of(path), x.shape, mesh, ShardingRules())
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return [jax.tree.map_with_path(put, part) for part in params]
+
+
 def split_unevenly(sequences):
     """Micro-batches whose weights differ: their mean of means is another gradient."""
     return stack_batches(
@@ -126,14 +136,9 @@ def test_law_3_on_a_mesh_under_jit(model, sequences, one_big_batch, axes):
 def test_law_3_with_parameters_split_over_the_axes_of_rows(model, sequences, one_big_batch):
     """Gathered layer by layer; their gradients lie split as they do."""
     graphdef, *params = model
-    sizes, rules = {"data": 2, "fsdp": 4}, ShardingRules()
+    sizes = {"data": 2, "fsdp": 4}
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 2)
-
-    def place(path, x):
-        spec = param_spec(path_of(path), x.shape, mesh, rules)
-        return jax.device_put(x, NamedSharding(mesh, spec))
-
-    placed = [jax.tree.map_with_path(place, part) for part in params]
+    placed = place(params, mesh)
     kernels = nnx.merge_state(*placed)["layers"]["mlp"]["up"]["kernel"]
     assert "fsdp" in str(kernels[...].sharding.spec)
     batch = make_sft_batch([[s] for s in sequences], length=32, tile=16)
@@ -203,15 +208,29 @@ def test_law_3_micro_batches_over_context(model, sequences, one_big_batch, shape
     assert_same(compute(*params, stack_batches(micro)), one_big_batch)
 
 
+def compiled(compute, params, batch):
+    leaves, tree = jax.tree.flatten(batch)  # a batch of what arrays are lowered as is none
+    step = jax.jit(lambda params, leaves: compute(*params, jax.tree.unflatten(tree, leaves)))
+    text = step.lower(params, leaves).compile().as_text()
+    assert text is not None
+    return text
+
+
+def test_attention_of_own_heads_gathers_nothing(model, sequences):
+    graphdef, *params = model
+    mesh = make_mesh("tensor=2", jax.devices()[:2])
+    batch = make_sft_batch([[s] for s in sequences[:2]], length=32, tile=4)
+    text = compiled(make_loss_and_grads(graphdef, mesh=mesh), place(params, mesh), batch)
+    said = find_collectives(text, {"tensor": 2})
+    assert {each.kind for each in said} == {"all-reduce"}
+
+
 def test_devices_add_their_gradients_up_once_a_step(model, sequences):
     graphdef, trainable, frozen = model
     rows = [[s] for s in sequences[:8]]
     micro = make_sft_batch(rows, length=32, max_scored=32, tile=16)
     compute = make_loss_and_grads(graphdef, mesh=make_mesh("data=8"))
-    leaves, tree = jax.tree.flatten(stack_batches([micro] * 4))
-    step = jax.jit(lambda leaves: compute(trainable, frozen, jax.tree.unflatten(tree, leaves)))
-    text = step.lower(leaves).compile().as_text()
-    assert text is not None
+    text = compiled(compute, (trainable, frozen), stack_batches([micro] * 4))
     said = find_collectives(text, {"data": 8})
     assert {each.kind for each in said} == {"all-reduce"}
     size = sum(x.nbytes for x in jax.tree.leaves(trainable))
