@@ -156,7 +156,8 @@ class _AtHand:
     """Sequences to choose from, each known by its turn, in depth-first order of their ids.
 
     Attributes:
-      num_positions: that all of them take if what they begin with in common stands once.
+      num_positions: that all of them take if what they begin with in common stands once; those
+        that are the same count in full.
       spare: the first turn of those that only fill what others leave.
     """
 
@@ -173,14 +174,14 @@ class _AtHand:
     def add(self, index: int) -> None:
         """The next sequence."""
         size, turn = int(self._sequences.sizes[index]), len(self._sizes)
-        ids = self._sequences.ids_of(index)[: size if self._share else 0]
-        at = self._tree.insert(ids)
+        ids = self._sequences.ids_of(index)
+        at = self._tree.insert(ids if self._share else ids[:0])
         self._turns.insert(at, turn)
         self._sizes.append(size)
         self._scored.append(int(self._sequences.num_scored[index]))
         self._left[turn] = None
         insort(self._by_size, (size, -turn))
-        self.num_positions += size - _worth(max(self._tree.commons[at : at + 2]))
+        self.num_positions += size - _saved(max(self._tree.commons[at : at + 2]), size)
 
     def take_row(self, packing: Packing) -> list[int]:
         """The turns of a row's sequences, in depth-first order."""
@@ -189,17 +190,18 @@ class _AtHand:
 
         def take(turn: int, shared: int) -> bool:
             nonlocal positions, scored
-            more, new = positions + self._sizes[turn] - shared, scored + self._scored[turn]
+            size = self._sizes[turn]
+            more, new = positions + size - _saved(shared, size), scored + self._scored[turn]
             # A scored token is a position that follows another, or comes last in its sequence.
             if max(more, min(more + len(row) + 1, new)) > packing.length:
                 return False
             positions, scored = more, new
             row.add(turn)
             del self._left[turn]
-            self._by_size.pop(bisect_left(self._by_size, (self._sizes[turn], -turn)))
+            self._by_size.pop(bisect_left(self._by_size, (size, -turn)))
             return True
 
-        common = _worth(min(self._tree.commons[1:-1], default=0))
+        common = min(self._tree.commons[1:-1], default=0)
         turn = next(iter(self._left), None)
         while turn is not None and take(turn, common if row else 0) and packing.several:
             self._take_around(turn, common, take)
@@ -241,8 +243,12 @@ class _AtHand:
         return spare
 
 
-def _worth(common: int) -> int:
-    return common if common >= SHORTEST_SHARED else 0
+def _saved(common: int, size: int) -> int:
+    """Positions that a sequence saves where so much of it is there already.
+
+    The same again saves none: else a step would go through a small data set many times.
+    """
+    return common if SHORTEST_SHARED <= common <= size else 0
 
 
 def count_plans(indices: grain.IterDataset, sequences: Sequences, packing: Packing) -> int:
