@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,7 @@ def test_law_3_gradients_in_bfloat16_are_added_up_in_float32(model, sequences, s
     mesh = make_mesh(shape)
     parts = mesh.shape["data"]
     rows = [[s] for s in sequences][: len(sequences) // parts * parts]
-    options = {"length": 32, "max_scored": 32, "tile": 16}
+    options: dict[str, Any] = {"length": 32, "max_scored": 32, "tile": 16}
     compute = jax.jit(make_loss_and_grads(graphdef, compute_dtype="bfloat16", mesh=mesh))
     found = compute(*params, make_sft_batch(rows, **options))
     alone = jax.jit(make_loss_and_grads(graphdef, compute_dtype="bfloat16"))
