@@ -49,7 +49,7 @@ class DataOptions:
     """Micro-batches of a step, computed one after the other; the gradient is that of them all."""
     packing: bool = True
     """Put several sequences in a row, none of which sees another, and compute once what they begin
-    with in common; without it, one a row."""
+    with in common, so that a step holds the more of them; without it, one a row."""
     truncation: Literal["reject", "left", "middle"] = "reject"
     """Of sequences longer than a row: reject them, or cut the oldest or the middle text of the
     prompt (y is never cut)."""
