@@ -137,7 +137,7 @@ def test_it_learns_with_one_compilation_and_tells(config: Config, steps_alike: l
     assert done["best_step"] == 8 and done["steps"] == 8 and 0 < done["useful_share"] <= 1
     # All begin with the template's first words and "Say".
     assert done["num_computed"] == sum(row["computed"] for row in metrics[1:])
-    assert done["num_computed"] < 0.8 * done["num_tokens"]
+    assert done["num_computed"] < 0.9 * done["num_tokens"]
     assert FinetuneConfig(**read_config(run_config.out / "config.toml")) == run_config
     environment = json.loads((run_config.out / "environment.json").read_text())
     assert environment["packages"]["jax"] == jax.__version__

@@ -13,6 +13,7 @@ from instructjax.batching.batch import batch_from_lengths
 from instructjax.finetuning.batch import SftBatch
 from instructjax.finetuning.losses import sft_loss
 from instructjax.finetuning.partition import split_params
+from instructjax.models import attention_tiles
 from instructjax.models.config import DecoderConfig, LayerKind, RopeConfig
 from instructjax.models.lora import LORA, LoraConfig, add_lora
 from instructjax.models.model import abstract_decoder
@@ -21,6 +22,12 @@ from instructjax.scoring.log_probs import token_log_probs, token_scores
 
 ROWS, LENGTH, TILE = 2, 24, 8
 FORMS = {"tiles": 0, "whole": 1}  # the branch of attention that the platform chooses
+
+
+@pytest.fixture(autouse=True)
+def one_tile_at_a_time(monkeypatch):
+    """Of tiles side by side some are computed in vain: those that see less, and behind the last."""
+    monkeypatch.setattr(attention_tiles, "TOGETHER", 1)
 
 
 class Counter:
