@@ -167,6 +167,8 @@ class _AtHand:
         self._turns: list[int] = []  # in the order of the tree
         self._sizes: list[int] = []  # of each turn
         self._scored: list[int] = []
+        self._again: list[bool] = []  # whether an earlier one is the same
+        self._known: set[bytes] = set()
         self._left: dict[int, None] = {}  # turns that no row has taken
         self._by_size: list[tuple[int, int]] = []  # (size, -turn) of these, the oldest last
         self.num_positions, self.spare = 0, math.inf
@@ -175,13 +177,24 @@ class _AtHand:
         """The next sequence."""
         size, turn = int(self._sequences.sizes[index]), len(self._sizes)
         ids = self._sequences.ids_of(index)
-        at = self._tree.insert(ids if self._share else ids[:0])
+        at = self._tree.insert(ids[: size if self._share else 0])
+        whole = ids.tobytes()
+        self._again.append(whole in self._known)
+        self._known.add(whole)
         self._turns.insert(at, turn)
         self._sizes.append(size)
         self._scored.append(int(self._sequences.num_scored[index]))
         self._left[turn] = None
         insort(self._by_size, (size, -turn))
-        self.num_positions += size - _saved(max(self._tree.commons[at : at + 2]), size)
+        self.num_positions += self._cost(turn, max(self._tree.commons[at : at + 2]))
+
+    def _cost(self, turn: int, shared: int) -> int:
+        """Positions that a sequence takes where so much of it is there already.
+
+        The same again takes them all: else a step would go through a small data set many times.
+        """
+        saves = shared >= SHORTEST_SHARED and not self._again[turn]
+        return self._sizes[turn] - (shared if saves else 0)
 
     def take_row(self, packing: Packing) -> list[int]:
         """The turns of a row's sequences, in depth-first order."""
@@ -190,15 +203,14 @@ class _AtHand:
 
         def take(turn: int, shared: int) -> bool:
             nonlocal positions, scored
-            size = self._sizes[turn]
-            more, new = positions + size - _saved(shared, size), scored + self._scored[turn]
+            more, new = positions + self._cost(turn, shared), scored + self._scored[turn]
             # A scored token is a position that follows another, or comes last in its sequence.
             if max(more, min(more + len(row) + 1, new)) > packing.length:
                 return False
             positions, scored = more, new
             row.add(turn)
             del self._left[turn]
-            self._by_size.pop(bisect_left(self._by_size, (size, -turn)))
+            self._by_size.pop(bisect_left(self._by_size, (self._sizes[turn], -turn)))
             return True
 
         common = min(self._tree.commons[1:-1], default=0)
@@ -241,14 +253,6 @@ class _AtHand:
                 return turn
             spare = turn if spare is None else spare
         return spare
-
-
-def _saved(common: int, size: int) -> int:
-    """Positions that a sequence saves where so much of it is there already.
-
-    The same again saves none: else a step would go through a small data set many times.
-    """
-    return common if SHORTEST_SHARED <= common <= size else 0
 
 
 def count_plans(indices: grain.IterDataset, sequences: Sequences, packing: Packing) -> int:

@@ -140,6 +140,23 @@ def test_a_small_set_is_not_gone_through_many_times_in_a_step(ids: list[list[int
     assert len(shared) >= 0.3 * len(alone)
 
 
+def test_conversations_that_go_on_from_each_other_fit_their_rows() -> None:
+    """A sequence may be the whole beginning of another, its last token included."""
+    rng = np.random.default_rng(0)
+    ids: list[np.ndarray] = []
+    for _ in range(100):
+        turns = rng.integers(0, 50_000, (4, int(rng.integers(5, 40))))
+        ids += [np.concatenate(turns[:count]) for count in range(1, 5)]
+    sequences = of_ids(ids, [int(rng.integers(1, len(x))) for x in ids])
+    packing = Packing(length=256, rows=4, share=True)
+    plans = list(RowPlans(order_indices([len(ids)], epochs=3), sequences, packing))
+    assert sorted(members(plans)) == sorted(3 * list(range(len(ids))))
+    for plan in plans:
+        rows = [[sequences[index] for index in row] for row in plan]
+        made = make_sft_batch(rows, length=256, share=True)  # refuses what does not fit
+        assert made.weights.sum() == sequences.responses[members([plan])].sum()
+
+
 def test_sharing_keeps_the_order_of_tasks() -> None:
     """A step is no step of one task: each is of those whose turn it is."""
     sequences = tasks(2000)
