@@ -258,6 +258,11 @@ class Row:
         )
 
 
+def join_rows(rows: Sequence[Batch]) -> Batch:
+    """Finished rows of one shape as one batch, arrays of numpy."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+
+
 def _fill(requests: Sequence[Request], tree: PrefixTree, places: list[int], tile: int) -> PackedRow:
     members = [tree.order[place] for place in places]
     shared = [0]

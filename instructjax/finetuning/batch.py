@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from instructjax.batching.batch import Batch, Values
-from instructjax.batching.packing import Row
+from instructjax.batching.packing import Row, join_rows
 from instructjax.batching.prefix_tree import common_prefix, worth_sharing
 from instructjax.errors import DataError, UsageError
 
@@ -115,25 +115,25 @@ def make_sft_batch(
     >>> made.batch.tokens.tolist(), made.batch.ends.tolist(), made.weights.tolist()
     ([[5, 6, 7, 0]], [[3, 3, 3, 0]], [[1.5, 1.0, 1.0, 1.0]])
     """
-    options = {"max_scored": max_scored, "num_rows": num_rows, "share": share, "tile": tile}
-    return lay_out(rows, length=length, **options)[0]
-
-
-def lay_out(
-    rows: Sequence[Sequence[WeightedIds]],
-    *,
-    length: int,
-    max_scored: int | None = None,
-    num_rows: int | None = None,
-    share: bool = False,
-    tile: int = 64,
-) -> tuple[SftBatch, list[list[Int[np.ndarray, " nonzero"]]]]:
-    """As `make_sft_batch`, and for each sequence of each row where its scored tokens are in M."""
     count = len(rows) if num_rows is None else num_rows
     width = length if max_scored is None else max_scored
     if len(rows) > count or not count:
         raise UsageError(f"{len(rows)} rows for a batch of {count}")
-    weights = np.zeros((count, width), np.float32)
+    filled = [*rows, *[()] * (count - len(rows))]
+    return lay_out(filled, length, width, share=share, tile=tile)[0]
+
+
+def lay_out(
+    rows: Sequence[Sequence[WeightedIds]], length: int, width: int, *, share: bool, tile: int
+) -> tuple[SftBatch, list[list[Int[np.ndarray, " nonzero"]]]]:
+    """As `make_sft_batch`, and for each sequence of each row where its scored tokens are in M.
+
+    Args:
+      rows: B of them, at least one.
+      length, width: T and M.
+      share, tile: as there.
+    """
+    weights = np.zeros((len(rows), width), np.float32)
     batches: list[Batch] = []
     entries: list[list[Int[np.ndarray, " nonzero"]]] = []
     for i, members in enumerate(rows):
@@ -153,9 +153,7 @@ def lay_out(
             weights[i, found] += sequence.weights[scored]
             entries[-1].append(found)
         batches.append(row.finish(tile, length, width))
-    batches += [Row(0).finish(tile, length, width)] * (count - len(rows))
-    batch = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
-    return SftBatch(batch=batch, weights=weights), entries
+    return SftBatch(batch=join_rows(batches), weights=weights), entries
 
 
 def shared_prefix(before: Int[np.ndarray, " m"], ids: Int[np.ndarray, " n"]) -> int:

@@ -108,7 +108,7 @@ def make_evaluator(
     packing = Packing(length=options.row_length, rows=options.rows_or_default, share=share)
     log_probs = jax.jit(over_rows(token_log_probs, graphdef, mesh=mesh, rules=rules))
     plans = {name: list(_plan(sequences, packing)) for name, sequences in sets.items()}
-    tile = tile_for(max(int(sequences.sizes.max()) for sequences in sets.values()))
+    length, tile = packing.length, tile_for(max(int(part.sizes.max()) for part in sets.values()))
 
     def evaluate(params: Params) -> HeldOut:
         sums: dict[tuple[str, str], list[float]] = {}
@@ -118,7 +118,7 @@ def make_evaluator(
             found = np.zeros(len(sequences))
             for plan in plans[name]:
                 rows = [[sequences[index] for index in row] for row in plan]
-                batch, entries = lay_out(rows, length=packing.length, share=share, tile=tile)
+                batch, entries = lay_out(rows, length, length, share=share, tile=tile)
                 values = np.asarray(log_probs(params, batch.batch), np.float64)
                 tick()
                 for members, places, line in zip(plan, entries, values, strict=True):

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from instructjax.batching.batch import Batch
-from instructjax.batching.packing import Row
+from instructjax.batching.packing import Row, join_rows
 from instructjax.batching.prefix_tree import common_prefix, input_ids, worth_sharing
 from instructjax.errors import DataError, UsageError
 from instructjax.prompts.request import Request
@@ -83,7 +83,7 @@ def make_pair_batch(
             _check_fits(max(row.stop, row.num_scored), length, i, pair[0])
         counted[i, : len(pairs)] = 1.0 if weights is None else weights[i]
         batches.append(row.finish(tile, length))
-    batch = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+    batch = join_rows(batches)
     reference = np.zeros((*counted.shape, 2), np.float32)
     return PairBatch(
         batch=batch, entries=entries, owners=owners, weights=counted, reference=reference

@@ -123,8 +123,8 @@ def test_entries_say_where_the_scores_of_each_are(random_model: Any) -> None:
     model = random_model(seed=4)
     rows = make_rows(np.random.default_rng(3))
     score = jax.jit(lambda params, batch: token_log_probs(model.graphdef, params, batch))
-    made, entries = lay_out(rows, length=128, share=True, tile=16)
-    alone, own = lay_out(each_alone(rows), length=64, tile=16)
+    made, entries = lay_out(rows, 128, 128, share=True, tile=16)
+    alone, own = lay_out(each_alone(rows), 64, 64, share=False, tile=16)
     values, wanted = np.asarray(score(model.params, made.batch)), score(model.params, alone.batch)
     found = [values[i][scored] for i, row in enumerate(entries) for scored in row]
     expected = [np.asarray(line)[scored] for line, (scored,) in zip(wanted, own, strict=True)]
