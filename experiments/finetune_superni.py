@@ -85,6 +85,7 @@ def run_main(options: Options, paths: dict[str, Path]) -> dict[str, Any]:
         model=options.model,
         row_length=1024,
         rows=2,
+        share_prefixes=True,
         steps=options.steps,
         learning_rate=options.learning_rate,
         warmup_steps=8,

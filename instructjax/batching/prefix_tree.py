@@ -95,7 +95,7 @@ def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None
     """
     chosen = range(len(requests)) if members is None else members
     inputs = {i: input_ids(requests[i]) for i in chosen}
-    keys = {i: _sort_key(ids) for i, ids in inputs.items()}
+    keys = {i: sort_key(ids) for i, ids in inputs.items()}
     order = sorted(keys, key=lambda i: keys[i])
     lengths = tuple(len(inputs[i]) for i in order)
     commons = [0] * len(order)
@@ -113,7 +113,7 @@ def build_tree(requests: Sequence[Request], members: Iterable[int] | None = None
     )
 
 
-def _sort_key(ids: Int[np.ndarray, " n"]) -> bytes:
+def sort_key(ids: Int[np.ndarray, " n"]) -> bytes:
     """Sorts as the ids do, and is compared faster."""
     return ids.astype(">i4").tobytes()
 
@@ -142,7 +142,7 @@ class SortedIds:
 
     def insert(self, ids: Int[np.ndarray, " n"]) -> int:
         """Takes ids in, behind those that are the same, and returns their place."""
-        key = _sort_key(ids)
+        key = sort_key(ids)
         at = bisect(self._keys, key)
         left = common_prefix(self.ids[at - 1], ids) if at else 0
         right = common_prefix(ids, self.ids[at]) if at < len(self.ids) else 0

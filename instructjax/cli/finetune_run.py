@@ -68,8 +68,10 @@ def _show_end(config: FinetuneConfig) -> None:
         else ""
     )
     speed = done["num_response_tokens"] / max(done["seconds"] + done["waited"], 1e-9)
+    each = done["num_sequences"] / max(done["steps"], 1)
     line = (
-        f"{done['steps']:,} steps{early}, {done['num_response_tokens']:,} response tokens "
+        f"{done['steps']:,} steps{early} of {each:,.1f} sequences, "
+        f"{done['num_response_tokens']:,} response tokens "
         f"({speed:,.0f} a second); {best}{done['num_computed']:,} of {done['num_tokens']:,} tokens "
         f"were computed, {done['useful_share']:.3f} of the positions held one, "
         f"{done['waited_share']:.2%} of the time went into waiting for data"

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from instructjax.batching.batch import Batch, Values
 from instructjax.batching.packing import Row, join_rows
-from instructjax.batching.prefix_tree import common_prefix, worth_sharing
+from instructjax.batching.prefix_tree import common_prefix, sort_key, worth_sharing
 from instructjax.errors import DataError, UsageError
 
 
@@ -83,9 +83,10 @@ def make_sft_batch(
     n_i - 1 does. Padding is known by `ends`, never by its id.
 
     With `share`, what a sequence begins with in common with the one before it in its row, as the
-    instruction, stands once for both. Loss and gradient are the same: a token's hidden state
-    depends on those before it alone, and the gradients that reach it add up. That is not so where a
-    model's frequencies depend on how long a sequence is (`instructjax.models.rotary.by_length`).
+    instruction, stands once for both, if they come in the order of their ids. Loss and gradient are
+    the same: a token's hidden state depends on those before it alone, and the gradients that reach
+    it add up. That is not so where a model's frequencies depend on how long a sequence is
+    (`instructjax.models.rotary.by_length`).
 
     Args:
       rows: the sequences of each row.
@@ -159,9 +160,15 @@ def lay_out(
 def shared_prefix(before: Int[np.ndarray, " m"], ids: Int[np.ndarray, " n"]) -> int:
     """Positions that a sequence takes over from the one before it in a row that shares.
 
+    None where it does not follow it in the order of their ids: what comes again begins anew.
+
     >>> shared_prefix(np.array([5, 6, 7, 2]), np.array([5, 6, 7, 8, 2]))
     3
+    >>> shared_prefix(np.array([5, 6, 7, 8, 2]), np.array([5, 6, 7, 2]))
+    0
     """
+    if sort_key(ids[:-1]) < sort_key(before[:-1]) or np.array_equal(before, ids):
+        return 0
     return worth_sharing(common_prefix(before[:-1], ids[:-1]), len(ids) - 1)
 
 

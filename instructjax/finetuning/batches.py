@@ -32,6 +32,7 @@ class StepBatch:
       batch: arrays with a leading axis of micro-batches: numpy, or, on a mesh of several processes,
         jax arrays of which each process has made its own rows.
       plan: indices of the sequences in each row.
+      num_sequences: that the rows hold.
       num_tokens: of its sequences.
       num_computed: positions that hold a token; what sequences share is computed once.
       num_response_tokens: tokens that are learned as a response.
@@ -39,6 +40,7 @@ class StepBatch:
 
     batch: SftBatch
     plan: Plan
+    num_sequences: int
     num_tokens: int
     num_computed: int
     num_response_tokens: int
@@ -52,7 +54,6 @@ class Batches:
       counts: how many of them each data set has.
       options: order, mixture and shape.
       epochs: how often to go through the data; None for endlessly.
-      share: whether what sequences of a row begin with in common is computed once.
       mesh, rules: of the devices that rows are split over.
     """
 
@@ -63,7 +64,6 @@ class Batches:
         options: DataOptions,
         *,
         epochs: int | float | None,
-        share: bool = False,
         mesh: Mesh | None = None,
         rules: ShardingRules | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class Batches:
             length=options.row_length,
             rows=options.rows_or_default * options.micro_batches,
             several=options.packing,
-            share=share and options.packing,
+            share=options.share_prefixes,
         )
         self._indices = order_indices(
             counts, weights=options.data_weights, seed=options.seed, epochs=epochs
@@ -115,6 +115,7 @@ class Batches:
         return StepBatch(
             batch=self._own(plan),
             plan=plan,
+            num_sequences=len(members),
             num_tokens=int(self._sequences.sizes[members].sum()),
             num_computed=count_positions(plan, self._sequences, self.packing),
             num_response_tokens=int(self._sequences.responses[members].sum()),

@@ -48,8 +48,11 @@ class DataOptions:
     micro_batches: int = 1
     """Micro-batches of a step, computed one after the other; the gradient is that of them all."""
     packing: bool = True
-    """Put several sequences in a row, none of which sees another, and compute once what they begin
-    with in common, so that a step holds the more of them; without it, one a row."""
+    """Put several sequences in a row, none of which sees another; without it, one a row."""
+    share_prefixes: bool = False
+    """Compute once what sequences of a row begin with in common, such as an instruction. That is
+    faster; but a step then holds more sequences (many times as many behind one long instruction),
+    so that the same epochs take fewer steps. `metrics.jsonl` says how many a step holds."""
     truncation: Literal["reject", "left", "middle"] = "reject"
     """Of sequences longer than a row: reject them, or cut the oldest or the middle text of the
     prompt (y is never cut)."""
@@ -290,6 +293,11 @@ def check_config(config: FinetuneConfig) -> None:
             raise UsageError(
                 f"{name} is {value}, and there is no held-out data", remedy="give eval_data"
             )
+    if config.share_prefixes and not config.packing:
+        raise UsageError(
+            "a row of one sequence has nothing that others share",
+            remedy="leave out share_prefixes, or pack",
+        )
     if config.adapter and config.train != "lora":
         raise UsageError("an adapter comes from LoRA", remedy="add train = lora, or leave it out")
     if config.train == "lora" and config.trainable != ("*",):

@@ -102,7 +102,7 @@ def make_evaluator(
       graphdef: the model.
       sets: held-out data by name.
       options: the shape of a batch is that of a micro-batch of training.
-      share: see `Batches`.
+      share: whether what sequences of a row begin with in common is computed once.
       mesh, rules: of the devices that parameters and rows are split over.
     """
     packing = Packing(length=options.row_length, rows=options.rows_or_default, share=share)

@@ -21,6 +21,7 @@ class StepReport:
       learning_rate: of the step.
       grad_norm: of the gradient of the mean, before clipping.
       num_response_tokens: tokens learned.
+      num_sequences: that they are of.
       num_tokens: tokens of the sequences.
       num_computed: those of them that were computed; what sequences share is computed once.
       seconds: that the step took, without the time it waited for data.
@@ -35,6 +36,7 @@ class StepReport:
     learning_rate: float
     grad_norm: float
     num_response_tokens: int
+    num_sequences: int
     num_tokens: int
     num_computed: int
     seconds: float
@@ -51,6 +53,7 @@ class StepReport:
                 "learning_rate": self.learning_rate,
                 "grad_norm": self.grad_norm,
                 "response_tokens": self.num_response_tokens,
+                "sequences": self.num_sequences,
                 "tokens": self.num_tokens,
                 "computed": self.num_computed,
                 "seconds": self.seconds,
@@ -71,7 +74,7 @@ class Headway:
       best_step: where it was.
       worse: looks at the held-out data since then.
       seconds, waited: sums over steps.
-      num_response_tokens, num_tokens, num_computed, num_positions: sums over steps.
+      num_response_tokens, num_sequences, num_tokens, num_computed, num_positions: sums over steps.
     """
 
     data: Any = None
@@ -81,6 +84,7 @@ class Headway:
     seconds: float = 0.0
     waited: float = 0.0
     num_response_tokens: int = 0
+    num_sequences: int = 0
     num_tokens: int = 0
     num_computed: int = 0
     num_positions: int = 0
@@ -100,6 +104,7 @@ class Headway:
             seconds=self.seconds + report.seconds,
             waited=self.waited + report.waited,
             num_response_tokens=self.num_response_tokens + report.num_response_tokens,
+            num_sequences=self.num_sequences + report.num_sequences,
             num_tokens=self.num_tokens + report.num_tokens,
             num_computed=self.num_computed + report.num_computed,
             num_positions=self.num_positions + positions,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import grain
+import numpy as np
 
 from instructjax.batching.prefix_tree import SHORTEST_SHARED, SortedIds
 from instructjax.errors import UsageError
@@ -46,7 +48,8 @@ class RowPlans(grain.IterDataset):
     that has waited longest, and takes with it those that share most with it, then the longest that
     still fits with those that share most with that, and so on; short ones that come later fill what
     is left. So rows are full, the order stays close to that of `indices`, and what shares a prefix
-    stands together, sorted by its ids.
+    stands together, sorted by its ids. What comes again while it waits, as where epochs meet,
+    shares with others that come again.
 
     Args:
       indices: in the order in which they come; endless or not. The last plans may have empty rows.
@@ -156,8 +159,7 @@ class _AtHand:
     """Sequences to choose from, each known by its turn, in depth-first order of their ids.
 
     Attributes:
-      num_positions: that all of them take if what they begin with in common stands once; those
-        that are the same count in full.
+      num_positions: that all of them take if what they begin with in common stands once.
       spare: the first turn of those that only fill what others leave.
     """
 
@@ -167,8 +169,8 @@ class _AtHand:
         self._turns: list[int] = []  # in the order of the tree
         self._sizes: list[int] = []  # of each turn
         self._scored: list[int] = []
-        self._again: list[bool] = []  # whether an earlier one is the same
-        self._known: set[bytes] = set()
+        self._rounds: list[int] = []  # how many earlier ones are the same
+        self._known: Counter[bytes] = Counter()
         self._left: dict[int, None] = {}  # turns that no row has taken
         self._by_size: list[tuple[int, int]] = []  # (size, -turn) of these, the oldest last
         self.num_positions, self.spare = 0, math.inf
@@ -177,24 +179,26 @@ class _AtHand:
         """The next sequence."""
         size, turn = int(self._sequences.sizes[index]), len(self._sizes)
         ids = self._sequences.ids_of(index)
-        at = self._tree.insert(ids[: size if self._share else 0])
         whole = ids.tobytes()
-        self._again.append(whole in self._known)
-        self._known.add(whole)
+        again = self._known[whole] if self._share else 0
+        self._known[whole] += 1
+        self._rounds.append(again)
+        # Those of a round stand together.
+        at = self._tree.insert(np.array([again, *ids[:size]]) if self._share else ids[:0])
         self._turns.insert(at, turn)
         self._sizes.append(size)
         self._scored.append(int(self._sequences.num_scored[index]))
         self._left[turn] = None
         insort(self._by_size, (size, -turn))
-        self.num_positions += self._cost(turn, max(self._tree.commons[at : at + 2]))
+        self.num_positions += self._cost(turn, max(self._common(at), self._common(at + 1)))
+
+    def _common(self, at: int) -> int:
+        """Tokens that one has in common with the one before it, if that is of its round."""
+        return max(self._tree.commons[at] - 1, 0)
 
     def _cost(self, turn: int, shared: int) -> int:
-        """Positions that a sequence takes where so much of it is there already.
-
-        The same again takes them all: else a step would go through a small data set many times.
-        """
-        saves = shared >= SHORTEST_SHARED and not self._again[turn]
-        return self._sizes[turn] - (shared if saves else 0)
+        """Positions that a sequence takes where so much of it is there already."""
+        return self._sizes[turn] - (shared if shared >= SHORTEST_SHARED else 0)
 
     def take_row(self, packing: Packing) -> list[int]:
         """The turns of a row's sequences, in depth-first order."""
@@ -213,9 +217,15 @@ class _AtHand:
             self._by_size.pop(bisect_left(self._by_size, (self._sizes[turn], -turn)))
             return True
 
-        common = min(self._tree.commons[1:-1], default=0)
+        within = [common for common in self._tree.commons[1:-1] if common]
+        common = min(within, default=1) - 1  # of any two of a round
+        rounds: set[int] = set()
         turn = next(iter(self._left), None)
-        while turn is not None and take(turn, common if row else 0) and packing.several:
+        while turn is not None:
+            known = self._rounds[turn] in rounds
+            if not take(turn, common if known else 0) or not packing.several:
+                break
+            rounds.add(self._rounds[turn])
             self._take_around(turn, common, take)
             turn = self._longest(packing.length - positions + common)
         places = [at for at, turn in enumerate(self._turns) if turn in row]
@@ -227,18 +237,17 @@ class _AtHand:
 
     def _take_around(self, turn: int, common: int, take: Callable[[int, int], bool]) -> None:
         """Takes those that share more than all do, those that share most with it first."""
-        commons = self._tree.commons
         low = high = self._turns.index(turn)
-        before, after = commons[low], commons[low + 1]
+        before, after = self._common(low), self._common(low + 1)
         while max(before, after) > max(common, SHORTEST_SHARED - 1):
             if before >= after:
                 low -= 1
                 taken = self._may_take(low) and take(self._turns[low], before)
-                before = commons[low] if taken else min(before, commons[low])
+                before = self._common(low) if taken else min(before, self._common(low))
             else:
                 high += 1
                 taken = self._may_take(high) and take(self._turns[high], after)
-                after = commons[high + 1] if taken else min(after, commons[high + 1])
+                after = self._common(high + 1) if taken else min(after, self._common(high + 1))
 
     def _may_take(self, at: int) -> bool:
         turn = self._turns[at]

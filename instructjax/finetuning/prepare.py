@@ -99,15 +99,17 @@ def prepare(config: FinetuneConfig, model: Model, encoder: PromptEncoder) -> Pre
     """
     train, counts, held_out, rejected = _read(config, encoder)
     epochs = config.epochs if config.steps is None else None
-    share = _may_share(model, [part.sizes for part in (train, *held_out.values())])
-    batches = Batches(
-        train, counts, config, epochs=epochs, share=share, mesh=model.mesh, rules=model.rules
-    )
+    if config.share_prefixes and not _read_alike(model, [train.sizes]):
+        raise UsageError(
+            "the model reads a prefix otherwise in long sequences than in short ones",
+            remedy="leave out share_prefixes",
+        )
+    batches = Batches(train, counts, config, epochs=epochs, mesh=model.mesh, rules=model.rules)
     steps = config.steps or batches.total
     assert steps is not None  # either is given
     check_warmup(config, steps)
     graphdef, init = make_trainable(config, model, steps)
-    evaluate = _make_evaluate(config, graphdef, held_out, model, share) if held_out else None
+    evaluate = _make_evaluate(config, graphdef, held_out, model) if held_out else None
     return Prepared(
         model=model,
         graphdef=graphdef,
@@ -161,8 +163,8 @@ def _make_evaluate(
     graphdef: nnx.GraphDef,
     held_out: Mapping[str, Sequences],
     model: Model,
-    share: bool,
 ) -> Callable[[TrainState], HeldOut]:
+    share = _read_alike(model, [part.sizes for part in held_out.values()])
     measure = make_evaluator(
         graphdef, held_out, config, share=share, mesh=model.mesh, rules=model.rules
     )
@@ -172,7 +174,7 @@ def _make_evaluate(
     return lambda state: measure(cast(state.params))
 
 
-def _may_share(model: Model, sizes: list[Int[np.ndarray, " _"]]) -> bool:
+def _read_alike(model: Model, sizes: list[Int[np.ndarray, " _"]]) -> bool:
     """Whether all sequences are read alike from the first token on, however long they are."""
     classify = length_classes(model.config)
     if classify is None:

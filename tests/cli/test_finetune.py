@@ -92,7 +92,7 @@ def test_a_run_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(command) == 0
     out, err = capsys.readouterr()
     # "y", " ", a digit and the end of turn, of nine rows, twice.
-    assert "steps, 72 response tokens" in out and "of the positions held one" in out
+    assert "sequences, 72 response tokens" in out and "of the positions held one" in out
     assert "1 row rejected (1 no response)" in err
     assert main(command) == 0
     assert "is complete: an earlier run had ended it" in capsys.readouterr().err

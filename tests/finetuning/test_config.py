@@ -108,6 +108,7 @@ def test_no_such_file(tmp_path: Path) -> None:
         ({"adapter": True}, "an adapter comes from LoRA"),
         ({"train": "lora", "trainable": ("*.q.*",)}, "leave out `trainable`"),
         ({"data": ()}, "there is no data"),
+        ({"packing": False, "share_prefixes": True}, "leave out share_prefixes"),
         ({"trainable": ()}, "nothing would learn"),
     ],
 )

@@ -118,7 +118,8 @@ def params_of(config: FinetuneConfig, step: int | None = None) -> list[np.ndarra
 
 
 def test_it_learns_with_one_compilation_and_tells(config: Config, steps_alike: list[Any]) -> None:
-    run_config = config(eval_data=(config().data[0].with_name("new.jsonl"),), eval_every=4)
+    held_out = config().data[0].with_name("new.jsonl")
+    run_config = config(eval_data=(held_out,), eval_every=4, share_prefixes=True)
     _shared.clear()  # a run that went on in another test has counted its own arrays
     reports, said = run(run_config)
     assert [report.step for report in reports] == list(range(9)) and said == []
@@ -138,6 +139,7 @@ def test_it_learns_with_one_compilation_and_tells(config: Config, steps_alike: l
     # All begin with the template's first words and "Say".
     assert done["num_computed"] == sum(row["computed"] for row in metrics[1:])
     assert done["num_computed"] < 0.9 * done["num_tokens"]
+    assert done["num_sequences"] == sum(row["sequences"] for row in metrics[1:]) >= 40
     assert FinetuneConfig(**read_config(run_config.out / "config.toml")) == run_config
     environment = json.loads((run_config.out / "environment.json").read_text())
     assert environment["packages"]["jax"] == jax.__version__
@@ -161,7 +163,8 @@ def test_held_out_log_probs_are_those_of_score(config: Config, tiny_model: Any) 
 
 @pytest.mark.slow
 def test_left_and_called_again_it_ends_the_same(config: Config, steps_alike: list[Any]) -> None:
-    calm, left = config(out=config().out / "calm"), config(out=config().out / "left")
+    calm = config(out=config().out / "calm", share_prefixes=True)
+    left = config(out=config().out / "left", share_prefixes=True)
     everything, _ = run(calm)
     for stop in (3, 4, 6):
         run(left, stop=stop)
@@ -175,6 +178,21 @@ def test_left_and_called_again_it_ends_the_same(config: Config, steps_alike: lis
     assert again == [] and "is complete" in said[0]
 
 
+def test_steps_hold_more_sequences_only_where_they_are_asked_to_share(
+    config: Config, steps_alike: list[Any]
+) -> None:
+    done = {}
+    for share in (False, True):
+        run_config = config(
+            out=config().out / str(share), steps=None, epochs=3.0, share_prefixes=share
+        )
+        run(run_config)
+        done[share] = json.loads((run_config.out / "done.json").read_text())
+        assert done[share]["num_sequences"] == 120
+    assert done[False]["num_computed"] == done[False]["num_tokens"] == done[True]["num_tokens"]
+    assert done[True]["steps"] < done[False]["steps"]
+
+
 @pytest.mark.slow
 def test_another_run_in_the_folder_is_refused(config: Config, steps_alike: list[Any]) -> None:
     run(config(), stop=2)
@@ -183,6 +201,14 @@ def test_another_run_in_the_folder_is_refused(config: Config, steps_alike: list[
         run(changed)
     assert "learning_rate was 0.01 and is 0.02" in str(told.value)
     assert "row_length was 128 and is 64" in str(told.value)
+    # One begun before a choice was there may have made another.
+    manifest = config().out / "run.json"
+    described = json.loads(manifest.read_text())
+    earlier = {name: value for name, value in described.items() if name != "share_prefixes"}
+    manifest.write_text(json.dumps(earlier))
+    with pytest.raises(UsageError, match="share_prefixes was None and is False"):
+        run(config())
+    manifest.write_text(json.dumps(described))
     # What the parameters do not depend on may change.
     reports, said = run(config(keep=5, checkpoint_every=1), stop=4)
     assert [report.step for report in reports] == [3, 4] and said == ["going on after step 2 of 8"]

@@ -93,6 +93,21 @@ def tasks(count: int, seed: int = 0, scored: int = 20, own: int = 60) -> Sequenc
     return of_ids(ids, [min(int(rng.integers(1, scored)), len(x) - 1) for x in ids])
 
 
+def split_trees(row: list[list[int]]) -> list[list[list[int]]]:
+    """Runs of a row in the order of their inputs, none of which holds the same twice."""
+    trees: list[list[list[int]]] = []
+    for ids in row:
+        before = trees[-1][-1] if trees else ids
+        if ids[:-1] < before[:-1] or ids == before:
+            trees.append([])
+        trees[-1].append(ids)
+    return trees
+
+
+def count_prefixes(tree: list[list[int]]) -> int:
+    return len({tuple(ids[:n]) for ids in tree for n in range(1, len(ids))})
+
+
 @pytest.mark.parametrize(
     ("length", "rows", "scored", "own"),
     [(512, 4, 20, 60), (1024, 8, 20, 60), (512, 4, 190, 60), (256, 4, 200, 5)],
@@ -110,8 +125,10 @@ def test_what_a_row_begins_with_in_common_stands_once(length, rows, scored, own)
         made = make_sft_batch(chosen, length=length, share=True)  # refuses what does not fit
         used = (np.asarray(made.batch.ends) > 0).sum(1)
         for row, count in zip(chosen, used, strict=True):
-            ids = [x.ids.tolist()[:-1] for x in row]
-            assert count == len({tuple(x[:n]) for x in ids for n in range(1, len(x) + 1)})
+            trees = split_trees([x.ids.tolist() for x in row])
+            assert count == sum(map(count_prefixes, trees))
+            most = Counter(index for one in plan for index in one).most_common(1)[0][1]
+            assert len(trees) <= 1 + most
         assert used.sum() == count_positions(plan, sequences, packing)
         assert made.weights.sum() == sequences.responses[members([plan])].sum()
         total += int(used.sum())
@@ -124,7 +141,7 @@ def test_what_a_row_begins_with_in_common_stands_once(length, rows, scored, own)
     "ids", [[[5, 6, 7, 2]], [[5, 6, 7, 2]] * 300, [[5, 6, n, 2] for n in "123"]]
 )
 def test_a_small_set_is_not_gone_through_many_times_in_a_step(ids: list[list[int]]) -> None:
-    """What comes again takes the places that it would take alone, and is computed once."""
+    """What comes again is computed again, once for all that come again as often."""
     sequences = of_ids([np.array(x, np.int32) for x in ids], [1] * len(ids))
     packing = Packing(length=16, rows=2, share=True)
     plans = list(islice(RowPlans(order_indices([len(ids)]), sequences, packing), 20))
@@ -132,12 +149,36 @@ def test_a_small_set_is_not_gone_through_many_times_in_a_step(ids: list[list[int
         assert 2 <= len(members([plan])) <= 2 * 16 - 2
         made = make_sft_batch([[sequences[i] for i in row] for row in plan], length=16, share=True)
         assert made.weights.sum() == len(members([plan]))
-    alone = list(
-        RowPlans(order_indices([len(ids)], epochs=60), sequences, Packing(length=16, rows=2))
-    )
-    shared = list(RowPlans(order_indices([len(ids)], epochs=60), sequences, packing))
+    indices = order_indices([len(ids)], epochs=max(2, 120 // len(ids)))
+    alone = list(RowPlans(indices, sequences, Packing(length=16, rows=2)))
+    shared = list(RowPlans(indices, sequences, packing))
     assert sorted(members(shared)) == sorted(members(alone))
     assert len(shared) >= 0.3 * len(alone)
+
+
+@pytest.mark.parametrize("count", [60, 200])
+def test_rows_are_full_where_epochs_meet(count: int) -> None:
+    """A step holds several epochs of a small set, and each sequence as often as it came."""
+    rng = np.random.default_rng(0)
+    instruction = rng.integers(0, 50_000, 200)
+    own = [rng.integers(0, 50_000, rng.integers(5, 20)) for _ in range(count)]
+    sequences = of_ids([np.concatenate([instruction, x]) for x in own], [3] * count)
+    packing = Packing(length=2048, rows=4, share=True)
+    plans = list(RowPlans(order_indices([count], epochs=30), sequences, packing))
+    assert Counter(members(plans)) == dict.fromkeys(range(count), 30)
+    assert useful_share(plans[:-1], sequences, packing) >= 0.95
+    alone = Packing(length=2048, rows=4)
+    steps = len(list(RowPlans(order_indices([count], epochs=30), sequences, alone)))
+    assert len(plans) < 0.25 * steps
+
+
+def test_the_same_over_and_over_takes_what_it_takes_alone() -> None:
+    sequences = of_ids([np.arange(40)] * 50, [3] * 50)
+    packing = Packing(length=256, rows=4, share=True)
+    plans = list(RowPlans(order_indices([50], epochs=4), sequences, packing))
+    alone = Packing(length=256, rows=4)
+    assert len(plans) == len(list(RowPlans(order_indices([50], epochs=4), sequences, alone)))
+    assert count_positions(plans[0], sequences, packing) == 24 * 39
 
 
 def test_conversations_that_go_on_from_each_other_fit_their_rows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+from instructjax.errors import UsageError
 from instructjax.finetuning.batch import WeightedIds, lay_out, make_sft_batch
+from instructjax.finetuning.config import FinetuneConfig
 from instructjax.finetuning.partition import split_params
-from instructjax.finetuning.prepare import _may_share
+from instructjax.finetuning.prepare import _read_alike, load_for_training, prepare
 from instructjax.finetuning.step import make_loss_and_grads
 from instructjax.models import load_model
 from instructjax.scoring.log_probs import token_log_probs
@@ -138,7 +141,20 @@ def test_lengths_that_a_model_reads_differently_share_nothing(tmp_path: Path, ti
     model = read("families/phi3-past-longrope", tmp_path)
     original = model.config.rope.original_max_positions
 
-    assert _may_share(model, [np.array([3, original]), np.array([2])])
-    assert _may_share(model, [np.array([original + 1, original + 5])])
-    assert not _may_share(model, [np.array([3, original]), np.array([original + 1])])
-    assert _may_share(tiny_model, [np.array([3, 4000])])
+    assert _read_alike(model, [np.array([3, original]), np.array([2])])
+    assert _read_alike(model, [np.array([original + 1, original + 5])])
+    assert not _read_alike(model, [np.array([3, original]), np.array([original + 1])])
+    assert _read_alike(tiny_model, [np.array([3, 4000])])
+    data = tmp_path / "rows.jsonl"
+    texts = "a", "a " * original
+    data.write_text("".join(json.dumps({"instruction": x, "output": "y"}) + "\n" for x in texts))
+    config = FinetuneConfig(
+        data=(data,),
+        out=tmp_path / "run",
+        model=str(tmp_path),
+        layout="plain",
+        row_length=8 * original,
+        share_prefixes=True,
+    )
+    with pytest.raises(UsageError, match="leave out share_prefixes"):
+        prepare(config, *load_for_training(config))
