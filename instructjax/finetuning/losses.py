@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from instructjax.finetuning.batch import SftBatch
 from instructjax.finetuning.pairs import PairBatch, pair_log_probs
-from instructjax.scoring.log_probs import token_log_probs
+from instructjax.scoring.log_probs import weighted_sum_log_probs
 
 
 def sft_loss(
@@ -27,9 +27,9 @@ def sft_loss(
       batch: rows and weights.
       remat: what the backward pass computes again; see `instructjax.models.decoder`.
     """
-    log_probs = token_log_probs(graphdef, params, batch.batch, remat=remat)
     weights = jnp.asarray(batch.weights, jnp.float32)
-    return -(weights * log_probs).sum(), weights.sum()
+    total = weighted_sum_log_probs(graphdef, params, batch.batch, weights, remat=remat)
+    return -total, weights.sum()
 
 
 def dpo_objective(

@@ -147,6 +147,8 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
         total += config.num_layers * scores * (4 + size)
     total += part * (4 * e + 3 * wide) * size
     head = table * (size * split + 4 * learns_tables) + tokens * e * 4 * (part < tokens)
+    rows, _ = head_tiles(setting.task)
+    head += 2 * 4 * min(rows, tokens) * config.vocab_size / setting.parts("vocab")
     return total + max(head, layers * (1 + learns_tables) + 2 * attend)
 
 

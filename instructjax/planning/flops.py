@@ -152,8 +152,8 @@ def count_step(
     keys, values = {"tiles": (3, 2), "flash": (4, 3)}.get(form, (2, 2)) if again else (2, 2)
     pairs = _pairs(config, length, form, tile) * rows
     attention = 2.0 * (keys * key + values * value) * pairs
-    # logits once more, the gradient of hidden states, and that of the table
-    backward = Flops(layers=layers, attention=attention, head=(3 if again else 2) * forward.head)
+    # the gradient of hidden states, and that of the table
+    backward = Flops(layers=layers, attention=attention, head=2 * forward.head)
     if not again:
         return forward + backward
     if remat == "layer":

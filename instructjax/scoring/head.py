@@ -285,7 +285,6 @@ def differentiate(
     # A row that does not count has no normalizer: with 0 its exponentials could overflow.
     log_norm = jnp.pad(jnp.where(live, log_norm, jnp.inf), (0, short), constant_values=jnp.inf)
     tile, num_tiles = cut_columns(table, columns)
-    precision = precision_of(hidden.dtype)
     first = first_row(table, axes)
 
     def chunk(i, grads):
@@ -302,20 +301,9 @@ def differentiate(
             logits = cap_logits(compute_logits(h, weights), softcap)
             p = jnp.where(fresh, jnp.exp(logits - norm[:, None]), 0)
             hit = fresh & (ids == target[:, None])
-            d_logits = g[:, None] * (hit - p)
-            if softcap is not None:
-                d_logits *= 1 - (logits / softcap) ** 2
-            d_logits = d_logits.astype(hidden.dtype)
-            d_h += jnp.matmul(d_logits, weights, precision=precision).astype(jnp.float32)
-            part = jnp.einsum(
-                "rv,re->ve",
-                d_logits,
-                h,
-                precision=precision,
-                preferred_element_type=jnp.float32,
-            )
+            more, part = pull_back(g[:, None] * (hit - p), logits, h, weights, softcap)
             rows = lax.dynamic_slice_in_dim(d_table, start, part.shape[0])
-            return d_h, lax.dynamic_update_slice_in_dim(d_table, rows + part, start, 0)
+            return d_h + more, lax.dynamic_update_slice_in_dim(d_table, rows + part, start, 0)
 
         d_hidden, d_table = grads
         zero, _ = vary_alike(jnp.zeros_like(h, jnp.float32), table)
@@ -326,6 +314,25 @@ def differentiate(
     d_hidden, d_table = lax.fori_loop(0, -(-count // size), chunk, tuple(zeros))
     d_hidden = lax.psum(d_hidden, axes) if axes else d_hidden
     return d_hidden.astype(hidden.dtype), d_table.astype(table.dtype)
+
+
+def pull_back(d_logits, logits, hidden, table, softcap):
+    """Gradients of hidden states and of the table's rows, in float32, from those of logits.
+
+    Args:
+      d_logits: [rows, V], of the logits as they are after the cap.
+      logits: [rows, V], after the cap.
+      hidden, table: [rows, E] and [V, E], whose product they are.
+      softcap: the cap.
+    """
+    if softcap is not None:
+        d_logits *= 1 - (logits / softcap) ** 2
+    d_logits, precision = d_logits.astype(hidden.dtype), precision_of(hidden.dtype)
+    d_hidden = jnp.matmul(d_logits, table, precision=precision).astype(jnp.float32)
+    d_table = jnp.einsum(
+        "rv,re->ve", d_logits, hidden, precision=precision, preferred_element_type=jnp.float32
+    )
+    return d_hidden, d_table
 
 
 _score.defvjp(fwd=_score_fwd, bwd=_score_bwd, symbolic_zeros=True)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from instructjax.batching.batch import Batch
 from instructjax.scoring.head import TokenScores, cap_logits, compute_logits, score_positions
-from instructjax.scoring.log_prob_head import log_prob_positions
+from instructjax.scoring.log_prob_head import log_prob_positions, weighted_log_prob
 
 
 def scored_mask(batch: Batch) -> Bool[Array, "B M"]:
@@ -73,6 +73,25 @@ def token_log_probs(
     options: dict[str, Any] = {"softcap": model.config.logit_softcap, "split": model.table_split}
     logs = log_prob_positions(*scored, **options)
     return _put_back(order, batch)(logs)
+
+
+def weighted_sum_log_probs(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    batch: Batch,
+    weights: Float[Array, "B M"],
+    *,
+    remat: str = "none",
+) -> Float[Array, ""]:
+    """Sum of `token_log_probs`, each times its weight; value and gradient cost less together."""
+    model = nnx.merge(graphdef, params)
+    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile, remat=remat)
+    hidden, table, sources, targets, count, order = _bring_together(
+        hidden, model.output_table, batch
+    )
+    options: dict[str, Any] = {"softcap": model.config.logit_softcap, "split": model.table_split}
+    flat = weights.reshape(-1)[order]
+    return weighted_log_prob(hidden, table, sources, targets, flat, count, **options)
 
 
 def sequence_log_probs(

@@ -10,7 +10,7 @@ import pytest
 from instructjax.batching.batch import batch_from_lengths
 from instructjax.models.spmd import over_rows
 from instructjax.scoring import log_prob_head
-from instructjax.scoring.log_probs import token_log_probs, token_scores
+from instructjax.scoring.log_probs import token_log_probs, token_scores, weighted_sum_log_probs
 from instructjax.sharding import make_mesh
 
 
@@ -49,21 +49,27 @@ def test_scores_of_a_split_table(model, batch, shape):
         np.testing.assert_array_equal(getattr(split, name), getattr(whole, name))
 
 
+def weigh_each(graphdef, params, both):
+    batch, weights = both
+    return (token_log_probs(graphdef, params, batch) * weights).sum(keepdims=True)
+
+
+def weigh_at_once(graphdef, params, both):
+    return weighted_sum_log_probs(graphdef, params, *both).reshape(1, 1)
+
+
+@pytest.mark.parametrize("weigh", [weigh_each, weigh_at_once])
 @pytest.mark.parametrize("shape", MESHES)
-def test_gradients_of_a_split_table(model, batch, shape, monkeypatch):
+def test_gradients_of_a_split_table(model, batch, shape, weigh, monkeypatch):
     # several chunks of positions and tiles of columns, the last of each not whole
     monkeypatch.setattr(log_prob_head, "ROWS", 5)
     monkeypatch.setattr(log_prob_head, "COLUMNS", 12)
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(batch.sources.shape))
 
-    def weigh(graphdef, params, both):
-        batch, weights = both
-        return token_log_probs(graphdef, params, batch) * weights
-
     rest = (batch, weights.astype(jnp.float32))
     over = over_rows(weigh, model.graphdef, mesh=mesh_of(shape))
     value, grads = jax.jit(jax.value_and_grad(lambda p: over(p, rest).sum()))(model.params)
-    wanted = jax.value_and_grad(lambda p: weigh(model.graphdef, p, rest).sum())(model.params)
+    wanted = jax.value_and_grad(lambda p: weigh_each(model.graphdef, p, rest).sum())(model.params)
     np.testing.assert_allclose(value, wanted[0], rtol=1e-5)
     for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted[1]), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5 * max(float(abs(other).max()), 1.0))
