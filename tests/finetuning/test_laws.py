@@ -195,8 +195,15 @@ def test_law_3_bfloat16_over_tensor_is_as_near_to_float32_as_one_device(
 
 # With tiles of 64 tokens these rows are too short to be split, which is told.
 @pytest.mark.filterwarnings("ignore:rows of .* too short to be split:UserWarning")
-@pytest.mark.parametrize("tile", [4, 64])
-@pytest.mark.parametrize("shape", ["data=2,context=4", "fsdp=2,context=2"])
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ("data=2,context=4", 4),
+        ("fsdp=2,context=2", 64),
+        pytest.param("data=2,context=4", 64, marks=pytest.mark.slow),
+        pytest.param("fsdp=2,context=2", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_law_3_micro_batches_over_context(model, sequences, one_big_batch, shape, tile):
     graphdef, *params = model
     rows = [[s] for s in sequences]

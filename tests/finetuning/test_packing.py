@@ -156,7 +156,7 @@ def test_a_small_set_is_not_gone_through_many_times_in_a_step(ids: list[list[int
     assert len(shared) >= 0.3 * len(alone)
 
 
-@pytest.mark.parametrize("count", [60, 200])
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
 def test_rows_are_full_where_epochs_meet(count: int) -> None:
     """A step holds several epochs of a small set, and each sequence as often as it came."""
     rng = np.random.default_rng(0)

@@ -110,7 +110,7 @@ def test_laws_3_and_7_processes_take_the_steps_of_one(
     first, *others = together.ends()
     assert first.code == 0, first.err
     assert_same_run(out, alone)
-    assert "6 steps, " in first.out and "step 6 of 6" in first.err
+    assert "6 steps of " in first.out and "step 6 of 6" in first.err
     for other in others:
         assert other.code == 0, other.err
         assert "steps" not in other.out and "step" not in other.err
