@@ -38,8 +38,8 @@ def test_value_and_gradient_of_a_weighted_sum(arrays, rows, softcap, count, monk
         rest = jnp.asarray(sources), jnp.asarray(targets), weights, jnp.asarray(count)
         return -2.5 * weighted_log_prob(hidden, table, *rest, softcap=softcap)
 
-    def wanted(*floats):
-        return -2.5 * dense(*floats, sources, targets, count, softcap)
+    def wanted(hidden, table, weights):
+        return -2.5 * dense(hidden, table, weights, sources, targets, count, softcap)
 
     value, grads = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*floats)
     expected, others = jax.value_and_grad(wanted, (0, 1, 2))(*floats)
