@@ -93,12 +93,14 @@ def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
     import jax
 
     import instructjax as ij
+    from instructjax.batching.packing import tile_for
     from instructjax.finetuning import make_loss_and_grads
     from instructjax.finetuning.batch import stack_batches
 
     examples = job["examples"]
     model = ij.load_model(MODEL)
     sequences = as_sequences(examples)
+    tile = tile_for(int(sequences.sizes.max()))
     optimizer = ij.make_optimizer(ij.OptimizerConfig(learning_rate=1e-5), 100)
     state = ij.make_state(model.params, optimizer)
     step = ij.make_train_step(model.graphdef, optimizer, remat=OURS[job["tool"]])
@@ -109,9 +111,8 @@ def run_ours(job: dict[str, Any]) -> list[dict[str, Any]]:
         start = time.perf_counter()
         rows = [[sequences[i] for i in row] for row in plan]
         parts = [rows[i : i + job["rows"]] for i in range(0, len(rows), job["rows"])]
-        batch = stack_batches(
-            [ij.make_sft_batch(part, length=job["length"], share=True) for part in parts]
-        )
+        shape: dict[str, Any] = {"length": job["length"], "share": True, "tile": tile}
+        batch = stack_batches([ij.make_sft_batch(part, **shape) for part in parts])
         state, metrics = step(state, batch)
         loss = float(metrics.loss)
         members = [i for row in plan for i in row]
