@@ -83,7 +83,8 @@ def make_sft_batch(
     n_i - 1 does. Padding is known by `ends`, never by its id.
 
     With `share`, what a sequence begins with in common with the one before it in its row, as the
-    instruction, stands once for both, if they come in the order of their ids. Loss and gradient are
+    instruction, stands once for both, if they come in the order of their ids; what comes again is
+    computed again. Loss and gradient are
     the same: a token's hidden state depends on those before it alone, and the gradients that reach
     it add up. That is not so where a model's frequencies depend on how long a sequence is
     (`instructjax.models.rotary.by_length`).
@@ -140,8 +141,9 @@ def lay_out(
     for i, members in enumerate(rows):
         row = Row(sum(len(sequence.ids) for sequence in members))
         entries.append([])
-        for number, sequence in enumerate(members):
-            shared = shared_prefix(members[number - 1].ids, sequence.ids) if share and number else 0
+        ids = [sequence.ids for sequence in members]
+        prefixes = shared_prefixes(ids) if share else [0] * len(ids)
+        for sequence, shared in zip(members, prefixes, strict=True):
             (scored,) = np.nonzero(sequence.weights)
             (turns,) = np.nonzero(np.diff(sequence.weights != 0, prepend=False, append=False))
             found = row.add(sequence.ids, turns.reshape(-1, 2).tolist(), shared)
@@ -157,19 +159,26 @@ def lay_out(
     return SftBatch(batch=join_rows(batches), weights=weights), entries
 
 
-def shared_prefix(before: Int[np.ndarray, " m"], ids: Int[np.ndarray, " n"]) -> int:
-    """Positions that a sequence takes over from the one before it in a row that shares.
+def shared_prefixes(row: Sequence[Int[np.ndarray, " _"]]) -> list[int]:
+    """Positions that each sequence takes over from the one before it in a row that shares.
 
-    None where it does not follow it in the order of their ids: what comes again begins anew.
+    0 where it does not follow that in the order of ids, or came already: then a new tree begins.
 
-    >>> shared_prefix(np.array([5, 6, 7, 2]), np.array([5, 6, 7, 8, 2]))
-    3
-    >>> shared_prefix(np.array([5, 6, 7, 8, 2]), np.array([5, 6, 7, 2]))
-    0
+    >>> one, two = np.array([5, 6, 7, 2]), np.array([5, 6, 7, 8, 2])
+    >>> shared_prefixes([one, two, two, one])
+    [0, 3, 0, 0]
     """
-    if sort_key(ids[:-1]) < sort_key(before[:-1]) or np.array_equal(before, ids):
-        return 0
-    return worth_sharing(common_prefix(before[:-1], ids[:-1]), len(ids) - 1)
+    found: list[int] = []
+    tree: set[bytes] = set()
+    for before, ids in zip([None, *row], row, strict=False):
+        whole, shared = ids.tobytes(), 0
+        if before is None or whole in tree or sort_key(ids[:-1]) < sort_key(before[:-1]):
+            tree = set()
+        else:
+            shared = worth_sharing(common_prefix(before[:-1], ids[:-1]), len(ids) - 1)
+        tree.add(whole)
+        found.append(shared)
+    return found
 
 
 def stack_batches(batches: Sequence[SftBatch]) -> SftBatch:

@@ -7,7 +7,6 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import grain
@@ -15,7 +14,7 @@ import numpy as np
 
 from instructjax.batching.prefix_tree import SHORTEST_SHARED, SortedIds
 from instructjax.errors import UsageError
-from instructjax.finetuning.batch import shared_prefix
+from instructjax.finetuning.batch import shared_prefixes
 from instructjax.finetuning.sequences import Sequences
 
 # Sequences at hand beyond those whose turn it is, to fill what these leave of rows.
@@ -159,7 +158,8 @@ class _AtHand:
     """Sequences to choose from, each known by its turn, in depth-first order of their ids.
 
     Attributes:
-      num_positions: that all of them take if what they begin with in common stands once.
+      num_positions: that all of them take if what those of a round begin with in common stands
+        once. A sequence's second coming is of the second round.
       spare: the first turn of those that only fill what others leave.
     """
 
@@ -170,7 +170,7 @@ class _AtHand:
         self._sizes: list[int] = []  # of each turn
         self._scored: list[int] = []
         self._rounds: list[int] = []  # how many earlier ones are the same
-        self._known: Counter[bytes] = Counter()
+        self._came: Counter[bytes] = Counter()
         self._left: dict[int, None] = {}  # turns that no row has taken
         self._by_size: list[tuple[int, int]] = []  # (size, -turn) of these, the oldest last
         self.num_positions, self.spare = 0, math.inf
@@ -179,12 +179,16 @@ class _AtHand:
         """The next sequence."""
         size, turn = int(self._sequences.sizes[index]), len(self._sizes)
         ids = self._sequences.ids_of(index)
-        whole = ids.tobytes()
-        again = self._known[whole] if self._share else 0
-        self._known[whole] += 1
-        self._rounds.append(again)
-        # Those of a round stand together.
-        at = self._tree.insert(np.array([again, *ids[:size]]) if self._share else ids[:0])
+        if self._share:
+            whole = ids.tobytes()
+            self._rounds.append(self._came[whole])
+            self._came[whole] += 1
+            # Those of a round stand together.
+            ids = np.concatenate([self._rounds[-1:], ids[:size]])
+        else:
+            self._rounds.append(0)
+            ids = ids[:0]
+        at = self._tree.insert(ids)
         self._turns.insert(at, turn)
         self._sizes.append(size)
         self._scored.append(int(self._sequences.num_scored[index]))
@@ -221,13 +225,12 @@ class _AtHand:
         common = min(within, default=1) - 1  # of any two of a round
         rounds: set[int] = set()
         turn = next(iter(self._left), None)
-        while turn is not None:
-            known = self._rounds[turn] in rounds
-            if not take(turn, common if known else 0) or not packing.several:
+        while turn is not None and take(turn, common if self._rounds[turn] in rounds else 0):
+            if not packing.several:
                 break
             rounds.add(self._rounds[turn])
             self._take_around(turn, common, take)
-            turn = self._longest(packing.length - positions + common)
+            turn = self._longest(packing.length - positions, common, rounds)
         places = [at for at, turn in enumerate(self._turns) if turn in row]
         found = [self._turns[at] for at in places]
         for at in reversed(places):
@@ -253,14 +256,21 @@ class _AtHand:
         turn = self._turns[at]
         return turn < self.spare and turn in self._left
 
-    def _longest(self, size: int) -> int | None:
-        """The longest of those left that is not longer; a spare one if there is no other."""
+    def _longest(self, room: int, common: int, rounds: set[int]) -> int | None:
+        """The longest of those left that fits; a spare one if there is no other.
+
+        Those of a round that the row has share with it, and come before others.
+        """
         spare = None
-        for at in range(bisect_left(self._by_size, (size + 1,)) - 1, -1, -1):
-            turn = -self._by_size[at][1]
-            if turn < self.spare:
-                return turn
-            spare = turn if spare is None else spare
+        for known in (True, False):
+            size = room + (common if known and common >= SHORTEST_SHARED else 0)
+            for at in range(bisect_left(self._by_size, (size + 1,)) - 1, -1, -1):
+                turn = -self._by_size[at][1]
+                if (self._rounds[turn] in rounds) is not known:
+                    continue
+                if turn < self.spare:
+                    return turn
+                spare = turn if spare is None else spare
         return spare
 
 
@@ -274,5 +284,5 @@ def count_positions(plan: Plan, sequences: Sequences, packing: Packing) -> int:
     total = sum(int(sequences.sizes[index]) for row in plan for index in row)
     if packing.share:
         ids = [[sequences.ids_of(index) for index in row] for row in plan]
-        total -= sum(shared_prefix(a, b) for row in ids for a, b in pairwise(row))
+        total -= sum(sum(shared_prefixes(row)) for row in ids)
     return total

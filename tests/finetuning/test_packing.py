@@ -98,7 +98,7 @@ def split_trees(row: list[list[int]]) -> list[list[list[int]]]:
     trees: list[list[list[int]]] = []
     for ids in row:
         before = trees[-1][-1] if trees else ids
-        if ids[:-1] < before[:-1] or ids == before:
+        if not trees or ids[:-1] < before[:-1] or ids in trees[-1]:
             trees.append([])
         trees[-1].append(ids)
     return trees
@@ -156,17 +156,32 @@ def test_a_small_set_is_not_gone_through_many_times_in_a_step(ids: list[list[int
     assert len(shared) >= 0.3 * len(alone)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
-def test_rows_are_full_where_epochs_meet(count: int) -> None:
+SLOW = pytest.mark.slow
+
+
+# Of 700 or 1,000 tokens a second tree often does not fit in what is left of a row.
+@pytest.mark.parametrize(
+    ("count", "size", "full"),
+    [
+        (60, 200, 0.95),
+        pytest.param(200, 200, 0.95, marks=SLOW),
+        (60, 400, 0.95),
+        pytest.param(200, 400, 0.95, marks=SLOW),
+        pytest.param(200, 700, 0.85, marks=SLOW),
+        pytest.param(200, 1000, 0.85, marks=SLOW),
+        pytest.param(200, 1500, 0.95, marks=SLOW),
+    ],
+)
+def test_rows_are_full_where_epochs_meet(count: int, size: int, full: float) -> None:
     """A step holds several epochs of a small set, and each sequence as often as it came."""
     rng = np.random.default_rng(0)
-    instruction = rng.integers(0, 50_000, 200)
+    instruction = rng.integers(0, 50_000, size)
     own = [rng.integers(0, 50_000, rng.integers(5, 20)) for _ in range(count)]
     sequences = of_ids([np.concatenate([instruction, x]) for x in own], [3] * count)
     packing = Packing(length=2048, rows=4, share=True)
     plans = list(RowPlans(order_indices([count], epochs=30), sequences, packing))
     assert Counter(members(plans)) == dict.fromkeys(range(count), 30)
-    assert useful_share(plans[:-1], sequences, packing) >= 0.95
+    assert useful_share(plans[:-1], sequences, packing) >= full
     alone = Packing(length=2048, rows=4)
     steps = len(list(RowPlans(order_indices([count], epochs=30), sequences, alone)))
     assert len(plans) < 0.25 * steps
@@ -179,6 +194,19 @@ def test_the_same_over_and_over_takes_what_it_takes_alone() -> None:
     alone = Packing(length=256, rows=4)
     assert len(plans) == len(list(RowPlans(order_indices([50], epochs=4), sequences, alone)))
     assert count_positions(plans[0], sequences, packing) == 24 * 39
+
+
+def test_of_two_that_differ_in_their_last_token_each_comes_again() -> None:
+    """Their inputs are the same, so the order of ids does not say where they come again."""
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(0, 50_000, 100)
+    sequences = of_ids([np.append(prompt, label) for label in (7, 8, 9)], [1] * 3)
+    packing = Packing(length=512, rows=1, share=True)
+    plans = list(RowPlans(order_indices([3], epochs=50), sequences, packing))
+    assert useful_share(plans[:-1], sequences, packing) >= 0.95
+    for plan in plans[:-1]:
+        again = max(Counter(members([plan])).values())
+        assert count_positions(plan, sequences, packing) == 100 * again
 
 
 def test_conversations_that_go_on_from_each_other_fit_their_rows() -> None:
