@@ -147,7 +147,8 @@ def starts_afresh(config: FinetuneConfig, described: Mapping[str, str]) -> bool:
     another one or complete.
 
     Raises:
-      UsageError: it is of another run, and is to stay; it says in what they differ.
+      UsageError: it is of another run, and is to stay; it says in what they differ. Or an earlier
+        version has begun it, and it is not complete.
       DataError: the files cannot be read.
     """
     out = config.out
@@ -155,12 +156,35 @@ def starts_afresh(config: FinetuneConfig, described: Mapping[str, str]) -> bool:
         if not (out / MANIFEST).exists():
             return False
         earlier = read_json(out / MANIFEST)
+        described = _describe_for(config, earlier, described)
         if config.overwrite:
             return earlier != described or (out / DONE).exists()
         if earlier != described and not _has_learned(out):
             return True
     check_same(earlier, described, out)
     return False
+
+
+def _describe_for(
+    config: FinetuneConfig, earlier: Any, described: Mapping[str, str]
+) -> Mapping[str, str]:
+    """What an earlier run is compared with: without choices that its version did not have, if it is
+    complete."""
+    if not isinstance(earlier, dict):
+        return described
+    missing = [field.name for field in fields(config) if field.name in {*described} - {*earlier}]
+    if not missing:
+        return described
+    if (config.out / DONE).exists():
+        return {name: value for name, value in described.items() if name not in missing}
+    if _has_learned(config.out):
+        raise UsageError(
+            f"an earlier version of instructjax began the run, which had no {', '.join(missing)}; "
+            "this one would go on with other rows",
+            file=config.out,
+            remedy="end it with that version, or give another --out",
+        )
+    return described
 
 
 def begin(config: FinetuneConfig, described: Mapping[str, str], *, afresh: bool) -> None:

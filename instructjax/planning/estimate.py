@@ -24,8 +24,9 @@ from instructjax.planning.flops import (
     Form,
     count_forward,
     count_step,
-    head_tiles,
+    head_rows,
     kernel_sizes,
+    learns_table,
 )
 from instructjax.planning.programs import Program
 from instructjax.planning.setting import Setting
@@ -137,7 +138,7 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
         return max((table * split + tokens * e) * size, within)
     params = program.state["parameters"]
     trained = device_bytes(params[0])
-    learns_tables = setting.lora is None
+    learns_tables = learns_table(config, params[0])
     total = trained * (1 if setting.micro_batches == 1 else 3)  # gradients, their sums
     total += trained / 4 * size  # as they are computed with
     dots = 2 * e + wide + _heads_width(config) / tensor
@@ -147,7 +148,7 @@ def _temporaries(config: DecoderConfig, program: Program, setting: Setting, form
         total += config.num_layers * scores * (4 + size)
     total += part * (4 * e + 3 * wide) * size
     head = table * (size * split + 4 * learns_tables) + tokens * e * 4 * (part < tokens)
-    rows, _ = head_tiles(setting.task)
+    rows = head_rows(setting.task)
     head += 2 * 4 * min(rows, tokens) * config.vocab_size / setting.parts("vocab")
     return total + max(head, layers * (1 + learns_tables) + 2 * attend)
 
@@ -195,12 +196,13 @@ def estimate_traffic(
     scores = setting.rows * config.num_heads / setting.parts("heads") * setting.length**2
     if form == "whole":
         total += config.num_layers * scores * 2 * (4 + 4 + size) * passes
-    rows, _ = head_tiles(setting.task)
+    rows = head_rows(setting.task)
     chunks = -(-tokens // rows)
     table = config.vocab_size * config.hidden_size / setting.parts("vocab")
     total += chunks * table * size
     if setting.task == "finetune":
-        total += chunks * table * (size + 8)  # the table again, and its gradient read and written
+        learns = learns_table(config, program.state["parameters"][0])
+        total += chunks * table * (size + 8 * learns)  # again, and its gradient read and written
         total *= steps
         state = device_bytes(program.state["optimizer"])
         trained = device_bytes(program.state["parameters"][0])

@@ -152,8 +152,8 @@ def count_step(
     keys, values = {"tiles": (3, 2), "flash": (4, 3)}.get(form, (2, 2)) if again else (2, 2)
     pairs = _pairs(config, length, form, tile) * rows
     attention = 2.0 * (keys * key + values * value) * pairs
-    # the gradient of hidden states, and that of the table
-    backward = Flops(layers=layers, attention=attention, head=2 * forward.head)
+    products = 2 if trained is None or learns_table(config, trained) else 1  # of d logits
+    backward = Flops(layers=layers, attention=attention, head=products * forward.head)
     if not again:
         return forward + backward
     if remat == "layer":
@@ -178,10 +178,16 @@ def kernel_sizes(params: Any) -> dict[str, int]:
     return found
 
 
-def head_tiles(task: str) -> tuple[int, int]:
-    """Rows and columns of a tile of logits."""
-    where = head if task == "score" else log_prob_head
-    return where.ROWS, where.COLUMNS
+def learns_table(config: DecoderConfig, trained: Any) -> bool:
+    """Whether the head's table is among the parameters that are trained."""
+    table = "embed" if config.tie_embeddings else "lm_head"
+    paths = (name_param(keys) for keys, _ in jax.tree.leaves_with_path(trained))
+    return any(path.startswith(table) for path in paths)
+
+
+def head_rows(task: str) -> int:
+    """Scored tokens whose logits are computed at a time."""
+    return (head if task == "score" else log_prob_head).ROWS
 
 
 def _per_token(config: DecoderConfig, path: str, size: int, every_expert: bool) -> float:

@@ -21,7 +21,7 @@ from instructjax.planning.estimate import (
     estimate_memory,
     estimate_traffic,
 )
-from instructjax.planning.flops import Form, head_tiles
+from instructjax.planning.flops import Form, head_rows
 from instructjax.planning.hlo import Computation, Loop, count_runs, parse_hlo
 from instructjax.planning.programs import build_program
 from instructjax.planning.roofline import Times, estimate_times, utilization
@@ -265,7 +265,7 @@ def _expectation(config: DecoderConfig, setting: Setting):
     """How often loops run whose bound is data, for full rows that are scored throughout."""
     scans = 1 if setting.micro_batches > 1 else 0
     tiles = -(-setting.length // setting.tile)
-    chunk, _ = head_tiles(setting.task)
+    chunk = head_rows(setting.task)
 
     def expect(loop: Loop) -> float:
         if loop.in_layers <= scans and loop.within == 0:  # the head, chunk by chunk

@@ -316,7 +316,7 @@ def differentiate(
     return d_hidden.astype(hidden.dtype), d_table.astype(table.dtype)
 
 
-def pull_back(d_logits, logits, hidden, table, softcap):
+def pull_back(d_logits, logits, hidden, table, softcap, *, learns_table=True) -> tuple[Any, Any]:
     """Gradients of hidden states and of the table's rows, in float32, from those of logits.
 
     Args:
@@ -324,11 +324,14 @@ def pull_back(d_logits, logits, hidden, table, softcap):
       logits: [rows, V], after the cap.
       hidden, table: [rows, E] and [V, E], whose product they are.
       softcap: the cap.
+      learns_table: whether the second is wanted; else it is None.
     """
     if softcap is not None:
         d_logits *= 1 - (logits / softcap) ** 2
     d_logits, precision = d_logits.astype(hidden.dtype), precision_of(hidden.dtype)
     d_hidden = jnp.matmul(d_logits, table, precision=precision).astype(jnp.float32)
+    if not learns_table:
+        return d_hidden, None
     d_table = jnp.einsum(
         "rv,re->ve", d_logits, hidden, precision=precision, preferred_element_type=jnp.float32
     )

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -158,6 +159,7 @@ def weighted_log_prob(
     >>> round(float(value), 4), d_hidden.round(4).tolist(), round(float(d_weights[0]), 4)
     (-3.2958, [[0.0, 2.0], [0.0, 0.0]], -1.0986)
     """
+    weights = jnp.where(jnp.arange(len(weights)) < count, weights, 0)
     arrays = vary_alike(hidden, table, sources, targets, weights, count)
     return _weighted(*arrays, softcap, split)
 
@@ -167,11 +169,10 @@ def _weighted(hidden, table, sources, targets, weights, count, softcap, split):
     return jnp.sum(weights * _log_prob(hidden, table, sources, targets, count, softcap, split))
 
 
-def _with_gradient(hidden, table, sources, targets, weights, count, softcap, axes):
+def _with_gradient(hidden, table, sources, targets, weights, count, softcap, axes, learns_table):
     positions = sources.shape[0]
     first = head.first_row(table, axes)
     size, sources, targets = head.cut_rows(sources, targets, ROWS)
-    weights = jnp.where(jnp.arange(positions) < count, weights, 0)
     weights = jnp.pad(weights, (0, sources.shape[0] - positions))
     columns = jnp.arange(table.shape[0])
 
@@ -181,41 +182,45 @@ def _with_gradient(hidden, table, sources, targets, weights, count, softcap, axe
             lax.dynamic_slice_in_dim(x, i * size, size) for x in (sources, targets, weights)
         )
         target -= first
-        h = hidden[at]
+        live = i * size + jnp.arange(size) < count
+        h = jnp.where(live[:, None], hidden[at], 0)  # what nobody scores may be no number
         logits = head.cap_logits(head.compute_logits(h, table), softcap)
         hit = target[:, None] == columns
         top = logits.max(-1)
         top = lax.pmax(top, axes) if axes else top
-        sums = jnp.exp(logits - top[:, None]).sum(-1), jnp.where(hit, logits, 0).sum(-1)
+        below = logits - top[:, None]
+        sums = jnp.exp(below).sum(-1), jnp.where(hit, below, 0).sum(-1)
         total, own = lax.psum(sums, axes) if axes else sums
-        log_norm = top + jnp.log(total)
-        d_logits = weight[:, None] * (hit - jnp.exp(logits - log_norm[:, None]))
-        d_h, part = head.pull_back(d_logits, logits, h, table, softcap)
-        live = i * size + jnp.arange(size) < count
-        logs = lax.dynamic_update_slice_in_dim(
-            logs, jnp.where(live, own - log_norm, 0), i * size, 0
-        )
-        return logs, d_hidden.at[at].add(d_h), d_table + part
+        d_logits = weight[:, None] * (hit - jnp.exp(below) / total[:, None])
+        d_h, part = head.pull_back(d_logits, logits, h, table, softcap, learns_table=learns_table)
+        own = jnp.where(live, own - jnp.log(total), 0)
+        logs = lax.dynamic_update_slice_in_dim(logs, own, i * size, 0)
+        return logs, d_hidden.at[at].add(d_h), d_table + part if learns_table else None
 
     logs = jnp.zeros_like(hidden, jnp.float32, shape=sources.shape)
     d_hidden, d_table = vary_alike(*(jnp.zeros_like(x, jnp.float32) for x in (hidden, table)))
+    d_table = d_table if learns_table else None
     logs, d_hidden, d_table = lax.fori_loop(0, -(-count // size), chunk, (logs, d_hidden, d_table))
     d_hidden = lax.psum(d_hidden, axes) if axes else d_hidden
-    return logs[:positions], d_hidden.astype(hidden.dtype), d_table.astype(table.dtype)
+    d_table = d_table.astype(table.dtype) if learns_table else None
+    return logs[:positions], d_hidden.astype(hidden.dtype), d_table
 
 
 def _weighted_fwd(hidden, table, sources, targets, weights, count, softcap, split):
-    both = partial(_with_gradient, softcap=softcap, axes=split.axes)
+    learns_table = table.perturbed  # not with LoRA, nor where it is frozen
+    both = partial(_with_gradient, softcap=softcap, axes=split.axes, learns_table=learns_table)
     specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(split.axes))
-    arrays = (hidden, table, sources, targets, weights, count)
+    arrays = [x.value for x in (hidden, table, sources, targets, weights, count)]
     logs, d_hidden, d_table = _on_parts(both, split, specs)(*arrays)
-    return jnp.sum(weights * logs), (logs, d_hidden, d_table)
+    return jnp.sum(weights.value * logs), (logs, weights.value, d_hidden, d_table)
 
 
 def _weighted_bwd(softcap, split, saved, d_sum):
-    logs, *grads = saved
-    d_hidden, d_table = ((d_sum * x).astype(x.dtype) for x in grads)
-    return d_hidden, d_table, None, None, d_sum * logs, None
+    logs, weights, *grads = saved
+    if isinstance(d_sum, SymbolicZero):
+        return (None,) * 6
+    d_hidden, d_table = (None if x is None else (d_sum * x).astype(x.dtype) for x in grads)
+    return d_hidden, d_table, None, None, (d_sum * logs).astype(weights.dtype), None
 
 
-_weighted.defvjp(_weighted_fwd, _weighted_bwd)
+_weighted.defvjp(fwd=_weighted_fwd, bwd=_weighted_bwd, symbolic_zeros=True)

@@ -199,13 +199,14 @@ def test_another_run_in_the_folder_is_refused(config: Config, steps_alike: list[
         run(changed)
     assert "learning_rate was 0.01 and is 0.02" in str(told.value)
     assert "row_length was 128 and is 64" in str(told.value)
-    # One begun before a choice was there may have made another.
+    # One begun before a choice was there would go on with other rows, or be dropped.
     manifest = config().out / "run.json"
     described = json.loads(manifest.read_text())
     earlier = {name: value for name, value in described.items() if name != "share_prefixes"}
     manifest.write_text(json.dumps(earlier))
-    with pytest.raises(UsageError, match="share_prefixes was None and is False"):
-        run(config())
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="an earlier version .* had no share_prefixes"):
+            run(config(overwrite=overwrite))
     manifest.write_text(json.dumps(described))
     # What the parameters do not depend on may change.
     reports, said = run(config(keep=5, checkpoint_every=1), stop=4)

@@ -66,9 +66,42 @@ def test_gradients_of_bfloat16_are_near_those_of_float32(arrays):
         np.testing.assert_allclose(found.astype(jnp.float32), other, atol=0.03)
 
 
-def test_logits_are_computed_once(arrays):
-    """Three products with the table: logits, and the gradients of both their factors."""
+@pytest.mark.parametrize(("learned", "products"), [((0, 1), 3), (0, 2)])
+def test_logits_are_computed_once(arrays, learned, products):
+    """Products with the table: logits, and the gradients of those of their factors that learn."""
     floats, sources, targets = arrays
     rest = jnp.asarray(sources), jnp.asarray(targets), floats[2], jnp.asarray(14)
-    graph = jax.make_jaxpr(jax.grad(weighted_log_prob, (0, 1)))(*floats[:2], *rest)
-    assert str(graph).count("dot_general[") == 3
+    graph = jax.make_jaxpr(jax.grad(weighted_log_prob, learned))(*floats[:2], *rest)
+    assert str(graph).count("dot_general[") == products
+
+
+@pytest.mark.parametrize("size", [1e2, 1e6, 1e8])
+def test_two_large_logits_that_are_alike_share_all(size):
+    def total(hidden, table):
+        rest = jnp.array([0]), jnp.array([0]), jnp.ones(1), jnp.array(1)
+        return weighted_log_prob(hidden, table, *rest)
+
+    table = jnp.array([[1.0], [1.0], [0.0]])
+    value, (d_hidden, d_table) = jax.value_and_grad(total, (0, 1))(jnp.array([[size]]), table)
+    assert float(value) == pytest.approx(-np.log(2))
+    assert d_hidden.tolist() == [[0.0]]
+    np.testing.assert_allclose(d_table / size, [[0.5], [-0.5], [0.0]])
+
+
+@pytest.mark.parametrize("rows", [5, 256])
+def test_what_nobody_scores_reaches_no_gradient(arrays, rows, monkeypatch):
+    """Hidden states and weights past the count may be anything."""
+    monkeypatch.setattr(log_prob_head, "ROWS", rows)
+    (hidden, table, weights), sources, targets = arrays
+    sources = np.where(sources == 0, 1, sources)
+    sources[11:] = 0
+
+    def total(hidden, table, weights):
+        rest = jnp.asarray(sources), jnp.asarray(targets), weights, jnp.asarray(11)
+        return weighted_log_prob(hidden, table, *rest)
+
+    both = jax.value_and_grad(total, (0, 1, 2))
+    spoiled = hidden.at[0].set(jnp.nan), table, weights.at[11:].set(jnp.inf)
+    found, expected = both(*spoiled), both(hidden, table, weights)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
