@@ -129,6 +129,7 @@ def learn_by_heart(options: Options, paths: dict[str, Path]) -> dict[str, Any]:
         model=options.model,
         row_length=1024,
         rows=2,
+        share_prefixes=True,
         epochs=20,
         learning_rate=1e-4,
         schedule="linear",
