@@ -84,10 +84,9 @@ def make_sft_batch(
 
     With `share`, what a sequence begins with in common with the one before it in its row, as the
     instruction, stands once for both, if they come in the order of their ids; what comes again is
-    computed again. Loss and gradient are
-    the same: a token's hidden state depends on those before it alone, and the gradients that reach
-    it add up. That is not so where a model's frequencies depend on how long a sequence is
-    (`instructjax.models.rotary.by_length`).
+    computed again. Loss and gradient are the same: a token's hidden state depends on those before
+    it alone, and the gradients that reach it add up. That is not so where a model's frequencies
+    depend on how long a sequence is (`instructjax.models.rotary.by_length`).
 
     Args:
       rows: the sequences of each row.

@@ -36,23 +36,25 @@ def token_scores(
     Entries past `batch.num_scored` are zero. Scored positions of all rows are brought together
     before the head, so its cost follows their number and not the batch's shape.
     """
-    model = nnx.merge(graphdef, params)
-    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile)
-    *scored, order = _bring_together(hidden, model.output_table, batch)
-    options: dict[str, Any] = {"softcap": model.config.logit_softcap, "split": model.table_split}
+    *scored, order, options = _bring_together(graphdef, params, batch)
     flat = score_positions(*scored, top_k=top_k, **options)
     back = _put_back(order, batch)
     return TokenScores(*(back(getattr(flat, name)) for name in flat.__dataclass_fields__))
 
 
-def _bring_together(hidden, table, batch: Batch):
-    """The head's arguments, scored positions of all rows first, and the order they came in."""
+def _bring_together(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, remat: str = "none"):
+    """The head's arguments, scored positions of all rows first, the order they came in, and the
+    head's options."""
+    model = nnx.merge(graphdef, params)
+    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile, remat=remat)
+    options: dict[str, Any] = {"softcap": model.config.logit_softcap, "split": model.table_split}
     live = scored_mask(batch).reshape(-1)
     row_start = jnp.arange(batch.tokens.shape[0])[:, None] * batch.tokens.shape[1]
     order = jnp.argsort(~live, stable=True)
     sources = (batch.sources + row_start).reshape(-1)[order]
     targets = batch.targets.reshape(-1)[order]
-    return hidden.reshape(-1, hidden.shape[-1]), table, sources, targets, live.sum(), order
+    flat, table = hidden.reshape(-1, hidden.shape[-1]), model.output_table
+    return flat, table, sources, targets, live.sum(), order, options
 
 
 def _put_back(order, batch: Batch):
@@ -67,10 +69,7 @@ def token_log_probs(
 
     `remat` says what a backward pass computes again; see `Decoder`.
     """
-    model = nnx.merge(graphdef, params)
-    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile, remat=remat)
-    *scored, order = _bring_together(hidden, model.output_table, batch)
-    options: dict[str, Any] = {"softcap": model.config.logit_softcap, "split": model.table_split}
+    *scored, order, options = _bring_together(graphdef, params, batch, remat)
     logs = log_prob_positions(*scored, **options)
     return _put_back(order, batch)(logs)
 
@@ -84,12 +83,9 @@ def weighted_sum_log_probs(
     remat: str = "none",
 ) -> Float[Array, ""]:
     """Sum of `token_log_probs`, each times its weight; value and gradient cost less together."""
-    model = nnx.merge(graphdef, params)
-    hidden = model(batch.tokens, batch.positions, batch.ends, tile=batch.tile, remat=remat)
-    hidden, table, sources, targets, count, order = _bring_together(
-        hidden, model.output_table, batch
+    hidden, table, sources, targets, count, order, options = _bring_together(
+        graphdef, params, batch, remat
     )
-    options: dict[str, Any] = {"softcap": model.config.logit_softcap, "split": model.table_split}
     flat = weights.reshape(-1)[order]
     return weighted_log_prob(hidden, table, sources, targets, flat, count, **options)
 
